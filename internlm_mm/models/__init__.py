@@ -1,0 +1,7 @@
+"""Model families and the decoder they share."""
+
+from internlm_mm.models.decoder import Decoder, DecoderLayer
+from internlm_mm.models.internlm import InternLM
+from internlm_mm.models.objectives import NextToken
+
+__all__ = ['Decoder', 'DecoderLayer', 'InternLM', 'NextToken']

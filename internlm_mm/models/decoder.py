@@ -1,0 +1,207 @@
+"""The decoder that every family shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from internlm_mm.models.init import NormalInit
+from internlm_mm.models.layers import RMSNorm
+from internlm_mm.models.objectives import NextToken
+from internlm_mm.ops import Documents, KVCache, LayerCache, make_documents, needs_mask, rope_table
+from internlm_mm.registry import OBJECTIVES
+from internlm_mm.structures import Batch
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm residual layer: `x + self_attn(norm(x))`, then `x + mlp(norm(x))`.
+
+    Args:
+        self_attn: The attention layer, built.
+        mlp: The feed-forward layer, built.
+        hidden_size: Width of the residual stream.
+        norm_eps: Added to the mean square in both norms.
+    """
+
+    def __init__(
+        self, self_attn: nn.Module, mlp: nn.Module, hidden_size: int, norm_eps: float
+    ) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(hidden_size, norm_eps)
+        self.self_attn = self_attn
+        self.post_attention_layernorm = RMSNorm(hidden_size, norm_eps)
+        self.mlp = mlp
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: Tensor,
+        documents: Documents | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """Run the layer. x, result: [rows, seq, hidden]; rope: [2, rows, seq, head_dim // 2]."""
+        x = x + self.self_attn(self.input_layernorm(x), rope, documents, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Decoder-only language model: the part that every family shares.
+
+    It is single-device code. Parallelism, recomputation, precision and kernels are applied from
+    outside, to the names below and to `layers.*.self_attn.attend`.
+
+    Args:
+        layers: The layers, input side first.
+        vocab_size: Rows of the embedding table, padding rows included.
+        hidden_size: Width of the residual stream.
+        intermediate_size: Inner width of the feed-forward layers.
+        num_heads: Query heads.
+        num_kv_heads: Key/value heads.
+        head_dim: Width of one head.
+        max_seq_len: Longest sequence, in tokens.
+        rope_theta: Base of the rotary wavelengths.
+        norm_eps: Added to the mean square in every norm.
+        objective: What training sums, as a module or its config; next-token loss if None.
+
+    Raises:
+        ValueError: If a size is not positive.
+    """
+
+    init: ClassVar[NormalInit]
+
+    def __init__(
+        self,
+        layers: Iterable[DecoderLayer],
+        *,
+        vocab_size: int,
+        hidden_size: int,
+        intermediate_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        max_seq_len: int,
+        rope_theta: float,
+        norm_eps: float,
+        objective: dict[str, Any] | nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self.max_seq_len = max_seq_len
+        self.rope_theta = rope_theta
+        self.norm_eps = norm_eps
+        self.embed_tokens = nn.Embedding(vocab_size, hidden_size)
+        # A dict, so that a layer keeps its name when a pipeline stage drops the others.
+        self.layers = nn.ModuleDict({str(i): layer for i, layer in enumerate(layers)})
+        self.norm = RMSNorm(hidden_size, norm_eps)
+        self.lm_head = nn.Linear(hidden_size, vocab_size, bias=False)
+        if objective is None:
+            objective = NextToken()
+        elif isinstance(objective, dict):
+            objective = OBJECTIVES.build(objective)
+        self.objective = objective
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Sum the objective over a micro-batch.
+
+        Returns:
+            'loss', float32 [], a sum and not a mean; and whatever else the objective sums.
+        """
+        masked = any(needs_mask(layer.self_attn.attend) for layer in self.layers.values())
+        documents = make_documents(batch, masked)
+        hidden = self.hidden_states(batch.input_ids, batch.position_ids, documents)
+        return self.objective(hidden, self.lm_head.weight, batch)
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        documents: Documents | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """What the head reads.
+
+        Args:
+            input_ids: [rows, seq].
+            position_ids: Position of each token in its document, [rows, seq].
+            documents: Boundaries inside the rows; None when each row is one document.
+            cache: Keys and values of earlier tokens, when generating.
+
+        Returns:
+            Normalised output of the last layer, [rows, seq, hidden].
+
+        Raises:
+            ValueError: If a row is longer than the model's longest sequence.
+        """
+        seq = input_ids.shape[1]
+        if seq > self.max_seq_len:
+            raise ValueError(f'rows of {seq} tokens exceed max_seq_len={self.max_seq_len}')
+        rope = rope_table(position_ids, self.head_dim, self.rope_theta)
+        caches = {} if cache is None else cache.extend(position_ids)
+        x = self.embed_tokens(input_ids)
+        for name, layer in self.layers.items():
+            x = layer(x, rope, documents, caches.get(name))
+        return self.norm(x)
+
+    def logits(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Score every next token, for inference; each row is one document.
+
+        Args:
+            input_ids: [rows, seq].
+            position_ids: [rows, seq]; if None they follow on from what the cache holds.
+            cache: From `make_cache`; extended in place.
+
+        Returns:
+            [rows, seq, vocab].
+        """
+        if position_ids is None:
+            start = 0 if cache is None else cache.length
+            position_ids = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
+            position_ids = position_ids.expand_as(input_ids)
+        return self.lm_head(self.hidden_states(input_ids, position_ids, None, cache))
+
+    def make_cache(self, rows: int, capacity: int) -> KVCache:
+        """An empty KV cache for `rows` sequences of up to `capacity` tokens."""
+        weight = self.embed_tokens.weight
+        return KVCache(
+            list(self.layers),
+            rows,
+            capacity,
+            self.num_kv_heads,
+            self.head_dim,
+            weight.dtype,
+            weight.device,
+        )
+
+    @torch.no_grad()
+    def init_parameter(self, name: str, tensor: Tensor, generator: torch.Generator) -> None:
+        """Fill one whole parameter in place.
+
+        Called per name with full tensors on the CPU, so that every layout of devices starts with
+        the same weights.
+
+        Args:
+            name: As in `named_parameters()`.
+            tensor: Of the parameter's full shape.
+            generator: The only source of randomness.
+        """
+        self.init.fill(name, tensor, generator)
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise ValueError, naming the key, unless every size is a positive int."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size <= 0:
+            raise ValueError(f'{name}={size!r} must be a positive integer')

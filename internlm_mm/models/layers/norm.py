@@ -1,0 +1,24 @@
+"""Normalisation layer."""
+
+import torch
+from torch import Tensor, nn
+
+from internlm_mm.ops import rms_norm
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learnt scale, statistics in float32.
+
+    Args:
+        hidden_size: Width of the vectors.
+        eps: Added to the mean square.
+    """
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension. x, result: [..., hidden]."""
+        return rms_norm(x, self.weight, self.eps)

@@ -1,0 +1,61 @@
+"""What is summed into the loss: a module that gets hidden states and the head's weight."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from internlm_mm.ops import linear_cross_entropy
+from internlm_mm.registry import OBJECTIVES
+from internlm_mm.structures import IGNORE_INDEX, Batch
+
+
+@OBJECTIVES.register_module()
+class NextToken(nn.Module):
+    """Cross-entropy of the next token, summed over labelled tokens.
+
+    Args:
+        label_smoothing: Share of the target spread evenly over the vocabulary, in [0, 1). It is
+            applied in training only, so that evaluation reports the plain loss.
+        chunk_tokens: Tokens whose logits are held in memory at a time.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0, chunk_tokens: int = 1024) -> None:
+        super().__init__()
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f'label_smoothing={label_smoothing} is not in [0, 1)')
+        if chunk_tokens < 1:
+            raise ValueError(f'chunk_tokens={chunk_tokens} must be at least 1')
+        self.label_smoothing = label_smoothing
+        self.chunk_tokens = chunk_tokens
+
+    def forward(self, hidden: Tensor, head_weight: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Sum the loss of a micro-batch.
+
+        Args:
+            hidden: Normalised output of the last layer, [rows, seq, hidden].
+            head_weight: [vocab, hidden].
+            batch: Gives labels and, if told apart, domains.
+
+        Returns:
+            'loss', float32 []; with domains also 'domain_loss' and 'domain_targets', sums over
+            each domain's labelled tokens, float32 [num_domains], detached.
+        """
+        labels = batch.labels.flatten()
+        loss, token_losses = linear_cross_entropy(
+            hidden.flatten(0, -2),
+            head_weight,
+            labels,
+            self.label_smoothing if self.training else 0.0,
+            self.chunk_tokens,
+        )
+        outputs = {'loss': loss}
+        if batch.domain_ids is not None:
+            domains = batch.domain_ids.flatten()
+            zeros = token_losses.new_zeros(batch.num_domains)
+            counted = (labels != IGNORE_INDEX).float()
+            outputs['domain_loss'] = zeros.index_add(0, domains, token_losses)
+            outputs['domain_targets'] = zeros.index_add(0, domains, counted)
+        return outputs

@@ -1,0 +1,31 @@
+"""Arithmetic of the model: a torch reference first, kernels behind the same function."""
+
+from internlm_mm.ops.attention import (
+    Documents,
+    cached_attention,
+    choose_attention,
+    make_documents,
+    needs_mask,
+    set_attention,
+)
+from internlm_mm.ops.cross_entropy import linear_cross_entropy
+from internlm_mm.ops.kv_cache import KVCache, LayerCache
+from internlm_mm.ops.rms_norm import rms_norm
+from internlm_mm.ops.rope import apply_rope, rope_table
+from internlm_mm.ops.swiglu import swiglu
+
+__all__ = [
+    'Documents',
+    'KVCache',
+    'LayerCache',
+    'apply_rope',
+    'cached_attention',
+    'choose_attention',
+    'linear_cross_entropy',
+    'make_documents',
+    'needs_mask',
+    'rms_norm',
+    'rope_table',
+    'set_attention',
+    'swiglu',
+]

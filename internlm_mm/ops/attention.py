@@ -1,0 +1,236 @@
+"""Causal attention inside documents: one seam, several kernels behind it.
+
+Every backend is a function `attend(q, k, v, documents)` in `[rows, seq, heads, head_dim]`,
+registered in ATTENTIONS under the name that `strategy.attention` asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.varlen import varlen_attn
+
+from internlm_mm.registry import ATTENTIONS
+from internlm_mm.structures import Batch
+from internlm_mm.utils.suggest import did_you_mean
+
+
+class Documents(NamedTuple):
+    """Where one document ends and the next begins, in the forms that backends ask for.
+
+    Attributes:
+        document_ids: Document of each token in its row, [rows, seq].
+        cu_seqlens: Starts of all documents of all rows in the flattened `rows * seq` tokens, then
+            that total, [rows * max_docs + 1], int32. Entries of zero length pad it.
+        max_seqlen: Tokens in the longest document.
+        mask: True where a query (third dimension) may see a key (fourth),
+            [rows, 1, seq, seq], or None where no backend needs it.
+    """
+
+    document_ids: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+    mask: Tensor | None
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Documents | None], Tensor]
+
+
+def make_documents(batch: Batch, need_mask: bool) -> Documents | None:
+    """What attention has to know of a batch, made once per forward and shared by all layers.
+
+    Args:
+        batch: The micro-batch.
+        need_mask: Whether to build the boolean mask, which takes `rows * seq * seq` bytes.
+
+    Returns:
+        None when each row is one document, which every backend serves without a mask.
+    """
+    if batch.cu_seqlens.shape[1] == 2:
+        return None
+    rows, seq = batch.input_ids.shape
+    offset = torch.arange(rows, device=batch.cu_seqlens.device, dtype=torch.int32) * seq
+    starts = (batch.cu_seqlens[:, :-1] + offset.unsqueeze(1)).flatten()
+    mask = None
+    if need_mask:
+        same = batch.document_ids.unsqueeze(2) == batch.document_ids.unsqueeze(1)
+        mask = same.tril_().unsqueeze(1)
+    return Documents(
+        document_ids=batch.document_ids,
+        cu_seqlens=F.pad(starts, (0, 1), value=rows * seq),
+        max_seqlen=batch.max_seqlen,
+        mask=mask,
+    )
+
+
+def needs_mask(attend: Attend) -> bool:
+    """Whether `attend` reads `Documents.mask`; True unless it was registered otherwise."""
+    return getattr(attend, 'needs_mask', True)
+
+
+def _register(name: str, *, mask: bool) -> Callable[[Attend], Attend]:
+    """Register a backend and note on it whether it needs the mask built."""
+
+    def decorate(attend: Attend) -> Attend:
+        attend.needs_mask = mask  # type: ignore[attr-defined]
+        return ATTENTIONS.register_module(name=name, module=attend)
+
+    return decorate
+
+
+@_register('reference', mask=True)
+def reference_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
+    """Softmax attention written out, in float32: what the other backends are tested against.
+
+    Args:
+        q: Queries, [rows, seq, heads, head_dim].
+        k: Keys, [rows, seq, kv_heads, head_dim]; kv_heads divides heads.
+        v: Values, like `k`.
+        documents: Boundaries inside the rows; None when each row is one document.
+
+    Returns:
+        [rows, seq, heads, head_dim] in the dtype of `q`.
+    """
+    groups = q.shape[2] // k.shape[2]
+    k, v = (x.repeat_interleave(groups, dim=2) for x in (k, v))
+    scores = torch.einsum('bqhd,bkhd->bhqk', q.float(), k.float()) * q.shape[-1] ** -0.5
+    if documents is None:
+        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    else:
+        visible = _mask_of(documents)
+    weights = scores.masked_fill(~visible, float('-inf')).softmax(-1)
+    return torch.einsum('bhqk,bkhd->bqhd', weights, v.float()).to(q.dtype)
+
+
+@_register('sdpa', mask=True)
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
+    """torch's scaled dot product, whichever kernel it picks. Arguments as `reference_attention`."""
+    mask = None if documents is None else _mask_of(documents)
+    return _sdpa(q, k, v, mask)
+
+
+@_register('cudnn', mask=False)
+def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
+    """cuDNN's kernel, the fastest of torch's on dense rows. Arguments as `reference_attention`.
+
+    Raises:
+        ValueError: If the rows are packed, which this kernel cannot mask.
+    """
+    if documents is not None:
+        raise ValueError("attention 'cudnn' takes one document a row; use 'varlen' for packed rows")
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return _sdpa(q, k, v, None)
+
+
+@_register('varlen', mask=False)
+def varlen_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
+    """FlashAttention over documents laid end to end: no mask, no work across boundaries.
+
+    CUDA and half precision only. Arguments as `reference_attention`.
+    """
+    rows, seq = q.shape[:2]
+    if documents is None:
+        ends = torch.arange(rows + 1, device=q.device, dtype=torch.int32) * seq
+        longest = seq
+    else:
+        ends, longest = documents.cu_seqlens, documents.max_seqlen
+    out = varlen_attn(
+        q.flatten(0, 1),
+        k.flatten(0, 1),
+        v.flatten(0, 1),
+        ends,
+        ends,
+        longest,
+        longest,
+        window_size=(-1, 0),
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    assert isinstance(out, Tensor)
+    return out.unflatten(0, (rows, seq))
+
+
+def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Attention of new tokens to everything in a KV cache.
+
+    Args:
+        q: Queries of the new tokens, [rows, new, heads, head_dim].
+        k: The cache's keys, [rows, length, kv_heads, head_dim].
+        v: The cache's values, like `k`.
+        mask: True where a query may see a slot, [rows, 1, new, length].
+
+    Returns:
+        [rows, new, heads, head_dim].
+    """
+    return _sdpa(q, k, v, mask)
+
+
+def choose_attention(
+    name: str, device: torch.device | str, dtype: torch.dtype, packed: bool
+) -> tuple[str, str]:
+    """Resolve 'auto' to a backend and check that a named one can run.
+
+    Args:
+        name: A name in ATTENTIONS, or 'auto'.
+        device: Where the model runs.
+        dtype: Dtype of queries, keys and values.
+        packed: Whether a row may hold several documents.
+
+    Returns:
+        The backend's name in ATTENTIONS, and why, for the log.
+
+    Raises:
+        ValueError: If the name is unknown or the backend cannot serve what is asked.
+    """
+    kind = torch.device(device).type
+    half = dtype in (torch.float16, torch.bfloat16)
+    if name == 'auto':
+        if kind == 'cuda' and half and packed:
+            return 'varlen', 'documents are packed: FlashAttention skips work across boundaries'
+        if kind == 'cuda' and half:
+            return 'cudnn', 'one document a row: the fastest of torch on dense half precision'
+        return 'sdpa', f'{kind} in {dtype}: torch picks the kernel'
+    if ATTENTIONS.get(name) is None:
+        choices = [*ATTENTIONS.module_dict, 'auto']
+        raise ValueError(f'attention={name!r} is unknown.{did_you_mean(name, choices)}')
+    if name in ('cudnn', 'varlen') and not (kind == 'cuda' and half):
+        raise ValueError(
+            f'attention={name!r} needs CUDA in half precision, not {kind} in {dtype}; '
+            "'auto' picks one that runs"
+        )
+    if name == 'cudnn' and packed:
+        raise ValueError("attention='cudnn' takes one document a row; use 'varlen' or 'auto'")
+    return name, 'named in the config'
+
+
+def set_attention(model: nn.Module, name: str) -> None:
+    """Put the registered backend `name` on every attention layer of `model`."""
+    attend = ATTENTIONS.get(name)
+    if attend is None:
+        raise ValueError(
+            f'attention={name!r} is unknown.{did_you_mean(name, ATTENTIONS.module_dict)}'
+        )
+    for module in model.modules():
+        if hasattr(module, 'attend'):
+            module.attend = attend
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2)
+
+
+def _mask_of(documents: Documents) -> Tensor:
+    assert documents.mask is not None, 'make_documents was called with need_mask=False'
+    return documents.mask
