@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -54,7 +54,8 @@ class Decoder(nn.Module):
     outside, to the names below and to `layers.*.self_attn.attend`.
 
     Args:
-        layers: The layers, input side first.
+        make_layer: Builds one layer; called once the sizes are checked.
+        num_layers: How many layers.
         vocab_size: Rows of the embedding table, padding rows included.
         hidden_size: Width of the residual stream.
         intermediate_size: Inner width of the feed-forward layers.
@@ -74,8 +75,9 @@ class Decoder(nn.Module):
 
     def __init__(
         self,
-        layers: Iterable[DecoderLayer],
+        make_layer: Callable[[], DecoderLayer],
         *,
+        num_layers: int,
         vocab_size: int,
         hidden_size: int,
         intermediate_size: int,
@@ -88,6 +90,16 @@ class Decoder(nn.Module):
         objective: dict[str, Any] | nn.Module | None,
     ) -> None:
         super().__init__()
+        check_sizes(
+            num_layers=num_layers,
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            max_seq_len=max_seq_len,
+        )
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
@@ -99,14 +111,14 @@ class Decoder(nn.Module):
         self.norm_eps = norm_eps
         self.embed_tokens = nn.Embedding(vocab_size, hidden_size)
         # A dict, so that a layer keeps its name when a pipeline stage drops the others.
-        self.layers = nn.ModuleDict({str(i): layer for i, layer in enumerate(layers)})
+        self.layers = nn.ModuleDict({str(i): make_layer() for i in range(num_layers)})
         self.norm = RMSNorm(hidden_size, norm_eps)
         self.lm_head = nn.Linear(hidden_size, vocab_size, bias=False)
-        if objective is None:
-            objective = NextToken()
-        elif isinstance(objective, dict):
-            objective = OBJECTIVES.build(objective)
-        self.objective = objective
+        self.objective: nn.Module = (
+            objective
+            if isinstance(objective, nn.Module)
+            else OBJECTIVES.build(objective or {'type': NextToken})
+        )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Sum the objective over a micro-batch.
@@ -114,8 +126,7 @@ class Decoder(nn.Module):
         Returns:
             'loss', float32 [], a sum and not a mean; and whatever else the objective sums.
         """
-        masked = any(needs_mask(layer.self_attn.attend) for layer in self.layers.values())
-        documents = make_documents(batch, masked)
+        documents = make_documents(batch, need_mask=any(map(_needs_mask, self.layers.values())))
         hidden = self.hidden_states(batch.input_ids, batch.position_ids, documents)
         return self.objective(hidden, self.lm_head.weight, batch)
 
@@ -198,6 +209,10 @@ class Decoder(nn.Module):
             generator: The only source of randomness.
         """
         self.init.fill(name, tensor, generator)
+
+
+def _needs_mask(layer: Any) -> bool:
+    return needs_mask(layer.self_attn.attend)
 
 
 def check_sizes(**sizes: int) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from internlm_mm.models.decoder import Decoder, DecoderLayer, check_sizes
+from internlm_mm.models.decoder import DecoderLayer, check_sizes
 from internlm_mm.models.init import NormalInit
 from internlm_mm.models.layers import SelfAttention, SwiGLU
+from internlm_mm.models.llama_format import LlamaFormat
 from internlm_mm.registry import MODELS
 
 
 @MODELS.register_module()
-class InternLM(Decoder):
+class InternLM(LlamaFormat):
     """InternLM v1: multi-head attention with biases on q, k, v and o, SwiGLU, an untied head.
 
     Initialisation. Embedding and head are drawn with standard deviation 0.0052; q, k, v, gate and
@@ -40,6 +42,7 @@ class InternLM(Decoder):
     """
 
     init = NormalInit(embedding=0.0052, projection=0.006, scale_by_depth=True)
+    attention_bias = True
 
     def __init__(
         self,
@@ -54,27 +57,18 @@ class InternLM(Decoder):
         norm_eps: float = 1e-5,
         objective: dict[str, Any] | nn.Module | None = None,
     ) -> None:
-        check_sizes(
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            intermediate_size=intermediate_size,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            max_seq_len=max_seq_len,
-        )
+        check_sizes(hidden_size=hidden_size, num_heads=num_heads)
         if hidden_size % num_heads:
             raise ValueError(f'num_heads={num_heads} does not divide hidden_size={hidden_size}')
         head_dim = hidden_size // num_heads
         super().__init__(
-            (
-                DecoderLayer(
-                    SelfAttention(hidden_size, num_heads, num_heads, head_dim, bias=True),
-                    SwiGLU(hidden_size, intermediate_size),
-                    hidden_size,
-                    norm_eps,
-                )
-                for _ in range(num_layers)
+            lambda: DecoderLayer(
+                SelfAttention(hidden_size, num_heads, num_heads, head_dim, bias=True),
+                SwiGLU(hidden_size, intermediate_size),
+                hidden_size,
+                norm_eps,
             ),
+            num_layers=num_layers,
             vocab_size=vocab_size,
             hidden_size=hidden_size,
             intermediate_size=intermediate_size,
@@ -86,3 +80,15 @@ class InternLM(Decoder):
             norm_eps=norm_eps,
             objective=objective,
         )
+
+    @classmethod
+    def from_hf_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """As in `LlamaFormat`; heads must not share keys, nor have a width of their own."""
+        sizes = super().from_hf_config(config)
+        heads, kv_heads = sizes['num_heads'], sizes.pop('num_kv_heads')
+        if kv_heads != heads:
+            raise ValueError(f'InternLM has num_key_value_heads={heads}, not {kv_heads}')
+        head_dim = sizes.pop('head_dim')
+        if head_dim * heads != sizes['hidden_size']:
+            raise ValueError(f'InternLM has head_dim=hidden_size / heads, not {head_dim}')
+        return sizes

@@ -109,14 +109,14 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | 
 
 @_register('sdpa', mask=True)
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
-    """torch's scaled dot product, whichever kernel it picks. Arguments as `reference_attention`."""
+    """Scaled dot product, by whichever kernel torch picks. Arguments as `reference_attention`."""
     mask = None if documents is None else _mask_of(documents)
     return _sdpa(q, k, v, mask)
 
 
 @_register('cudnn', mask=False)
 def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
-    """cuDNN's kernel, the fastest of torch's on dense rows. Arguments as `reference_attention`.
+    """The kernel of cuDNN, torch's fastest on dense rows. Arguments as `reference_attention`.
 
     Raises:
         ValueError: If the rows are packed, which this kernel cannot mask.

@@ -94,7 +94,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _chunk(
     hidden: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float, need_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """Losses [chunk] of one chunk and, in the inputs' dtype, its logits' gradient [chunk, vocab]."""
+    """Losses [chunk] and, in the inputs' dtype, the gradient of the logits [chunk, vocab]."""
     log_probs = F.log_softmax(hidden @ weight.T, dim=-1, dtype=torch.float32)
     ignored = labels == IGNORE_INDEX
     target = labels.masked_fill(ignored, 0).unsqueeze(1)
