@@ -11,6 +11,7 @@ from mmengine.config import Config, DictAction
 from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.utils import import_modules_from_strings
 
+from internlm_mm.utils.config_check import MASK, check_config
 from internlm_mm.utils.config_reader import ConfigError, ConfigReader, shipped_configs
 from internlm_mm.utils.suggest import did_you_mean
 
@@ -18,15 +19,13 @@ __all__ = [
     'MASK',
     'ConfigError',
     'apply_options',
+    'check_config',
     'dump_config',
     'find_config',
     'load_config',
     'parse_cfg_options',
     'to_plain',
 ]
-
-MASK = '***'
-"""What a dump writes in place of a secret."""
 
 _SECRET = re.compile(
     r'(^|_)(password|passwd|secret|secrets|credentials?|authorization|(api|access|private|secret)_?key'

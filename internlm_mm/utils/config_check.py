@@ -1,0 +1,320 @@
+"""Compares a config with the constructors it names, before any time is spent.
+
+A dict with `type` is a call. Everything such a call can get wrong is found here without making it:
+a name that nothing registers, an option that the constructor does not have or that is missing, a
+number where text belongs.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+from mmengine.config import Config
+from mmengine.config.lazy import LazyAttr, LazyObject
+from mmengine.registry import Registry
+
+from internlm_mm import registry as registries
+from internlm_mm.utils.config_reader import ConfigError
+from internlm_mm.utils.signatures import accepts, describe, options_of
+from internlm_mm.utils.suggest import did_you_mean
+
+MASK = '***'
+"""What a dump writes in place of a secret."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a config something is built.
+
+    Attributes:
+        registry: Where names are looked up there; None is any registry.
+        supplied: Arguments that the runner passes, so that a config need not.
+        extra: Keys that are read there before the constructor sees the rest.
+        default: The `type` when a config gives none; None means that it must.
+    """
+
+    registry: Registry | None = None
+    supplied: frozenset[str] = frozenset()
+    extra: frozenset[str] = frozenset()
+    default: str | None = None
+
+
+def _place(
+    registry: Registry, supplied: str = '', extra: str = '', default: str | None = None
+) -> Place:
+    return Place(registry, frozenset(supplied.split()), frozenset(extra.split()), default)
+
+
+_LOADER = _place(
+    registries.DATALOADERS,
+    'global_batch_size micro_batch_size data_rank data_world_size rampup seed pin_memory',
+)
+_LOOP = _place(registries.LOOPS, 'runner dataloader')
+_DATASET = _place(registries.DATASETS, 'seed tokenizer')
+_HOOK = _place(registries.HOOKS, extra='priority')
+_METRIC = _place(registries.METRICS)
+
+PLACES = {
+    'model': _place(registries.MODELS),
+    'objective': _place(registries.OBJECTIVES),
+    'tokenizer': _place(registries.TOKENIZERS),
+    'train_dataloader': _LOADER,
+    'val_dataloader': _LOADER,
+    'dataset': _DATASET,
+    'datasets': _DATASET,
+    'sampler': _place(registries.DATA_SAMPLERS, 'dataset seed'),
+    'train_cfg': _LOOP,
+    'val_cfg': _LOOP,
+    'optim_wrapper': _place(
+        registries.OPTIM_WRAPPERS,
+        'optimizer',
+        'constructor paramwise_cfg',
+        'HybridZeroOptimWrapper',
+    ),
+    'optimizer': _place(registries.OPTIMIZERS, 'params'),
+    'param_scheduler': _place(registries.PARAM_SCHEDULERS, 'optimizer', 'convert_to_iter_based'),
+    'strategy': _place(
+        registries.STRATEGIES, 'work_dir experiment_name env_kwargs log_kwargs auto_scale_lr'
+    ),
+    'default_hooks': _HOOK,
+    'custom_hooks': _HOOK,
+    'log_processor': _place(registries.LOG_PROCESSORS, default='LogProcessor'),
+    'visualizer': _place(registries.VISUALIZERS, 'name save_dir'),
+    'vis_backends': _place(registries.VISBACKENDS, 'save_dir'),
+    'metrics': _METRIC,
+}
+"""Where things are built, by the key of the dict or of the list it stands in."""
+
+SETTINGS: dict[str, Any] = {
+    'load_from': str | None,
+    'resume': bool | str | None,
+    'launcher': Literal['none', 'pytorch', 'slurm', 'mpi'],
+    'log_level': Literal['DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL'],
+    'default_scope': str | None,
+    'work_dir': str | None,
+    'experiment_name': str | None,
+    'env_cfg': dict | None,
+    'randomness': dict | None,
+    'custom_imports': Any,
+    'runner_type': Any,
+}
+"""Top-level keys that are no calls, with what they hold."""
+
+GROUPS = {
+    'randomness': ('seed', 'diff_rank_seed', 'deterministic'),
+    'env_cfg': ('cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'),
+    'custom_imports': ('imports', 'allow_failed_imports'),
+}
+"""Keys of the top-level dicts that are no calls."""
+
+CALLS = (
+    'model tokenizer train_dataloader val_dataloader train_cfg val_cfg optim_wrapper '
+    'param_scheduler strategy default_hooks custom_hooks log_processor visualizer'
+).split()
+
+_CONTAINERS = ('default_hooks', 'custom_hooks', 'param_scheduler')
+
+
+def check_config(cfg: Config) -> None:
+    """Find everything that could not be built from `cfg`, without building it.
+
+    Raises:
+        ConfigError: Names every wrong key with its path, its value and the nearest valid name.
+    """
+    problems = list(_top_level(cfg))
+    for key in CALLS:
+        value = dict.get(cfg._cfg_dict, key)
+        if value is not None:
+            problems += _walk(value, (key,))
+    if problems:
+        raise ConfigError('\n'.join(dict.fromkeys(problems)))
+
+
+def _top_level(cfg: Config) -> Iterator[str]:
+    if cfg.get('model') is None:
+        yield 'the config has no model: model = dict(type=..., ...)'
+    known = [*CALLS, *SETTINGS]
+    for key, value in dict.items(cfg._cfg_dict):
+        if key not in known:
+            yield (
+                f'{key}={_short(value)}: a config has no key {key!r}.{did_you_mean(key, known)}'
+                " Names of a config's own begin with an underscore."
+            )
+        elif key in SETTINGS:
+            if not accepts(SETTINGS[key], value):
+                yield _mismatch(key, value, SETTINGS[key])
+            elif isinstance(value, dict) and key in GROUPS:
+                for name, item in dict.items(value):
+                    if name not in GROUPS[key]:
+                        hint = did_you_mean(name, GROUPS[key])
+                        yield f'{key}.{name}={_short(item)}: {key} has no option {name!r}.{hint}'
+    if runner := dict.get(cfg._cfg_dict, 'runner_type'):
+        try:
+            _resolve(runner, registries.RUNNERS, 'runner_type')
+        except ConfigError as error:
+            yield str(error)
+
+
+def _walk(value: Any, path: tuple[str | int, ...]) -> Iterator[str]:
+    """Problems of `value`, which stands at `path`, and of everything inside it."""
+    if isinstance(value, dict):
+        if 'type' in value or _must_be_call(path):
+            yield from _check_call(value, path)
+        for key, item in dict.items(value):
+            if key != 'type':
+                yield from _walk(item, (*path, key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _walk(item, (*path, index))
+    elif isinstance(value, str) and value == MASK:
+        yield f'{_dotted(path)}={MASK!r} was masked in a dump: give the secret itself again'
+    elif isinstance(value, (LazyObject, LazyAttr)) and not callable(_build(value, path)):
+        yield (
+            f'{_dotted(path)}={value.module}.{value}: an imported value cannot be written back; '
+            'write it as a plain number or string'
+        )
+
+
+def _must_be_call(path: tuple[str | int, ...]) -> bool:
+    """Whether a dict at `path` has to name a class."""
+    if path == ('default_hooks',):
+        return False
+    return len(path) == 1 or path[-1] in ('dataset', 'optimizer') or _is_member(path)
+
+
+def _is_member(path: tuple[str | int, ...]) -> bool:
+    return len(path) == 2 and path[0] in _CONTAINERS
+
+
+def _place_of(path: tuple[str | int, ...]) -> Place:
+    """What is built at `path`: its last key says, or the container that it is a member of."""
+    if _is_member(path):
+        return PLACES[str(path[0])]
+    key = path[-2] if isinstance(path[-1], int) else path[-1]
+    return PLACES.get(str(key), Place())
+
+
+def _check_call(call: dict[str, Any], path: tuple[str | int, ...]) -> Iterator[str]:
+    """Problems of one dict with `type`: its name and its own keys."""
+    place, where = _place_of(path), _dotted(path)
+    named = dict.get(call, 'type', place.default)
+    if named is None:
+        yield f'{where} has no type: write {where}=dict(type=CLASS, ...)'
+        return
+    try:
+        target = _resolve(named, place.registry, f'{where}.type')
+    except ConfigError as error:
+        yield str(error)
+        return
+    options = options_of(target)
+    if options is None:
+        return
+    name = getattr(target, '__name__', str(target))
+    allowed = [*options.hints, *sorted(place.extra)]
+    for key, value in dict.items(call):
+        if key in ('type', '_scope_') or key in place.extra:
+            continue
+        if key not in options.hints:
+            near = difflib.get_close_matches(str(key), allowed, n=1, cutoff=0.85)
+            if not options.takes_any or near:
+                hint = did_you_mean(key, [a for a in allowed if a not in place.supplied])
+                yield f'{where}.{key}={_short(value)}: {name} has no option {key!r}.{hint}'
+        elif not isinstance(value, dict) or 'type' not in value:
+            if value is not options.defaults.get(key, ...) and not accepts(
+                options.hints[key], value
+            ):
+                yield _mismatch(f'{where}.{key}', value, options.hints[key])
+    missing = [key for key in options.required if key not in call and key not in place.supplied]
+    if missing and not options.takes_any:
+        yield f'{where}: {name} needs {", ".join(missing)}'
+
+
+def _resolve(named: Any, registry: Registry | None, where: str) -> Callable[..., Any]:
+    """The class or function that a `type` names."""
+    if isinstance(named, (LazyObject, LazyAttr)):
+        named = _build(named, (where,))
+    if callable(named):
+        return named
+    if not isinstance(named, str):
+        raise ConfigError(f'{where}={named!r}: expected a class or the name of one')
+    found = _imported(named) if '.' in named else None
+    searched = _all_registries() if registry is None else [registry]
+    for candidate in searched:
+        found = found or _lookup(candidate, named)
+    if found is None:
+        names = sorted({name for one in searched for name in _names(one)})
+        kind = 'class' if registry is None else registry.name
+        raise ConfigError(
+            f'{where}={named!r}: no {kind} is registered under this name.'
+            f'{did_you_mean(named.split(".")[-1], names)}'
+        )
+    return found
+
+
+def _lookup(registry: Registry, name: str) -> Callable[..., Any] | None:
+    for one in _ancestors(registry):
+        one.import_from_location()
+    return registry.get(name)
+
+
+def _names(registry: Registry) -> list[str]:
+    return [name for one in _ancestors(registry) for name in one.module_dict]
+
+
+def _ancestors(registry: Registry) -> Iterator[Registry]:
+    one: Registry | None = registry
+    while one is not None:
+        yield one
+        one = one.parent
+
+
+def _all_registries() -> list[Registry]:
+    return [value for value in vars(registries).values() if isinstance(value, Registry)]
+
+
+def _imported(dotted: str) -> Callable[..., Any] | None:
+    """The class or function at a dotted path such as `torch.nn.Linear`, if there is one."""
+    parts = dotted.split('.')
+    for cut in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = import_module('.'.join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[cut:]:
+            found = getattr(found, part, None)
+        return found if callable(found) else None
+    return None
+
+
+def _build(lazy: LazyObject | LazyAttr, path: tuple[str | int, ...]) -> Any:
+    """Import what a config imported lazily."""
+    try:
+        return lazy.build()
+    except ImportError as error:
+        try:
+            names = dir(import_module(str(lazy.module)))
+        except ImportError:
+            names = []
+        where = lazy.location or 'the config'
+        raise ConfigError(
+            f'{_dotted(path)}: {where} imports {lazy} from {lazy.module}: '
+            f'{error}.{did_you_mean(str(lazy), names)}'
+        ) from error
+
+
+def _mismatch(where: str, value: Any, hint: Any) -> str:
+    message = f'{where}={_short(value)}: expected {describe(hint)}'
+    if isinstance(value, float) and value.is_integer() and accepts(hint, int(value)):
+        return f'{message}; write {int(value)}'
+    return message
+
+
+def _dotted(path: tuple[str | int, ...]) -> str:
+    return '.'.join(map(str, path))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f'{text[:57]}...'
