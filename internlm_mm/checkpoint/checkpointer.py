@@ -1,0 +1,291 @@
+"""Checkpoints: one folder a step, published by a rename, readable on any layout.
+
+`WORK_DIR/iter_N` after N finished steps holds
+
+    shard_R.safetensors   tensors: `model.*`, `optimizer.*`, `rng.*`
+    metadata.json         which part of which tensor lies where
+    state.json            everything that is not a tensor
+    config.py config.json the resolved configuration, for people and for tools
+    tokenizer/            the tokenizer, when the run had one
+    manifest.json         size and CRC-32 of every file above; written last
+
+Nothing in it is a pickle. A save that did not finish stays behind as `iter_N.tmp` and is never read.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+
+from internlm_mm.checkpoint.storage import (
+    METADATA_FILE,
+    SafetensorsReader,
+    SafetensorsWriter,
+    StoredTensors,
+    file_crc32,
+    files_crc32,
+    read_tensor_index,
+    write_file,
+)
+from internlm_mm.utils.suggest import did_you_mean
+
+STATE_FILE = 'state.json'
+MANIFEST_FILE = 'manifest.json'
+CONFIG_FILE = 'config.json'
+TOKENIZER_FOLDER = 'tokenizer'
+_STEP_FOLDER = re.compile(r'iter_(\d+)')
+
+
+class Checkpointer:
+    """Saves and loads the state of a run. All methods are collective.
+
+    Args:
+        async_save: Whether writing goes on in the background while training continues; the call then
+            only waits for the copy to host memory. At most one save is in flight.
+    """
+
+    def __init__(self, async_save: bool = True) -> None:
+        self.async_save = async_save
+        self._pending: Future | None = None
+        self._group: dist.ProcessGroup | None = None
+
+    def save(
+        self,
+        path: Path,
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        texts: Mapping[str, str] | None = None,
+        folders: Mapping[str, Path] | None = None,
+    ) -> None:
+        """Write a checkpoint and publish it.
+
+        Args:
+            path: The final folder. A folder already there is replaced once the new one is whole.
+            tensors: This rank's view; DTensors are stored once, whatever the layout.
+            state: Whatever else must come back; JSON types only.
+            texts: Further files, {name: content}.
+            folders: Folders to copy in, {name: source}.
+
+        Raises:
+            TypeError: If `state` holds something JSON cannot.
+            OSError: If an earlier save in the background failed.
+        """
+        self.finish()
+        path = Path(path)
+        texts = {**(texts or {}), STATE_FILE: _to_json(state)}
+        staging = path.with_name(path.name + '.tmp')
+        distributed = dist.is_initialized() and dist.get_world_size() > 1
+        if not distributed or dist.get_rank() == 0:
+            shutil.rmtree(staging, ignore_errors=True)
+        if distributed:
+            dist.barrier(group=self._control_group())
+        writer = SafetensorsWriter(
+            staging, lambda files: _publish(staging, path, files, texts, folders or {})
+        )
+        planner = DefaultSavePlanner(flatten_state_dict=False, dedup_save_to_lowest_rank=False)
+        arguments: dict[str, Any] = {
+            'storage_writer': writer,
+            'planner': planner,
+            'process_group': self._control_group() if distributed else None,
+            'no_dist': not distributed,
+        }
+        if self.async_save:
+            self._pending = dcp.async_save(dict(tensors), **arguments)
+        else:
+            dcp.save(dict(tensors), **arguments)
+
+    def finish(self) -> None:
+        """Wait for the save in flight, if any; raises what went wrong with it."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def load(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Fill `tensors` in place from a checkpoint of any layout.
+
+        Raises:
+            ValueError: If a tensor is missing or has another shape; names the first one.
+        """
+        path = Path(path)
+        check_tensors(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        dcp.load(
+            dict(tensors),
+            storage_reader=SafetensorsReader(path),
+            planner=DefaultLoadPlanner(flatten_state_dict=False),
+            no_dist=True,  # every rank reads its own slices; no rank waits for another
+        )
+
+    def _control_group(self) -> dist.ProcessGroup:
+        # Background collectives on the default group would interleave with those of training.
+        if self._group is None:
+            self._group = dist.new_group(backend='gloo')
+        return self._group
+
+
+def find_checkpoint(path: str | os.PathLike) -> Path:
+    """The checkpoint meant by a path: itself, or the newest whole one of a work dir.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    path = Path(path)
+    if (path / METADATA_FILE).is_file():
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f'{path} does not exist: expected a checkpoint iter_N or a work dir')
+    newest, damaged = newest_whole_checkpoint(path)
+    if newest is None:
+        reasons = ''.join(f'\n  {folder.name}: {why}' for folder, why in damaged.items())
+        raise FileNotFoundError(f'{path} holds no whole checkpoint iter_N{reasons}')
+    return newest
+
+
+def list_checkpoints(work_dir: str | os.PathLike) -> list[Path]:
+    """All published checkpoints of a work dir, oldest first, whole or not."""
+    found = [
+        (int(match[1]), folder)
+        for folder in Path(work_dir).glob('iter_*')
+        if (match := _STEP_FOLDER.fullmatch(folder.name))
+    ]
+    return [folder for _, folder in sorted(found)]
+
+
+def newest_whole_checkpoint(work_dir: str | os.PathLike) -> tuple[Path | None, dict[Path, str]]:
+    """The newest checkpoint that passes `verify`, and why newer ones do not."""
+    damaged: dict[Path, str] = {}
+    for folder in reversed(list_checkpoints(work_dir)):
+        problems = verify(folder)
+        if not problems:
+            return folder, damaged
+        damaged[folder] = problems[0]
+    return None, damaged
+
+
+def verify(path: str | os.PathLike, checksums: bool = True) -> list[str]:
+    """What is wrong with a checkpoint; nothing if the list is empty.
+
+    Args:
+        path: Checkpoint folder.
+        checksums: Whether to read the files, too, rather than only compare their sizes.
+    """
+    path = Path(path)
+    try:
+        manifest = json.loads((path / MANIFEST_FILE).read_text())['files']
+    except FileNotFoundError:
+        return [f'{MANIFEST_FILE} is missing']
+    except (ValueError, KeyError, TypeError):
+        return [f'{MANIFEST_FILE} is damaged']
+    problems = []
+    readable = []
+    for name, entry in manifest.items():
+        file = path / name
+        if not file.is_file():
+            problems.append(f'{name} is missing')
+        elif file.stat().st_size != entry['size']:
+            problems.append(f'{name} has {file.stat().st_size} bytes instead of {entry["size"]}')
+        else:
+            readable.append(name)
+    if checksums:
+        sums = files_crc32([path / name for name in readable])
+        problems += [
+            f'{name} is damaged: its checksum differs'
+            for name, checksum in zip(readable, sums, strict=True)
+            if checksum != manifest[name]['crc32']
+        ]
+    return problems
+
+
+def check_tensors(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare names and shapes before anything is read.
+
+    Raises:
+        ValueError: Naming the first tensor that does not fit.
+    """
+    stored = read_tensor_index(path)
+    for name, shape in wanted.items():
+        if name not in stored:
+            raise ValueError(
+                f'{path} is a checkpoint of another model: it has no {name!r}.'
+                f'{did_you_mean(name, stored) if len(stored) < 5000 else ""}'
+            )
+        if tuple(stored[name]['shape']) != tuple(shape):
+            raise ValueError(
+                f'{path} is a checkpoint of another model: {name!r} has shape '
+                f'{stored[name]["shape"]} there and {list(shape)} here'
+            )
+
+
+def read_state(path: str | os.PathLike) -> dict[str, Any]:
+    """Content of `state.json`."""
+    return json.loads((Path(path) / STATE_FILE).read_text())
+
+
+def read_config(path: str | os.PathLike) -> dict[str, Any]:
+    """The configuration a checkpoint was trained with; types are dotted names."""
+    return json.loads((find_checkpoint(path) / CONFIG_FILE).read_text())
+
+
+def read_model_state(path: str | os.PathLike) -> StoredTensors:
+    """The model's weights by name, each read when asked for. Needs no process group."""
+    return StoredTensors(find_checkpoint(path), prefix='model.')
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint; once begun it can no longer be taken for a whole one."""
+    doomed = path.with_name(path.name + '.removed')
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(path, doomed)
+    shutil.rmtree(doomed)
+
+
+def _publish(
+    staging: Path,
+    path: Path,
+    files: dict[str, tuple[int, int]],
+    texts: Mapping[str, str],
+    folders: Mapping[str, Path],
+) -> None:
+    """Add the small files and the manifest, then give the folder its name. Coordinator only."""
+    for name, text in texts.items():
+        files[name] = write_file(staging / name, text.encode())
+    for name, source in folders.items():
+        shutil.copytree(source, staging / name, dirs_exist_ok=True)
+        for file in sorted((staging / name).rglob('*')):
+            if file.is_file():
+                relative = file.relative_to(staging).as_posix()
+                files[relative] = (file.stat().st_size, file_crc32(file))
+    manifest = {name: {'size': size, 'crc32': crc} for name, (size, crc) in sorted(files.items())}
+    write_file(staging / MANIFEST_FILE, json.dumps({'files': manifest}, indent=1).encode())
+    _sync_folder(staging)
+    if path.exists():
+        remove_checkpoint(path)
+    os.replace(staging, path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    """Make renames and new names in a folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _to_json(state: Mapping[str, Any]) -> str:
+    def refuse(value: object) -> Any:
+        if isinstance(value, Tensor) and value.numel() == 1:
+            return value.item()
+        raise TypeError(f'{type(value).__name__} cannot be stored in {STATE_FILE}: {value!r:.80}')
+
+    return json.dumps(state, default=refuse, indent=1)

@@ -1,0 +1,15 @@
+"""One hook a file. A hook reads and writes the `outputs` it is handed."""
+
+from internlm_mm.engine.hooks.checkpoint_hook import StepCheckpointHook
+from internlm_mm.engine.hooks.evaluation_hook import EvaluationHook
+from internlm_mm.engine.hooks.progress_hook import ProgressHook
+from internlm_mm.engine.hooks.run_info_hook import RunInfoHook
+from internlm_mm.engine.hooks.throughput_hook import ThroughputHook
+
+__all__ = [
+    'EvaluationHook',
+    'ProgressHook',
+    'RunInfoHook',
+    'StepCheckpointHook',
+    'ThroughputHook',
+]

@@ -1,0 +1,227 @@
+"""The training step and the evaluation pass."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.runner import BaseLoop
+from torch import Tensor
+
+from internlm_mm.registry import LOOPS
+from internlm_mm.structures import Batch
+from internlm_mm.utils.signals import StopSignal
+
+
+@LOOPS.register_module()
+class TokenTrainLoop(BaseLoop):
+    """One iteration is one optimizer step over one global batch.
+
+    The position in the data is one integer that belongs to the loop, so a resumed run reads on where it
+    stopped without reading anything again.
+
+    Args:
+        runner: Owns strategy, optimizer and hooks.
+        dataloader: Config of a DATALOADERS member, or a built one.
+        max_iters: Steps of the run.
+        global_batch_size: Rows of `seq_len` tokens in a step, over all ranks.
+        micro_batch_size: Rows of one forward on one rank; accumulation follows.
+        rampup: Smaller steps at the beginning: `dict(start=, increment=, interval=)`, rows and steps.
+        skip_batches: Steps whose data is passed over without training, [(first, last), ...], inclusive,
+            steps counted from 0.
+
+    Raises:
+        ValueError: If a size is not positive or an interval is reversed.
+    """
+
+    def __init__(
+        self,
+        runner: Any,
+        dataloader: Any,
+        max_iters: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rampup: Mapping[str, int] | None = None,
+        skip_batches: Sequence[Sequence[int]] = (),
+    ) -> None:
+        if max_iters < 1:
+            raise ValueError(f'train_cfg.max_iters={max_iters} must be at least 1')
+        for first, last in skip_batches:
+            if not 0 <= first <= last:
+                raise ValueError(f'train_cfg.skip_batches: ({first}, {last}) is not an interval')
+        loader = runner.build_token_loader(
+            dataloader, global_batch_size, micro_batch_size, rampup
+        )
+        super().__init__(runner, loader)
+        self._max_iters = max_iters
+        self._iter = self._done = 0
+        self.skip_batches = [(first, last) for first, last in skip_batches]
+        self.rows = 0
+        self.consumed_tokens = 0
+        self.stop_training = False
+        self.stopped_by_signal = False
+
+    @property
+    def max_iters(self) -> int:
+        """Steps of the run."""
+        return self._max_iters
+
+    @property
+    def iter(self) -> int:
+        """Finished steps; inside a step, the step's index."""
+        return self._iter
+
+    @property
+    def max_epochs(self) -> int:
+        """MMEngine's hooks ask; the whole run counts as one epoch."""
+        return 1
+
+    @property
+    def epoch(self) -> int:
+        """MMEngine's hooks ask; the whole run counts as one epoch."""
+        return 0
+
+    def run(self) -> torch.nn.Module:
+        """Train until `max_iters`, a hook's `stop_training`, or SIGTERM or Ctrl-C."""
+        runner = self.runner
+        runner.call_hook('before_train')
+        runner.call_hook('before_train_epoch')
+        runner.model.train()
+        self.dataloader.seek(self._iter, self.rows)
+        steps = iter(self.dataloader)
+        with StopSignal() as signal:
+            while self._iter < self._max_iters and not self.stop_training:
+                start = time.perf_counter()
+                batches = next(steps)
+                self.run_iter(batches, signal.received, time.perf_counter() - start)
+        runner.call_hook('after_train_epoch')
+        runner.call_hook('after_train')
+        return runner.model
+
+    def run_iter(self, batches: list[Batch], signal: int = 0, data_time: float = 0.0) -> None:
+        """One step: count, forward and backward, update, hooks.
+
+        Args:
+            batches: This rank's micro-batches.
+            signal: Number of a signal this rank has received, or 0.
+            data_time: Seconds the batches were waited for.
+        """
+        runner, strategy = self.runner, self.runner.strategy
+        start = time.perf_counter()
+        rows = self.dataloader.batch_size(self._iter)
+        runner.call_hook('before_train_iter', batch_idx=self._iter, data_batch=batches)
+        targets = sum(batch.num_targets for batch in batches)
+        # A signal reaches ranks at different moments; the sum makes all of them stop at the same step.
+        num_targets, signals = strategy.sum_over_ranks([targets, signal])
+        outputs: dict[str, Any] = {
+            'num_tokens': rows * self.dataloader.dataset.seq_len,
+            'num_targets': num_targets,
+            'data_time': data_time,
+        }
+        if any(first <= self._iter <= last for first, last in self.skip_batches):
+            outputs['passed_over'] = 1
+        else:
+            if num_targets == 0:
+                raise ValueError(f'step {self._iter} has no trained token: every label is masked')
+            sums = strategy.forward_backward(batches, num_targets)
+            outputs['lr'] = runner.optim_wrapper.param_groups[0]['lr']
+            # First: it waits for the device anyway, and the means below are ready then.
+            outputs |= runner.optim_wrapper.update_params()
+            outputs |= _means(sums, num_targets, self.dataloader.dataset.domains)
+        outputs['time'] = data_time + time.perf_counter() - start
+        self._done = self._iter + 1
+        self.rows += rows
+        self.consumed_tokens += outputs['num_tokens']
+        if signals:
+            self.stop_training = self.stopped_by_signal = True
+        runner.call_hook(
+            'after_train_iter', batch_idx=self._iter, data_batch=batches, outputs=outputs
+        )
+        self._iter += 1
+
+    def state_dict(self) -> dict[str, int]:
+        """Position after the last finished step, also when asked from a hook of that step."""
+        return {
+            'iter': self._done,
+            'rows': self.rows,
+            'consumed_tokens': self.consumed_tokens,
+        }
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue after the step at which `state` was taken."""
+        self._iter = self._done = state['iter']
+        self.rows = state['rows']
+        self.consumed_tokens = state['consumed_tokens']
+
+
+@LOOPS.register_module()
+class PerplexityLoop(BaseLoop):
+    """Loss and perplexity of held-out text, over all and for each domain.
+
+    Token-weighted over everything that is read: neither the number of ranks nor the size of batches
+    changes the result beyond rounding.
+
+    Args:
+        runner: Owns strategy and hooks.
+        dataloader: Config of a loader that passes once over a dataset, or a built one.
+        evaluator: Must be None; MMEngine's signature.
+    """
+
+    def __init__(self, runner: Any, dataloader: Any, evaluator: Any = None) -> None:
+        if evaluator:
+            raise ValueError('val_evaluator is not supported: metrics come from the loop in val_cfg')
+        super().__init__(runner, runner.build_eval_loader(dataloader))
+
+    def run(self) -> dict[str, float]:
+        """One pass. Collective.
+
+        Returns:
+            'loss', 'perplexity' and, with domains, 'loss/NAME' and 'perplexity/NAME'.
+        """
+        runner, strategy = self.runner, self.runner.strategy
+        runner.call_hook('before_val')
+        runner.call_hook('before_val_epoch')
+        was_training = runner.model.training
+        runner.model.eval()
+        totals: dict[str, Tensor] = {}
+        targets = 0
+        for index, batch in enumerate(self.dataloader):
+            runner.call_hook('before_val_iter', batch_idx=index, data_batch=batch)
+            sums = strategy.evaluate([batch])
+            targets += batch.num_targets
+            for key, value in sums.items():
+                totals[key] = totals[key] + value.double() if key in totals else value.double()
+            runner.call_hook('after_val_iter', batch_idx=index, data_batch=batch, outputs=sums)
+        runner.model.train(was_training)
+        (targets,) = strategy.sum_over_ranks([targets])
+        if targets == 0:
+            raise ValueError('val_dataloader: the held-out data has no token to predict')
+        means = _means(totals, targets, self.dataloader.dataset.domains)
+        metrics = {'loss': float(means['loss'])}
+        metrics |= {
+            f'loss/{key.removeprefix("domain_loss/")}': float(value)
+            for key, value in means.items()
+            if key.startswith('domain_loss/')
+        }
+        # exp overflows long before a loss says anything: inf is the honest reading.
+        metrics |= {
+            key.replace('loss', 'perplexity', 1): math.exp(value) if value < 700 else math.inf
+            for key, value in metrics.items()
+        }
+        runner.call_hook('after_val_epoch', metrics=metrics)
+        runner.call_hook('after_val')
+        return metrics
+
+
+def _means(sums: Mapping[str, Tensor], num_targets: int, domains: Sequence[str]) -> dict[str, Any]:
+    """Sums over a step -> means per trained token; a domain the step has no token of is left out."""
+    means: dict[str, Any] = {'loss': sums['loss'] / num_targets}
+    if 'domain_loss' in sums:
+        losses, counts = sums['domain_loss'].tolist(), sums['domain_targets'].tolist()
+        means |= {
+            f'domain_loss/{name}': loss / count
+            for name, loss, count in zip(domains, losses, counts, strict=True)
+            if count
+        }
+    return means

@@ -1,0 +1,44 @@
+"""What must fit together before any time is spent."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+
+def check_run(model: nn.Module, loaders: Mapping[str, Any], tokenizer: Any = None) -> None:
+    """Compare model, data and tokenizer.
+
+    Args:
+        model: May be on the meta device.
+        loaders: Built loaders by config key.
+        tokenizer: Built, or None.
+
+    Raises:
+        ValueError: Naming both keys and both values.
+    """
+    vocab_size = getattr(model, 'vocab_size', None)
+    longest = getattr(model, 'max_seq_len', None)
+    if tokenizer is not None and vocab_size is not None and tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f'model.vocab_size={vocab_size} is too small for the tokenizer, '
+            f'which has {tokenizer.vocab_size} tokens'
+        )
+    for key, loader in loaders.items():
+        dataset = loader.dataset
+        if longest is not None and dataset.seq_len > longest:
+            raise ValueError(
+                f'{key}.dataset.seq_len={dataset.seq_len} is longer than model.max_seq_len={longest}'
+            )
+        data_vocab = getattr(dataset, 'vocab_size', None)
+        if vocab_size is not None and data_vocab is not None and data_vocab > vocab_size:
+            raise ValueError(
+                f'{key}.dataset holds tokens of a vocabulary of {data_vocab}, '
+                f'but model.vocab_size={vocab_size}'
+            )
+        made_by = getattr(dataset, 'tokenizer_hash', None)
+        if tokenizer is not None and made_by is not None and made_by != tokenizer.hash:
+            raise ValueError(
+                f'{key}.dataset was tokenised with another tokenizer '
+                f'({made_by[:12]}...) than the config names ({tokenizer.hash[:12]}...)'
+            )

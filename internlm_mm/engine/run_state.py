@@ -1,0 +1,151 @@
+"""A run's state, gathered for a checkpoint and put back from one."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from internlm_mm.checkpoint.checkpointer import Checkpointer, check_tensors, read_state
+from internlm_mm.checkpoint.random_state import random_state, set_random_state
+from internlm_mm.checkpoint.storage import read_tensor_index
+from internlm_mm.parallel.strategy import HybridParallelStrategy
+
+
+class RunState:
+    """Knows what of a strategy's parts must survive, and under which names.
+
+    Args:
+        strategy: A prepared strategy.
+    """
+
+    def __init__(self, strategy: HybridParallelStrategy) -> None:
+        self.strategy = strategy
+        self.checkpointer = Checkpointer()
+        self.names = {id(p): name for name, p in strategy.model.named_parameters()}
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """The optimizer's state as `optimizer.PARAMETER.KIND`."""
+        optimizer = self.strategy.optim_wrapper.optimizer
+        return {
+            f'optimizer.{self.names[id(parameter)]}.{kind}': value
+            for parameter, state in optimizer.state.items()
+            for kind, value in state.items()
+            if isinstance(value, Tensor)
+        }
+
+    def save(
+        self,
+        path: Path,
+        save_optimizer: bool,
+        save_param_scheduler: bool,
+        extra: Mapping[str, Any],
+        callback: Callable[[dict], None] | None,
+    ) -> None:
+        """See `HybridParallelStrategy.save_checkpoint`."""
+        strategy = self.strategy
+        state = {key: value for key, value in extra.items() if key not in ('texts', 'folders')}
+        state['layout'] = {
+            'data_replicate': strategy.layout.data_replicate,
+            'data_shard': strategy.layout.data_shard,
+        }
+        state['seed'] = strategy.seed
+        tensors = {f'model.{k}': v for k, v in strategy.model_state_dict().items()}
+        if save_optimizer:
+            tensors |= self.optimizer_tensors()
+            tensors |= {f'rng.{strategy.rank}.{k}': v for k, v in random_state().items()}
+            state['optim_wrapper'] = strategy.optim_wrapper.scalar_state()
+        if save_param_scheduler and hasattr(strategy, 'param_schedulers'):
+            state['param_schedulers'] = strategy.scheduler_state_dict()
+        if callback is not None:
+            callback(state)
+        self.checkpointer.save(
+            path, tensors, state, extra.get('texts'), extra.get('folders')
+        )
+
+    def load(
+        self, path: Path, content: Iterable[str], callback: Callable[[dict], None] | None
+    ) -> dict[str, Any]:
+        """Put the parts named in `content` back: model, optimizer, scheduler, random."""
+        strategy, content = self.strategy, set(content)
+        state = read_state(path)
+        tensors: dict[str, Tensor] = {}
+        if 'model' in content:
+            tensors |= {f'model.{k}': v for k, v in strategy.model_state_dict().items()}
+        if 'optimizer' in content:
+            if 'optim_wrapper' not in state:
+                raise ValueError(f'{path} was saved without optimizer state; use load_from for weights')
+            check_tensors(
+                path,
+                {f'model.{k}': tuple(v.shape) for k, v in strategy.model_state_dict().items()},
+            )
+            tensors |= self._empty_optimizer_state(path)
+        generators = self._empty_random_state(path, state) if 'random' in content else {}
+        tensors |= generators
+        self.checkpointer.load(path, tensors)
+        if 'scheduler' in content and hasattr(strategy, 'param_schedulers'):
+            strategy.load_scheduler_state_dict(state['param_schedulers'])
+        if 'optimizer' in content:
+            scheduled = {
+                key
+                for scheduler in getattr(strategy, 'param_schedulers', [])
+                if 'base_values' in scheduler.state_dict()  # continues from its last value
+                for key in (scheduler.param_name, f'initial_{scheduler.param_name}')
+            }
+            strategy.optim_wrapper.load_scalar_state(
+                state['optim_wrapper'], scheduled if 'scheduler' in content else ()
+            )
+        if generators:
+            prefix = f'rng.{strategy.rank}.'
+            set_random_state({key.removeprefix(prefix): v for key, v in generators.items()})
+        if callback is not None:
+            callback(state)
+        return state
+
+    def _empty_optimizer_state(self, path: Path) -> dict[str, Tensor]:
+        """Give the optimizer the state tensors the checkpoint has, to be filled by the load.
+
+        A tensor of the parameter's shape is laid out like the parameter; any other (AdamW's step) is whole
+        on every rank.
+        """
+        index = read_tensor_index(path)
+        optimizer = self.strategy.optim_wrapper.optimizer
+        tensors: dict[str, Tensor] = {}
+        for group in optimizer.param_groups:
+            for parameter in group['params']:
+                prefix = f'optimizer.{self.names[id(parameter)]}.'
+                for name in (name for name in index if name.startswith(prefix)):
+                    shape, dtype = index[name]['shape'], getattr(torch, index[name]['dtype'])
+                    if tuple(shape) == tuple(parameter.shape):
+                        value = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+                    else:
+                        on_device = group.get('fused') or group.get('capturable')
+                        device = parameter.device if on_device else 'cpu'
+                        value = torch.zeros(shape, dtype=dtype, device=device)
+                    optimizer.state[parameter][name.removeprefix(prefix)] = value
+                    tensors[name] = value
+        return tensors
+
+    def _empty_random_state(self, path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Room for this rank's generators; none if the layout changed, since ranks then mean other things."""
+        layout = self.strategy.layout
+        same = state['layout'] == {
+            'data_replicate': layout.data_replicate,
+            'data_shard': layout.data_shard,
+        }
+        if not same:
+            self.strategy.logger.warning(
+                f'the checkpoint was written on layout {json.dumps(state["layout"])}: random generators '
+                'start from the seed; weights, optimizer and data go on'
+            )
+            return {}
+        index = read_tensor_index(path)
+        prefix = f'rng.{self.strategy.rank}.'
+        return {
+            name: torch.zeros(entry['shape'], dtype=torch.uint8)
+            for name, entry in index.items()
+            if name.startswith(prefix) and (torch.cuda.is_available() or not name.endswith('.cuda'))
+        }
+

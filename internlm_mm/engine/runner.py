@@ -1,0 +1,352 @@
+"""Builds the parts of a config and holds them."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import FlexibleRunner
+
+from internlm_mm.checkpoint.checkpointer import (
+    TOKENIZER_FOLDER,
+    find_checkpoint,
+    newest_whole_checkpoint,
+)
+from internlm_mm.engine.preflight import check_run
+from internlm_mm.engine.run_state import RunState
+from internlm_mm.registry import DATALOADERS, DATASETS, RUNNERS, TOKENIZERS
+from internlm_mm.utils.config import dump_config
+from internlm_mm.utils.suggest import did_you_mean
+
+CONTENT = ('model', 'optimizer', 'data', 'scheduler')
+"""What `load_from=dict(path=..., content=[...])` can take from a checkpoint."""
+
+
+@RUNNERS.register_module()
+class LLMRunner(FlexibleRunner):
+    """MMEngine's FlexibleRunner without its vision-era assumptions. Stock hooks work in it.
+
+    Every argument is a top-level key of a config.
+
+    Args:
+        model: Config of a MODELS member.
+        work_dir: Where logs and checkpoints go.
+        tokenizer: Config of a TOKENIZERS member; travels with the checkpoints.
+        train_dataloader: Config of a DATALOADERS member with its dataset.
+        train_cfg: Config of the training loop: length and batch sizes.
+        val_dataloader: Config of a loader over held-out data.
+        val_cfg: Config of the evaluation loop.
+        optim_wrapper: Config of the optimizer wrapper with its optimizer.
+        param_scheduler: Configs of schedules.
+        strategy: Config of the strategy: layout, precision, memory.
+        default_hooks: Hooks by role, so that a config can replace or drop (None) one.
+        custom_hooks: Further hooks.
+        load_from: A checkpoint to start from, weights only, or `dict(path=..., content=[...])` with any
+            of 'model', 'optimizer', 'data', 'scheduler'.
+        resume: True goes on from the newest whole checkpoint of `work_dir` if there is one; a path from there.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+        env_cfg: `dist_cfg=dict(backend=, timeout=)` and `cudnn_benchmark`.
+        log_processor: MMEngine's; used by its stock LoggerHook.
+        log_level: Level of the log.
+        visualizer: Where curves go; MMEngine's VisBackends by name.
+        default_scope: Where bare type names are looked up first.
+        randomness: `seed`, `deterministic`.
+        experiment_name: Name of the run; the config's by default.
+        cfg: The whole config, for the dump.
+
+    Raises:
+        ValueError: If parts do not fit together, before anything is allocated.
+        PermissionError: If `work_dir` cannot be written.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        work_dir: str,
+        tokenizer: dict | None = None,
+        train_dataloader: Any = None,
+        train_cfg: dict | None = None,
+        val_dataloader: Any = None,
+        val_cfg: dict | None = None,
+        optim_wrapper: Any = None,
+        param_scheduler: Any = None,
+        strategy: Any = None,
+        default_hooks: dict | None = None,
+        custom_hooks: list | None = None,
+        load_from: str | Mapping[str, Any] | None = None,
+        resume: str | bool = False,
+        launcher: str = 'none',
+        env_cfg: dict | None = None,
+        log_processor: dict | None = None,
+        log_level: str = 'INFO',
+        visualizer: Any = None,
+        default_scope: str = 'internlm_mm',
+        randomness: dict | None = None,
+        experiment_name: str | None = None,
+        cfg: Config | None = None,
+    ) -> None:
+        _check_writable(Path(work_dir))
+        if (val_dataloader is None) != (val_cfg is None):
+            raise ValueError('val_dataloader and val_cfg go together: one of them is missing')
+        self.tokenizer = None if tokenizer is None else TOKENIZERS.build(tokenizer)
+        self.run_state: RunState
+        super().__init__(
+            model=model,
+            work_dir=work_dir,
+            experiment_name=experiment_name,
+            train_dataloader=train_dataloader,
+            optim_wrapper=optim_wrapper,
+            param_scheduler=param_scheduler,
+            train_cfg=train_cfg,
+            val_dataloader=val_dataloader,
+            val_cfg=val_cfg,
+            val_evaluator={} if val_cfg is not None else None,
+            strategy=strategy or {'type': 'HybridParallelStrategy'},
+            default_hooks=default_hooks,
+            custom_hooks=custom_hooks,
+            load_from=load_from,
+            resume=resume,
+            launcher=launcher,
+            env_cfg=env_cfg or {},
+            log_processor=log_processor,
+            log_level=log_level,
+            visualizer=visualizer,
+            default_scope=default_scope,
+            randomness=randomness or {'seed': None},
+            cfg=cfg,
+        )
+
+    @classmethod
+    def from_cfg(cls, cfg: Config) -> 'LLMRunner':
+        """Build from a checked config; see `internlm_mm.utils.config.check_config`."""
+        init_default_scope(cfg.get('default_scope', 'internlm_mm'))
+        arguments = {
+            key: value for key, value in cfg.items() if key not in ('runner_type', 'custom_imports')
+        }
+        return cls(**arguments, cfg=cfg)
+
+    # -------------------------------------------------------------------------------- building
+
+    def build_token_loader(
+        self,
+        loader: Any,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rampup: Mapping[str, int] | None,
+    ) -> Any:
+        """The training loader, told this rank's share. Called by the training loop."""
+        return self._build_loader(
+            loader,
+            global_batch_size=global_batch_size,
+            micro_batch_size=micro_batch_size,
+            rampup=rampup,
+        )
+
+    def build_eval_loader(self, loader: Any) -> Any:
+        """A loader that passes once over held-out data. Called by the evaluation loop."""
+        return self._build_loader(loader)
+
+    def _build_loader(self, loader: Any, **options: Any) -> Any:
+        if not isinstance(loader, dict):
+            return loader
+        config = dict(loader)
+        if isinstance(config['dataset'], dict):
+            config['dataset'] = DATASETS.build(
+                dict(config['dataset']), default_args={'seed': self.seed}
+            )
+        return DATALOADERS.build(
+            config,
+            default_args={
+                'data_rank': self.strategy.data_rank,
+                'data_world_size': self.strategy.data_world_size,
+                'pin_memory': self.strategy.device.type == 'cuda',
+                **options,
+            },
+        )
+
+    def register_default_hooks(self, hooks: dict | None = None) -> None:
+        """Register the config's hooks by role; MMEngine's own defaults are for images."""
+        for hook in (hooks or {}).values():
+            if hook is not None:
+                self.register_hook(hook)
+
+    # -------------------------------------------------------------------------------- running
+
+    def train(self) -> torch.nn.Module:
+        """Train from the beginning, from a checkpoint or from where the last run stopped."""
+        if self._train_loop is None:
+            raise ValueError('train needs train_dataloader, train_cfg and optim_wrapper in the config')
+        self.model = self.strategy.build_model(self.model)
+        self._train_loop = self.build_train_loop(self._train_loop)
+        if self._val_loop is not None:
+            self._val_loop = self.build_val_loop(self._val_loop)
+        loaders = {'train_dataloader': self.train_dataloader}
+        if self._val_loop is not None:
+            loaders['val_dataloader'] = self.val_dataloader
+        check_run(self.model, loaders, self.tokenizer)
+        self._prepare(
+            optim_wrapper=self.optim_wrapper,
+            param_scheduler=self.param_schedulers,
+            dispatch_kwargs={'max_iters': self.max_iters},
+        )
+        self.optim_wrapper = self.strategy.optim_wrapper
+        if self.param_schedulers is not None:
+            self.param_schedulers = self.strategy.param_schedulers
+        self.load_or_resume()
+        self.call_hook('before_run')
+        model = self.train_loop.run()
+        self.run_state.checkpointer.finish()
+        self.call_hook('after_run')
+        return model
+
+    def val(self) -> dict[str, float]:
+        """Evaluate the weights of `load_from` or `resume`, or untrained ones."""
+        if self._val_loop is None:
+            raise ValueError('val needs val_dataloader and val_cfg in the config')
+        self.model = self.strategy.build_model(self.model)
+        self._val_loop = self.build_val_loop(self._val_loop)
+        check_run(self.model, {'val_dataloader': self.val_dataloader}, self.tokenizer)
+        self._prepare()
+        self.load_or_resume()
+        self.call_hook('before_run')
+        metrics = self.val_loop.run()
+        self.call_hook('after_run')
+        return metrics
+
+    def _prepare(self, **arguments: Any) -> None:
+        self.strategy.prepare(self.model, **arguments)
+        self.model = self.strategy.model
+        self.run_state = self.strategy.run_state = RunState(self.strategy)
+        if self.tokenizer is not None and self.rank == 0:
+            self.tokenizer.save(Path(self.work_dir) / TOKENIZER_FOLDER)
+
+    # ---------------------------------------------------------------------------- checkpoints
+
+    def load_or_resume(self) -> None:
+        """Resume wins if there is a whole checkpoint to resume from; the decision is logged."""
+        if self._has_loaded:
+            return
+        training = hasattr(self.strategy, 'optim_wrapper')
+        resume_from = self._agree(self._find_resume)
+        if resume_from is not None:
+            self._take(Path(resume_from), CONTENT if training else ('model',), random=training)
+        elif self._load_from is not None:
+            path, content = _parse_load_from(self._load_from)
+            self._take(self._agree(lambda: find_checkpoint(path)), content)
+        self._has_loaded = True
+
+    def _find_resume(self) -> Path | None:
+        if isinstance(self._resume, str):
+            return find_checkpoint(self._resume)
+        if not self._resume:
+            return None
+        newest, damaged = newest_whole_checkpoint(self.work_dir)
+        for folder, why in damaged.items():
+            self.logger.warning(f'{folder} is not whole ({why}); looking for an older one')
+        if newest is None:
+            self.logger.info(f'nothing to resume in {self.work_dir}: starting from the beginning')
+        return newest
+
+    def _agree(self, decide: Any) -> Any:
+        """What rank 0 decides, on every rank; an error there is raised everywhere."""
+        if self.world_size == 1:
+            return decide()
+        answer: list[Any] = [None]
+        if self.rank == 0:
+            try:
+                answer = [decide()]
+            except (OSError, ValueError) as error:
+                answer = [error]
+        dist.broadcast_object_list(answer)
+        if isinstance(answer[0], Exception):
+            raise answer[0]
+        return answer[0]
+
+    def _take(self, path: Path, content: tuple[str, ...], random: bool = False) -> None:
+        parts = [part for part in content if part != 'data'] + (['random'] if random else [])
+        state = self.run_state.load(
+            path, parts, lambda state: self.call_hook('after_load_checkpoint', checkpoint=state)
+        )
+        loop = self._train_loop
+        if loop is not None and 'train_loop' in state:
+            position = dict(loop.state_dict())
+            if 'data' in content:
+                position |= {k: state['train_loop'][k] for k in ('rows', 'consumed_tokens')}
+            if 'scheduler' in content:
+                position['iter'] = state['train_loop']['iter']
+            loop.load_state_dict(position)
+        where = f' at iteration {self.iter}' if loop is not None else ''
+        self.logger.info(f'loaded {", ".join(parts)} from {path}{where}')
+
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict | None = None,  # noqa: ARG002  MMEngine's signature
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        meta: dict | None = None,
+        by_epoch: bool = False,
+        backend_args: dict | None = None,  # noqa: ARG002
+    ) -> None:
+        """Save `out_dir/filename`, which must be called `iter_N`. Collective.
+
+        Raises:
+            ValueError: If the name is another, which no tool would find again.
+        """
+        expected = f'iter_{self.train_loop.state_dict()["iter"]}'
+        if by_epoch or filename != expected:
+            raise ValueError(
+                f'checkpoint name {filename!r}: folders are called iter_N, here {expected!r}; '
+                "set by_epoch=False and filename_tmpl='iter_{}' on the checkpoint hook"
+            )
+        python_text, json_text = dump_config(self.cfg)
+        tokenizer = Path(self.work_dir) / TOKENIZER_FOLDER
+        extra = {
+            'meta': {'experiment_name': self.experiment_name, **(meta or {})},
+            'train_loop': self.train_loop.state_dict(),
+            'texts': {'config.py': python_text, 'config.json': json_text},
+            'folders': {TOKENIZER_FOLDER: tokenizer} if self.tokenizer is not None else {},
+        }
+        self.strategy.save_checkpoint(
+            os.path.join(out_dir, filename),
+            save_optimizer=save_optimizer,
+            save_param_scheduler=save_param_scheduler,
+            extra_ckpt=extra,
+            callback=lambda state: self.call_hook('before_save_checkpoint', checkpoint=state),
+        )
+
+    def dump_config(self) -> None:
+        """Write the resolved config into the work dir; training from that file repeats the run."""
+        if self.rank == 0:
+            name = Path(self.cfg.filename).name if self.cfg.filename else f'{self.timestamp}.py'
+            (Path(self.work_dir) / name).write_text(dump_config(self.cfg)[0])
+
+
+def _parse_load_from(load_from: str | Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    if isinstance(load_from, str):
+        return load_from, ('model',)
+    options = dict(load_from)
+    path = options.pop('path', None)
+    content = tuple(options.pop('content', ('model',)))
+    if path is None or options:
+        raise ValueError(f'load_from={dict(load_from)}: expected dict(path=..., content=[...])')
+    for part in content:
+        if part not in CONTENT:
+            raise ValueError(f'load_from.content: {part!r} is unknown.{did_you_mean(part, CONTENT)}')
+    return path, content
+
+
+def _check_writable(work_dir: Path) -> None:
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        probe = work_dir / f'.write_test_{os.getpid()}'
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PermissionError(f'work_dir={str(work_dir)!r} cannot be written: {error.strerror}') from error

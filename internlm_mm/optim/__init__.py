@@ -1,0 +1,13 @@
+"""Optimizer wrapper, parameter groups, gradient norm and schedules."""
+
+from internlm_mm.optim.hybrid_zero import HybridZeroOptimWrapper
+from internlm_mm.optim.param_groups import DecayGroupsConstructor
+from internlm_mm.optim.schedules import Beta2Schedule, WarmupCosine, WarmupStableDecay
+
+__all__ = [
+    'Beta2Schedule',
+    'DecayGroupsConstructor',
+    'HybridZeroOptimWrapper',
+    'WarmupCosine',
+    'WarmupStableDecay',
+]

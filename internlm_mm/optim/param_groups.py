@@ -1,0 +1,43 @@
+"""Which parameters decay."""
+
+from typing import Any
+
+from mmengine.optim import DefaultOptimWrapperConstructor
+from torch import nn
+
+from internlm_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class DecayGroupsConstructor(DefaultOptimWrapperConstructor):
+    """Two parameter groups: tensors of two or more dimensions decay, norms and biases do not.
+
+    Two groups, not one a parameter as in MMEngine's default with `paramwise_cfg`, so that fused and
+    foreach optimizers stay whole.
+
+    Args:
+        optim_wrapper_cfg: Config of the optimizer wrapper, with the optimizer's inside.
+        paramwise_cfg: Refused: groups follow the rule above.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        if paramwise_cfg:
+            raise ValueError(
+                'optim_wrapper.paramwise_cfg is not supported by DecayGroupsConstructor: register a '
+                'constructor of your own for other groups (docs/en/plugins.md)'
+            )
+        super().__init__(optim_wrapper_cfg)
+
+    def __call__(self, model: nn.Module) -> Any:
+        """Build the optimizer over `model`'s trainable parameters, and its wrapper."""
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        groups = [
+            {'params': [p for p in parameters if p.ndim >= 2]},
+            {'params': [p for p in parameters if p.ndim < 2], 'weight_decay': 0.0},
+        ]
+        optimizer_cfg = dict(self.optimizer_cfg)
+        optimizer_cfg['params'] = [group for group in groups if group['params']]
+        wrapper_cfg = dict(self.optim_wrapper_cfg)
+        wrapper_cfg.setdefault('type', 'HybridZeroOptimWrapper')
+        optimizer = OPTIMIZERS.build(optimizer_cfg)
+        return OPTIM_WRAPPERS.build(wrapper_cfg, default_args={'optimizer': optimizer})

@@ -1,0 +1,53 @@
+"""Initial weights that do not depend on the layout."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def name_seed(seed: int, name: str) -> int:
+    """Seed of one tensor: a hash of the run's seed and the tensor's name."""
+    return int.from_bytes(hashlib.sha256(f'{seed}/{name}'.encode()).digest()[:7], 'big')
+
+
+@torch.no_grad()
+def initialize_parameters(model: nn.Module, seed: int, device: torch.device) -> None:
+    """Give every parameter its initial value, whatever part of it this rank holds.
+
+    Each full tensor is drawn on the CPU from a generator of its own and then cut, so that one process
+    and a thousand start equal.
+
+    Args:
+        model: Has `init_parameter(name, tensor, generator)`, which fills one full tensor.
+        seed: The run's seed.
+        device: Where the parameters are.
+    """
+
+    def draw(name: str, parameter: Tensor) -> Tensor:
+        full = torch.empty(parameter.shape, dtype=parameter.dtype)
+        generator = torch.Generator().manual_seed(name_seed(seed, name))
+        model.init_parameter(name, full, generator)  # type: ignore[operator]
+        return full
+
+    # Generators release the interpreter lock, so tensors are drawn side by side; a bounded number
+    # at a time keeps only that many whole.
+    parameters = list(model.named_parameters())
+    workers = min(8, torch.get_num_threads())
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        for start in range(0, len(parameters), workers):
+            group = parameters[start : start + workers]
+            for (_, parameter), full in zip(group, pool.map(lambda x: draw(*x), group), strict=True):
+                _assign(parameter, full, device)
+
+
+def _assign(parameter: Tensor, full: Tensor, device: torch.device) -> None:
+    if isinstance(parameter, DTensor):
+        cut = distribute_tensor(
+            full.to(device), parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
+        parameter.to_local().copy_(cut.to_local())
+    else:
+        parameter.copy_(full)

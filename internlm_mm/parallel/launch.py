@@ -1,0 +1,56 @@
+"""Join the job's processes."""
+
+import datetime
+
+import torch
+import torch.distributed as dist
+
+from internlm_mm.utils.launch import Launch, host_name
+
+
+def join_process_group(
+    launcher: str,
+    launch: Launch,
+    device: torch.device,
+    timeout: datetime.timedelta,
+    backend: str | None = None,
+) -> int:
+    """Create the default process group. Collective; nothing to do for one process.
+
+    Args:
+        launcher: 'none', or who started the processes.
+        launch: This process's place.
+        device: The process's device.
+        timeout: How long a collective may wait for a rank.
+        backend: gloo on CPUs, gloo and NCCL on GPUs by default.
+
+    Returns:
+        Processes on this machine (the smallest number over all machines).
+    """
+    if launcher != 'none' and not dist.is_initialized():
+        cuda = device.type == 'cuda'
+        # torchrun brings a store of its own; others meet at rank 0.
+        store = (
+            None
+            if launcher == 'pytorch'
+            else dist.TCPStore(
+                launch.master_addr,
+                launch.master_port,
+                launch.world_size,
+                is_master=launch.rank == 0,
+                timeout=timeout,
+            )
+        )
+        dist.init_process_group(
+            backend or ('cpu:gloo,cuda:nccl' if cuda else 'gloo'),
+            store=store,
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout=timeout,
+            device_id=device if cuda else None,
+        )
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return 1
+    hosts: list[str] = [''] * dist.get_world_size()
+    dist.all_gather_object(hosts, host_name())
+    return min(hosts.count(host) for host in hosts)

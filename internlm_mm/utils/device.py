@@ -1,0 +1,62 @@
+"""The device a process trains on and what it can do at best."""
+
+import torch
+
+PEAK_BF16_FLOPS = {
+    # Dense bf16 tensor-core peak in FLOP/s, from the vendors' data sheets. Longest match first.
+    'H200': 989e12,
+    'H100 PCIe': 756e12,
+    'H100 NVL': 835e12,
+    'H100': 989e12,
+    'H800': 989e12,
+    'B200': 2250e12,
+    'A100': 312e12,
+    'A800': 312e12,
+    'L40S': 362e12,
+    'L4': 121e12,
+    'RTX 4090': 165e12,
+    'RTX 3090': 71e12,
+}
+
+
+def pick_device(local_rank: int = 0) -> torch.device:
+    """This process's device: the GPU numbered `local_rank`, or the CPU where there is none.
+
+    Raises:
+        ValueError: If there are GPUs but fewer than processes on this machine.
+    """
+    if not torch.cuda.is_available():
+        return torch.device('cpu')
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise ValueError(
+            f'process {local_rank} of this machine has no GPU: {count} visible. Start {count} a machine.'
+        )
+    return torch.device('cuda', local_rank)
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 peak of `device` in FLOP/s, or None where it is not known (every CPU)."""
+    if device.type != 'cuda':
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in PEAK_BF16_FLOPS.items() if key in name), None)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what was asked of it; at once on a CPU."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """`'bfloat16'` -> `torch.bfloat16`. Configs hold dtypes as strings.
+
+    Raises:
+        ValueError: If no floating-point dtype has that name.
+    """
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        valid = 'float32, bfloat16, float16, float64'
+        raise ValueError(f'{name!r} is not a floating-point dtype. Valid: {valid}.')
+    return dtype

@@ -1,0 +1,42 @@
+"""SIGTERM and Ctrl-C as a flag that training looks at between steps."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+REQUEUE_EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: stopped by a signal after saving; start the same command again."""
+
+
+class StopSignal:
+    """Context in which SIGTERM and SIGINT are noted instead of killing the process.
+
+    A second Ctrl-C interrupts at once, for a person who does not want to wait for the step.
+
+    Attributes:
+        received: Number of the signal that came, or 0.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> 'StopSignal':
+        if threading.current_thread() is threading.main_thread():  # only it may set handlers
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
