@@ -1,0 +1,23 @@
+"""Text on disk -> rows of tokens -> batches."""
+
+from internlm_mm.datasets.loader import EvalLoader, TokenLoader
+from internlm_mm.datasets.mixture import Mixture
+from internlm_mm.datasets.packing import Row, collate_rows, pack_row
+from internlm_mm.datasets.pretrain import PretrainDataset
+from internlm_mm.datasets.random_tokens import RandomTokens
+from internlm_mm.datasets.sampler import BatchSizeRampup
+from internlm_mm.datasets.token_file import TokenFile, TokenFileWriter
+
+__all__ = [
+    'BatchSizeRampup',
+    'EvalLoader',
+    'Mixture',
+    'PretrainDataset',
+    'RandomTokens',
+    'Row',
+    'TokenFile',
+    'TokenFileWriter',
+    'TokenLoader',
+    'collate_rows',
+    'pack_row',
+]

@@ -1,0 +1,350 @@
+"""Token files: documents as one long memory-mapped array of ids.
+
+A token file is a folder:
+
+    tokens.bin     ids of all documents end to end, uint16 or uint32, little endian
+    offsets.npy    where each document starts, and the end of the last, in tokens: int64
+                   [documents + 1]
+    loss_mask.bin  optional: 1 where a token is to be learned, 0 where it is context only, uint8
+    meta.json      version, dtype, counts, vocabulary, tokenizer, and what bounds a row's documents
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+VERSION = 1
+WINDOWS = tuple(2**power for power in range(7, 18))
+"""Lengths, in tokens, for which the writer counts how many documents may start within."""
+
+_CHUNK = 1 << 20  # documents or tokens handled at a time
+
+
+class TokenFile:
+    """Reader of one token file; opening reads `meta.json` and file sizes, arrays are mapped later.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        FileNotFoundError: If the folder or one of its files is missing.
+        ValueError: If the files contradict each other, with the numbers.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        meta = _read_meta(self.path)
+        self.version: int = meta['version']
+        self.dtype = np.dtype(meta['dtype']).newbyteorder('<')
+        self.num_documents: int = meta['num_documents']
+        self.num_tokens: int = meta['num_tokens']
+        self.vocab_size: int = meta['vocab_size']
+        self.tokenizer: dict[str, str] | None = meta.get('tokenizer')
+        self.shortest_document: int = meta.get('shortest_document', 1)
+        self._window_counts = {int(k): v for k, v in meta.get('documents_per_window', {}).items()}
+        self.has_loss_mask = (self.path / 'loss_mask.bin').is_file()
+        self._check_size('tokens.bin', self.num_tokens * self.dtype.itemsize)
+        if self.has_loss_mask:
+            self._check_size('loss_mask.bin', self.num_tokens)
+        self._check_size('offsets.npy', (self.num_documents + 1) * 8 + _HEADER_BYTES)
+
+    def _check_size(self, name: str, expected: int) -> None:
+        path = self.path / name
+        if not path.is_file():
+            raise FileNotFoundError(f'{path} is missing: the token file is not whole')
+        actual = path.stat().st_size
+        if actual != expected:
+            raise ValueError(
+                f'{path} has {actual:,} bytes, but meta.json ({self.num_documents:,} documents, '
+                f'{self.num_tokens:,} tokens of {self.dtype.name}) needs {expected:,}: '
+                f'{"truncated" if actual < expected else "too long"} or of another dtype; '
+                'make it again with tools/preprocess_data.py'
+            )
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """Ids of all documents, [tokens]."""
+        return self._map('tokens.bin', self.dtype)
+
+    @cached_property
+    def loss_mask(self) -> np.ndarray | None:
+        """1 where a token is to be learned, [tokens]; None when all are."""
+        return self._map('loss_mask.bin', np.dtype(np.uint8)) if self.has_loss_mask else None
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """Where documents start, and the end of the last, [documents + 1]."""
+        path = self.path / 'offsets.npy'
+        try:
+            offsets = np.load(path, mmap_mode='r', allow_pickle=False)
+        except ValueError as error:
+            raise ValueError(f'{path} is not a numpy array: {error}') from error
+        if offsets.dtype != np.int64 or offsets.shape != (self.num_documents + 1,):
+            raise ValueError(
+                f'{path} holds {offsets.dtype} {list(offsets.shape)}, '
+                f'expected int64 [{self.num_documents + 1}]'
+            )
+        if offsets[0] != 0 or offsets[-1] != self.num_tokens:
+            raise ValueError(
+                f'{path} covers tokens {offsets[0]} to {offsets[-1]}, '
+                f'but there are {self.num_tokens}'
+            )
+        return offsets.view(np.ndarray)  # plain arrays slice faster than np.memmap
+
+    def _map(self, name: str, dtype: np.dtype) -> np.ndarray:
+        if not self.num_tokens:
+            return np.empty(0, dtype)  # an empty file cannot be mapped
+        return np.memmap(self.path / name, dtype, mode='r').view(np.ndarray)
+
+    def __len__(self) -> int:
+        return self.num_documents
+
+    def document(self, index: int) -> np.ndarray:
+        """Ids of document `index`, [tokens]."""
+        if not 0 <= index < self.num_documents:
+            raise IndexError(f'document {index} of {self.num_documents} in {self.path}')
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def max_documents_in(self, window: int) -> int:
+        """Bound on how many documents start within any `window` consecutive tokens."""
+        if not self._window_counts:
+            return min(window, self.num_documents)
+        for length in sorted(self._window_counts):
+            if length >= window:
+                return min(self._window_counts[length], window)
+        longest = max(self._window_counts)
+        return min(self._window_counts[longest] * -(-window // longest), self.num_documents)
+
+    def verify(self) -> None:
+        """Read everything once.
+
+        Raises:
+            ValueError: If documents are out of order or empty, or an id is outside the vocabulary.
+        """
+        for start in range(0, self.num_documents, _CHUNK):
+            lengths = np.diff(self.offsets[start : start + _CHUNK + 1])
+            if (lengths < 1).any():
+                index = start + int(np.argmax(lengths < 1))
+                raise ValueError(
+                    f'{self.path}: document {index} has {lengths[index - start]} tokens'
+                )
+        for start in range(0, self.num_tokens, _CHUNK):
+            ids = self.tokens[start : start + _CHUNK]
+            if int(ids.max()) >= self.vocab_size:
+                index = int(np.argmax(ids >= self.vocab_size))
+                raise ValueError(
+                    f'{self.path}: token {start + index} is {ids[index]}, '
+                    f'outside the vocabulary of {self.vocab_size}'
+                )
+
+    def __getstate__(self) -> dict:
+        """Everything but the maps: another process opens its own."""
+        return {k: v for k, v in vars(self).items() if k not in ('tokens', 'offsets', 'loss_mask')}
+
+
+class TokenFileWriter:
+    """Writes a token file into a temporary folder beside it and moves it into place when done.
+
+    Used as a context manager: leaving normally publishes, leaving by an exception removes what was
+    written and leaves an older file at `path` as it was.
+
+    Args:
+        path: The folder to make.
+        vocab_size: Ids must be below it; decides between uint16 and uint32.
+        tokenizer: What made the ids: `dict(type=..., hash=...)`.
+        has_loss_mask: Whether documents come with a loss mask.
+        overwrite: Replace a token file that is there already.
+
+    Raises:
+        FileExistsError: If `path` exists and `overwrite` is not set.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        vocab_size: int,
+        tokenizer: dict[str, str] | None = None,
+        has_loss_mask: bool = False,
+        overwrite: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        if not 1 <= vocab_size <= 2**32:
+            raise ValueError(f'vocab_size must be between 1 and 2**32, got {vocab_size}')
+        if self.path.exists() and not overwrite:
+            raise FileExistsError(f'{self.path} exists')
+        self.vocab_size = vocab_size
+        self.tokenizer = tokenizer
+        self.dtype = np.dtype('<u2' if vocab_size <= 2**16 else '<u4')
+        self.num_documents = 0
+        self.num_tokens = 0
+        self._shortest: int | None = None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._folder = Path(
+            tempfile.mkdtemp(prefix=f'.{self.path.name}.', suffix='.partial', dir=self.path.parent)
+        )
+        self._folder.chmod(0o755)  # mkdtemp makes it private, and the data is meant to be shared
+        self._tokens = open(self._folder / 'tokens.bin', 'wb')
+        self._mask = open(self._folder / 'loss_mask.bin', 'wb') if has_loss_mask else None
+        # Offsets go to disk as they come: a billion documents would not fit in memory.
+        self._offsets = open(self._folder / 'offsets.npy', 'wb')
+        self._offsets.write(_header(0) + bytes(8))
+
+    def add(self, ids: np.ndarray | list[int], loss_mask: np.ndarray | None = None) -> None:
+        """Append one document.
+
+        Args:
+            ids: Its tokens, [tokens], at least one.
+            loss_mask: 1 where a token is to be learned, [tokens]; needed iff `has_loss_mask`.
+
+        Raises:
+            ValueError: If it is empty, has an id outside the vocabulary, or lacks its mask.
+        """
+        array = np.asarray(ids, np.int64)
+        self.add_many(array, np.array([len(array)]), loss_mask)
+
+    def add_many(
+        self, ids: np.ndarray, lengths: np.ndarray, loss_mask: np.ndarray | None = None
+    ) -> None:
+        """Append several documents that lie end to end.
+
+        Args:
+            ids: Their tokens, [tokens].
+            lengths: Tokens of each, [documents].
+            loss_mask: As in `add`, for all of them, [tokens].
+        """
+        if not len(lengths):
+            return
+        if lengths.min() < 1 or lengths.sum() != len(ids):
+            raise ValueError(f'documents of {lengths.tolist()} tokens do not make {len(ids)}')
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.vocab_size:
+            bad = low if low < 0 else high
+            raise ValueError(f'token id {bad} is outside the vocabulary of {self.vocab_size}')
+        if (loss_mask is None) != (self._mask is None):
+            raise ValueError('every document needs a loss mask, or none may have one')
+        if self._mask is not None and loss_mask is not None:
+            if len(loss_mask) != len(ids):
+                raise ValueError(f'{len(loss_mask)} mask values for {len(ids)} tokens')
+            self._mask.write(np.asarray(loss_mask, np.uint8).tobytes())
+        self._tokens.write(ids.astype(self.dtype).tobytes())
+        self._offsets.write((self.num_tokens + np.cumsum(lengths)).astype('<i8').tobytes())
+        self.num_documents += len(lengths)
+        self.num_tokens += len(ids)
+        shortest = int(lengths.min())
+        self._shortest = min(shortest, self._shortest or shortest)
+
+    def __enter__(self) -> TokenFileWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def close(self) -> None:
+        """Write what is left and publish."""
+        try:
+            self._offsets.seek(0)
+            self._offsets.write(_header(self.num_documents + 1))
+            self._close_files()
+            self._write_meta()
+            publish(self._folder, self.path)
+        except BaseException:
+            self.abort()
+            raise
+
+    def abort(self) -> None:
+        """Remove everything that was written."""
+        self._close_files()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _close_files(self) -> None:
+        for file in (self._tokens, self._offsets, self._mask):
+            if file is not None:
+                file.close()
+
+    def _write_meta(self) -> None:
+        offsets = np.load(self._folder / 'offsets.npy', mmap_mode='r')
+        meta = {
+            'version': VERSION,
+            'dtype': self.dtype.name,
+            'num_documents': self.num_documents,
+            'num_tokens': self.num_tokens,
+            'vocab_size': self.vocab_size,
+            'tokenizer': self.tokenizer,
+            'shortest_document': self._shortest or 0,
+            'documents_per_window': {str(w): _most_starts(offsets, w) for w in WINDOWS},
+        }
+        (self._folder / 'meta.json').write_text(json.dumps(meta, indent=2) + '\n')
+
+
+def publish(folder: Path, path: Path) -> None:
+    """Move a finished folder to `path`; what was there goes once the new one is in place."""
+    if not path.exists():
+        folder.rename(path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', suffix='.old', dir=path.parent))
+    path.rename(old / path.name)
+    folder.rename(path)
+    shutil.rmtree(old)
+
+
+def _header(count: int) -> bytes:
+    """The header of a .npy file of `count` int64, of a length that does not depend on `count`."""
+    text = f"{{'descr': '<i8', 'fortran_order': False, 'shape': ({count},), }}"
+    return b'\x93NUMPY\x01\x00' + (118).to_bytes(2, 'little') + text.ljust(117).encode() + b'\n'
+
+
+_HEADER_BYTES = len(_header(0))
+
+
+def _most_starts(offsets: np.ndarray, window: int) -> int:
+    """Most documents that start within any `window` consecutive tokens."""
+    most, count = 0, len(offsets) - 1
+    for start in range(0, count, _CHUNK):
+        chunk = offsets[start : min(start + _CHUNK, count)]
+        # offsets[-1] is the end of the data and starts no document
+        last = np.searchsorted(offsets[:-1], chunk + window)
+        most = max(most, int((last - np.arange(start, start + len(chunk))).max()))
+    return most
+
+
+def _read_meta(folder: Path) -> dict:
+    path = folder / 'meta.json'
+    if not folder.is_dir():
+        raise FileNotFoundError(f'no token file at {folder}')
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} is missing, so {folder} is no token file')
+    try:
+        meta = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f'{path} is not JSON: {error}') from error
+    kinds = {
+        'version': int,
+        'dtype': str,
+        'num_documents': int,
+        'num_tokens': int,
+        'vocab_size': int,
+    }
+    for key, kind in kinds.items():
+        if not isinstance(meta, dict) or not isinstance(meta.get(key), kind):
+            raise ValueError(f'{path}: key {key!r} is missing or not of type {kind.__name__}')
+    if meta['version'] != VERSION:
+        raise ValueError(f'{path}: version {meta["version"]}, this reader knows {VERSION}')
+    if meta['dtype'] not in ('uint16', 'uint32'):
+        raise ValueError(f'{path}: dtype {meta["dtype"]!r}, valid: uint16, uint32')
+    return meta

@@ -1,0 +1,75 @@
+"""Tokenizers in Hugging Face's format."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from internlm_mm.registry import TOKENIZERS
+from internlm_mm.tokenizers.base import Tokenizer, hash_files
+
+JSON_NAME = 'tokenizer.json'
+_FILES = (
+    JSON_NAME,
+    'tokenizer_config.json',
+    'special_tokens_map.json',
+    'added_tokens.json',
+    'chat_template.jinja',
+    'tokenizer.model',
+    'vocab.json',
+    'merges.txt',
+)
+
+
+@TOKENIZERS.register_module()
+class HFTokenizer(Tokenizer):
+    """A tokenizer of Hugging Face `transformers`, from a local folder; nothing is downloaded.
+
+    Args:
+        path: Folder with `tokenizer.json`, and `tokenizer_config.json` for the special tokens.
+
+    Raises:
+        FileNotFoundError: If the folder has no `tokenizer.json`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        # Importing transformers takes seconds; a run with a SentencePiece model need not wait.
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+        path = Path(path)
+        self.path = path.parent if path.name == JSON_NAME else path
+        if not (self.path / JSON_NAME).is_file():
+            raise FileNotFoundError(
+                f'no Hugging Face tokenizer at {self.path}: {JSON_NAME} is missing'
+            )
+        if (self.path / 'tokenizer_config.json').is_file():
+            self._tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+        else:
+            self._tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(self.path / JSON_NAME))
+        self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1  # ids may have holes
+        self.bos_id = self._tokenizer.bos_token_id
+        self.eos_id = self._tokenizer.eos_token_id
+        self.pad_id = self._tokenizer.pad_token_id
+        self._files = [self.path / name for name in _FILES if (self.path / name).is_file()]
+        self.hash = hash_files(self._files)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without special tokens; text that spells one is plain text."""
+        return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; special tokens are written out."""
+        text = self._tokenizer.decode(
+            [int(index) for index in ids],
+            skip_special_tokens=False,
+            clean_up_tokenization_spaces=False,
+        )
+        assert isinstance(text, str)  # a list only for a list of lists
+        return text
+
+    def save(self, folder: str | Path) -> None:
+        """Copy the tokenizer's files to `folder`."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for path in self._files:
+            shutil.copyfile(path, Path(folder) / path.name)

@@ -1,0 +1,68 @@
+"""Tokenizers trained with SentencePiece, InternLM's own among them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from sentencepiece import SentencePieceProcessor
+
+from internlm_mm.registry import TOKENIZERS
+from internlm_mm.tokenizers.base import Tokenizer, hash_files
+
+MODEL_NAME = 'tokenizer.model'
+_SPACE_MARK = '\u2581'  # how SentencePiece spells a space inside its pieces
+
+
+@TOKENIZERS.register_module()
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model.
+
+    Args:
+        path: A `.model` file, or a folder that holds `tokenizer.model`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not a SentencePiece model.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        self.path = path / MODEL_NAME if path.is_dir() else path
+        if not self.path.is_file():
+            raise FileNotFoundError(f'no SentencePiece model at {self.path}')
+        try:
+            self._model = SentencePieceProcessor(model_file=str(self.path))
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f'{self.path} is not a SentencePiece model: {error}') from error
+        self.vocab_size = self._model.vocab_size()
+        # SentencePiece says -1 for what a model does not have.
+        self.bos_id, self.eos_id, self.pad_id = (
+            None if index < 0 else index
+            for index in (self._model.bos_id(), self._model.eos_id(), self._model.pad_id())
+        )
+        self.hash = hash_files([self.path])
+        mark = [self._model.piece_to_id(f'<0x{byte:02X}>') for byte in _SPACE_MARK.encode()]
+        self._mark_ids = mark if all(self._model.is_byte(index) for index in mark) else None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without special tokens."""
+        if _SPACE_MARK not in text or self._mark_ids is None:
+            return self._model.encode(text)
+        # A literal U+2581 would come back as a space; spelt in bytes it survives.
+        first, *rest = text.split(_SPACE_MARK)
+        ids = self._model.encode(first)
+        for part in rest:
+            ids += self._mark_ids
+            ids += self._model.encode(part)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; special tokens have none."""
+        return self._model.decode([int(index) for index in ids])
+
+    def save(self, folder: str | Path) -> None:
+        """Copy the model to `folder/tokenizer.model`."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.path, Path(folder) / MODEL_NAME)
