@@ -6,9 +6,8 @@ number where text belongs.
 """
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, Literal
 
 from mmengine.config import Config
@@ -17,6 +16,7 @@ from mmengine.registry import Registry
 
 from internlm_mm import registry as registries
 from internlm_mm.utils.config_reader import ConfigError
+from internlm_mm.utils.resolve import import_lazy, resolve_type
 from internlm_mm.utils.signatures import accepts, describe, options_of
 from internlm_mm.utils.suggest import did_you_mean
 
@@ -152,7 +152,7 @@ def _top_level(cfg: Config) -> Iterator[str]:
                         yield f'{key}.{name}={_short(item)}: {key} has no option {name!r}.{hint}'
     if runner := dict.get(cfg._cfg_dict, 'runner_type'):
         try:
-            _resolve(runner, registries.RUNNERS, 'runner_type')
+            resolve_type(runner, registries.RUNNERS, 'runner_type')
         except ConfigError as error:
             yield str(error)
 
@@ -170,7 +170,9 @@ def _walk(value: Any, path: tuple[str | int, ...]) -> Iterator[str]:
             yield from _walk(item, (*path, index))
     elif isinstance(value, str) and value == MASK:
         yield f'{_dotted(path)}={MASK!r} was masked in a dump: give the secret itself again'
-    elif isinstance(value, (LazyObject, LazyAttr)) and not callable(_build(value, path)):
+    elif isinstance(value, (LazyObject, LazyAttr)) and not callable(
+        import_lazy(value, _dotted(path))
+    ):
         yield (
             f'{_dotted(path)}={value.module}.{value}: an imported value cannot be written back; '
             'write it as a plain number or string'
@@ -204,7 +206,7 @@ def _check_call(call: dict[str, Any], path: tuple[str | int, ...]) -> Iterator[s
         yield f'{where} has no type: write {where}=dict(type=CLASS, ...)'
         return
     try:
-        target = _resolve(named, place.registry, f'{where}.type')
+        target = resolve_type(named, place.registry, f'{where}.type')
     except ConfigError as error:
         yield str(error)
         return
@@ -229,79 +231,6 @@ def _check_call(call: dict[str, Any], path: tuple[str | int, ...]) -> Iterator[s
     missing = [key for key in options.required if key not in call and key not in place.supplied]
     if missing and not options.takes_any:
         yield f'{where}: {name} needs {", ".join(missing)}'
-
-
-def _resolve(named: Any, registry: Registry | None, where: str) -> Callable[..., Any]:
-    """The class or function that a `type` names."""
-    if isinstance(named, (LazyObject, LazyAttr)):
-        named = _build(named, (where,))
-    if callable(named):
-        return named
-    if not isinstance(named, str):
-        raise ConfigError(f'{where}={named!r}: expected a class or the name of one')
-    found = _imported(named) if '.' in named else None
-    searched = _all_registries() if registry is None else [registry]
-    for candidate in searched:
-        found = found or _lookup(candidate, named)
-    if found is None:
-        names = sorted({name for one in searched for name in _names(one)})
-        kind = 'class' if registry is None else registry.name
-        raise ConfigError(
-            f'{where}={named!r}: no {kind} is registered under this name.'
-            f'{did_you_mean(named.split(".")[-1], names)}'
-        )
-    return found
-
-
-def _lookup(registry: Registry, name: str) -> Callable[..., Any] | None:
-    for one in _ancestors(registry):
-        one.import_from_location()
-    return registry.get(name)
-
-
-def _names(registry: Registry) -> list[str]:
-    return [name for one in _ancestors(registry) for name in one.module_dict]
-
-
-def _ancestors(registry: Registry) -> Iterator[Registry]:
-    one: Registry | None = registry
-    while one is not None:
-        yield one
-        one = one.parent
-
-
-def _all_registries() -> list[Registry]:
-    return [value for value in vars(registries).values() if isinstance(value, Registry)]
-
-
-def _imported(dotted: str) -> Callable[..., Any] | None:
-    """The class or function at a dotted path such as `torch.nn.Linear`, if there is one."""
-    parts = dotted.split('.')
-    for cut in range(len(parts) - 1, 0, -1):
-        try:
-            found: Any = import_module('.'.join(parts[:cut]))
-        except ModuleNotFoundError:
-            continue
-        for part in parts[cut:]:
-            found = getattr(found, part, None)
-        return found if callable(found) else None
-    return None
-
-
-def _build(lazy: LazyObject | LazyAttr, path: tuple[str | int, ...]) -> Any:
-    """Import what a config imported lazily."""
-    try:
-        return lazy.build()
-    except ImportError as error:
-        try:
-            names = dir(import_module(str(lazy.module)))
-        except ImportError:
-            names = []
-        where = lazy.location or 'the config'
-        raise ConfigError(
-            f'{_dotted(path)}: {where} imports {lazy} from {lazy.module}: '
-            f'{error}.{did_you_mean(str(lazy), names)}'
-        ) from error
 
 
 def _mismatch(where: str, value: Any, hint: Any) -> str:

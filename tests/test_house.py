@@ -1,0 +1,185 @@
+"""The house rules that a machine can check: who may import whom, no hidden inputs, sizes, mirrors.
+
+The rules are explained in docs/en/architecture.md.
+"""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+ROOT = REPOSITORY / 'internlm_mm'
+
+# What a package may import of ours besides itself and COMMON. What is not listed is refused.
+COMMON = {'registry', 'structures', 'utils', 'version'}
+MAY_IMPORT: dict[str, set[str]] = {
+    'registry': set(),
+    'structures': set(),
+    'version': set(),
+    'utils': {'registry'},  # to check a config against what is registered
+    'tokenizers': set(),
+    'sandbox': set(),
+    'ops': set(),
+    'models': {'ops'},
+    'datasets': {'tokenizers'},
+    'parallel': {'ops'},
+    'optim': set(),
+    'planner': set(),
+    'checkpoint': {'tokenizers'},
+    'evaluation': {'tokenizers', 'agents'},
+    'inference': {'tokenizers'},
+    'agents': {'tokenizers', 'sandbox'},
+    'engine': {'datasets', 'optim', 'parallel', 'checkpoint', 'evaluation'},
+    '__main__': set(),
+}
+
+# Distributions that are no requirement and are therefore imported where they are used.
+OPTIONAL = {
+    'flash_attn',
+    'flash_attn_interface',
+    'liger_kernel',
+    'pyarrow',
+    'torchao',
+    'torchdata',
+    'triton',
+}
+
+# Sources without a test file of their own, and why.
+NO_MIRROR = {
+    'version.py': 'a constant',
+}
+
+# Files that are longer than 400 lines, and why.
+LONG: dict[str, str] = {}
+
+FILES = sorted(ROOT.rglob('*.py'))
+TOOLS = sorted((REPOSITORY / 'tools').glob('*.py'))
+PROGRAMS = [*FILES, *TOOLS]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(REPOSITORY).as_posix()
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding='utf-8'))
+
+
+def imports(node: ast.AST) -> list[tuple[int, str]]:
+    """Line and dotted name of every module imported by one statement."""
+    if isinstance(node, ast.Import):
+        return [(node.lineno, alias.name) for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        module = '.' * node.level + (node.module or '')
+        if module == 'internlm_mm':
+            return [(node.lineno, f'internlm_mm.{alias.name}') for alias in node.names]
+        return [(node.lineno, module)]
+    return []
+
+
+@pytest.mark.parametrize('path', FILES, ids=name_of)
+def test_imports_only_what_the_table_allows(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0].removesuffix('.py')
+    if package == '__init__':
+        package = 'version'
+        allowed = {'version', 'utils'}
+    else:
+        assert package in MAY_IMPORT, f'{package} has no line in the table of who may import whom'
+        base = COMMON if package not in COMMON else set()
+        allowed = MAY_IMPORT[package] | base | {package}
+    for node in ast.walk(parsed(path)):
+        for line, module in imports(node):
+            assert not module.startswith('.'), f'line {line}: imports are absolute'
+            first, _, rest = module.partition('.')
+            assert first not in {'tools', 'configs', 'projects', 'tests'}, f'line {line}: {module}'
+            if first == 'internlm_mm':
+                part = rest.split('.')[0]
+                assert part in allowed, f'line {line}: {package} may not import {part}'
+
+
+@pytest.mark.parametrize('path', PROGRAMS, ids=name_of)
+def test_only_optional_dependencies_are_imported_inside_functions(path: Path) -> None:
+    for function in ast.walk(parsed(path)):
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            for node in ast.walk(function):
+                for line, module in imports(node):
+                    assert module.split('.')[0] in OPTIONAL, f'line {line}: {module} is no option'
+
+
+@pytest.mark.parametrize('path', PROGRAMS, ids=name_of)
+def test_no_hidden_inputs(path: Path) -> None:
+    for node in ast.walk(parsed(path)):
+        assert not isinstance(node, ast.Global), f'line {node.lineno}: global statement'
+        hidden = isinstance(node, ast.Attribute) and node.attr in ('environ', 'getenv')
+        if path != ROOT / 'utils' / 'launch.py':
+            assert not hidden, f'line {node.lineno}: only utils/launch.py reads the environment'
+
+
+@pytest.mark.parametrize('path', PROGRAMS, ids=name_of)
+def test_no_pickle_and_no_eval(path: Path) -> None:
+    for node in ast.walk(parsed(path)):
+        for line, module in imports(node):
+            assert module.split('.')[0] not in {'pickle', 'dill', 'cloudpickle'}, f'line {line}'
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != 'eval', f'line {node.lineno}: eval'
+
+
+@pytest.mark.parametrize('path', PROGRAMS, ids=name_of)
+def test_every_option_of_a_constructor_is_used(path: Path) -> None:
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.FunctionDef) and node.name == '__init__':
+            body = [name for statement in node.body for name in ast.walk(statement)]
+            used = {name.id for name in body if isinstance(name, ast.Name)}
+            for argument in [*node.args.args[1:], *node.args.kwonlyargs]:
+                assert argument.arg in used, f'line {argument.lineno}: {argument.arg} does nothing'
+            assert node.args.kwarg is None, f'line {node.lineno}: **kwargs hides misspelt options'
+
+
+@pytest.mark.parametrize('path', [f for f in FILES if f.name == '__init__.py'], ids=name_of)
+def test_packages_only_re_export(path: Path) -> None:
+    for node in parsed(path).body:
+        is_all = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '__all__'
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        is_check = path.parent == ROOT and ast.unparse(node) == 'check_mmengine()'
+        allowed = isinstance(node, (ast.Import, ast.ImportFrom)) or is_all or is_text or is_check
+        assert allowed, f'line {node.lineno}: logic in __init__.py'
+
+
+@pytest.mark.parametrize('path', [f for f in FILES if f.name != '__init__.py'], ids=name_of)
+def test_has_a_test_of_its_own(path: Path) -> None:
+    inside = path.relative_to(ROOT)
+    folders = [f'test_{part}' for part in inside.parts[:-1]]
+    mirror = Path(__file__).parent.joinpath(*folders, f'test_{inside.stem.strip("_")}.py')
+    listed = NO_MIRROR.get(inside.as_posix())
+    assert mirror.exists() or listed, f'{name_of(mirror)} is missing'
+    assert not (mirror.exists() and listed), f'take {inside} off NO_MIRROR'
+
+
+@pytest.mark.parametrize('path', PROGRAMS, ids=name_of)
+def test_files_are_short(path: Path) -> None:
+    lines = len(path.read_text(encoding='utf-8').splitlines())
+    listed = name_of(path) in LONG
+    assert lines <= 400 or listed, f'{lines} lines: split it, or say in LONG why not'
+    assert lines > 400 or not listed, f'take {name_of(path)} off LONG'
+
+
+@pytest.mark.parametrize('path', PROGRAMS, ids=name_of)
+def test_modules_say_what_they_are(path: Path) -> None:
+    assert ast.get_docstring(parsed(path)), 'a module begins with a docstring'
+
+
+@pytest.mark.parametrize('path', TOOLS, ids=name_of)
+def test_tools_have_a_main(path: Path) -> None:
+    found = [n for n in parsed(path).body if isinstance(n, ast.FunctionDef) and n.name == 'main']
+    assert found, 'no main(argv: list[str] | None = None) -> int | None'
+    assert ast.unparse(found[0].args) == 'argv: list[str] | None=None'
+
+
+@pytest.mark.parametrize('path', sorted((REPOSITORY / 'configs').glob('*.py')), ids=name_of)
+def test_leaf_configs_are_short_and_say_what_they_are(path: Path) -> None:
+    text = path.read_text(encoding='utf-8')
+    assert len(text.splitlines()) <= 40
+    assert ast.get_docstring(ast.parse(text))
