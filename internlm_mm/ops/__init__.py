@@ -6,7 +6,6 @@ from internlm_mm.ops.attention import (
     choose_attention,
     make_documents,
     needs_mask,
-    set_attention,
 )
 from internlm_mm.ops.cross_entropy import linear_cross_entropy
 from internlm_mm.ops.kv_cache import KVCache, LayerCache
@@ -26,6 +25,5 @@ __all__ = [
     'needs_mask',
     'rms_norm',
     'rope_table',
-    'set_attention',
     'swiglu',
 ]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
@@ -85,7 +85,7 @@ def _register(name: str, *, mask: bool) -> Callable[[Attend], Attend]:
 
 @_register('reference', mask=True)
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
-    """Softmax attention written out, in float32: what the other backends are tested against.
+    """Softmax attention written out, in float32 or wider: what other backends are tested against.
 
     Args:
         q: Queries, [rows, seq, heads, head_dim].
@@ -97,14 +97,15 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | 
         [rows, seq, heads, head_dim] in the dtype of `q`.
     """
     groups = q.shape[2] // k.shape[2]
-    k, v = (x.repeat_interleave(groups, dim=2) for x in (k, v))
-    scores = torch.einsum('bqhd,bkhd->bhqk', q.float(), k.float()) * q.shape[-1] ** -0.5
+    wide = torch.promote_types(q.dtype, torch.float32)
+    k, v = (x.repeat_interleave(groups, dim=2).to(wide) for x in (k, v))
+    scores = torch.einsum('bqhd,bkhd->bhqk', q.to(wide), k) * q.shape[-1] ** -0.5
     if documents is None:
         visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     else:
         visible = _mask_of(documents)
     weights = scores.masked_fill(~visible, float('-inf')).softmax(-1)
-    return torch.einsum('bhqk,bkhd->bqhd', weights, v.float()).to(q.dtype)
+    return torch.einsum('bhqk,bkhd->bqhd', weights, v).to(q.dtype)
 
 
 @_register('sdpa', mask=True)
@@ -205,18 +206,6 @@ def choose_attention(
     if name == 'cudnn' and packed:
         raise ValueError("attention='cudnn' takes one document a row; use 'varlen' or 'auto'")
     return name, 'named in the config'
-
-
-def set_attention(model: nn.Module, name: str) -> None:
-    """Put the registered backend `name` on every attention layer of `model`."""
-    attend = ATTENTIONS.get(name)
-    if attend is None:
-        raise ValueError(
-            f'attention={name!r} is unknown.{did_you_mean(name, ATTENTIONS.module_dict)}'
-        )
-    for module in model.modules():
-        if hasattr(module, 'attend'):
-            module.attend = attend
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -22,8 +22,8 @@ def linear_cross_entropy(
     """Summed cross-entropy of `hidden @ weight.T`, chunk by chunk over the tokens.
 
     Gradients are computed in forward, while a chunk's logits are at hand, and scaled in backward;
-    the most that is held of logits is `chunk * vocab`. Logits are normalised in float32. With half
-    precision inputs the gradient of `weight` is accumulated in float32.
+    the most that is held of logits is `chunk * vocab`. Logits are normalised, and the gradient of
+    `weight` accumulated, in float32 also where the inputs are half precision (float64 in float64).
 
     Args:
         hidden: What the head reads, [tokens, hidden].
@@ -62,9 +62,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
-        losses = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        losses = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             rows = hidden[part]
@@ -95,7 +96,8 @@ def _chunk(
     hidden: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float, need_grad: bool
 ) -> tuple[Tensor, Tensor]:
     """Losses [chunk] and, in the inputs' dtype, the gradient of the logits [chunk, vocab]."""
-    log_probs = F.log_softmax(hidden @ weight.T, dim=-1, dtype=torch.float32)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    log_probs = F.log_softmax(hidden @ weight.T, dim=-1, dtype=wide)
     ignored = labels == IGNORE_INDEX
     target = labels.masked_fill(ignored, 0).unsqueeze(1)
     losses = -log_probs.gather(1, target).squeeze(1)

@@ -33,7 +33,7 @@ def write_hf_tokenizer(model_file: str | Path, folder: str | Path) -> None:
     # protobuf comes with tensorboard; reading it takes a while, and only converting needs it.
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(Path(model_file).read_bytes())
     if proto.trainer_spec.model_type != _BPE:
         raise ValueError(f'{model_file} is not a BPE model; only those convert without loss')

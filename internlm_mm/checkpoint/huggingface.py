@@ -1,0 +1,287 @@
+"""Models to and from Hugging Face folders: safetensors, config.json and tokenizer.
+
+What differs between families (the content of config.json and the names of weights) is told by the
+model that is passed in; see `internlm_mm.models.llama_format`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from internlm_mm.checkpoint.hf_files import (
+    DTYPES,
+    HFWeights,
+    publish_folder,
+    write_json,
+    write_weights,
+)
+from internlm_mm.registry import MODELS
+from internlm_mm.tokenizers import Tokenizer
+from internlm_mm.tokenizers.convert import write_hf_tokenizer
+from internlm_mm.utils.suggest import did_you_mean
+
+_MAX_PADDING_ROWS = 1024  # of an embedding table over its tokenizer's vocabulary
+
+_PROBES = (
+    'def main(path: str) -> None:\n    for line in open(path):\n        print(line, end="")\n',
+    'The quick brown fox jumps over the lazy dog.  Two  spaces,\ttab, 3.14159.\n\n',
+    '书生·浦语 · naïve café · 😀 · Ελληνικά',
+    '        if self.value != other.value:  # indented\n            return NotImplemented\n',
+)
+
+
+def export_hf(
+    model: Any,
+    model_state: Mapping[str, Tensor],
+    out: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    dtype: str = 'bfloat16',
+    max_shard_bytes: int = 5 * 10**9,
+    overwrite: bool = False,
+    verify: bool = True,
+) -> float | None:
+    """Write a folder that plain `transformers` loads, and compare its logits with ours.
+
+    Everything is written to `OUT.tmp`, which takes the name OUT only when it is whole and proven.
+    Weights pass through memory one tensor at a time; the comparison needs the model in float32.
+
+    Args:
+        model: The architecture, on the meta device; its parameters are not read.
+        model_state: Weights by our names, each read when asked for.
+        out: The folder to make.
+        tokenizer: Written beside the weights if given.
+        dtype: Of the weights: 'float32', 'float16' or 'bfloat16'.
+        max_shard_bytes: Largest weight file; a tensor larger than this has a file of its own.
+        overwrite: Whether an existing `out` is replaced.
+        verify: Whether to run both models and compare.
+
+    Returns:
+        The largest difference between the logits, or None without `verify`.
+
+    Raises:
+        FileExistsError: If `out` exists and `overwrite` is False.
+        ValueError: If names, shapes, dtype or vocabulary do not fit, or the logits differ.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f'dtype={dtype!r} cannot be exported.{did_you_mean(dtype, DTYPES)}')
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    check_names(shapes, model_state)
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, model.vocab_size)
+    with publish_folder(Path(out), overwrite) as folder:
+        write_weights(folder, model.hf_names, model_state, shapes, dtype, max_shard_bytes)
+        _write_configs(folder, model.hf_config(), tokenizer, dtype)
+        if tokenizer is not None:
+            write_tokenizer(tokenizer, folder)
+        if not verify:
+            return None
+        state = {name: model_state[name].to(getattr(torch, dtype)) for name in shapes}
+        ours = fill_model(model, state, torch.device('cpu'), torch.float32)
+        return verify_logits(
+            ours, folder, probe_ids(tokenizer, model.vocab_size, model.max_seq_len)
+        )
+
+
+def verify_logits(
+    model: Any, hf_folder: str | Path, ids: Sequence[Sequence[int]], tolerance: float = 1e-4
+) -> float:
+    """Run the same tokens through our model and through `transformers`, in float32.
+
+    Args:
+        model: Ours, in float32 on the CPU.
+        hf_folder: Folder that `AutoModelForCausalLM` loads; no code in it is run.
+        ids: Prompts, as tokens.
+        tolerance: Largest difference that passes, as a share of the largest logit, or as it is
+            where logits are below 1.
+
+    Returns:
+        The largest difference of any logit.
+
+    Raises:
+        ValueError: If it exceeds the tolerance.
+    """
+    return _compare(_logits_of(model, ids), hf_folder, ids, tolerance)
+
+
+def import_hf(folder: str | Path) -> tuple[dict[str, Any], HFWeights]:
+    """Read a Hugging Face folder with safetensors.
+
+    Args:
+        folder: Local folder.
+
+    Returns:
+        A config that `MODELS.build` takes, and the weights by our names, each read when asked for.
+
+    Raises:
+        FileNotFoundError: If config.json or the weights are missing.
+        ValueError: If no registered family is what config.json describes.
+    """
+    folder = Path(folder)
+    file = folder / 'config.json'
+    if not file.is_file():
+        raise FileNotFoundError(f'{folder} is no Hugging Face model: config.json is missing')
+    family, arguments = _find_family(json.loads(file.read_text(encoding='utf-8')), file)
+    return {'type': family, **arguments}, HFWeights(folder, family.hf_names)
+
+
+def fill_model(
+    model: nn.Module, state: Mapping[str, Tensor], device: torch.device | str, dtype: torch.dtype
+) -> nn.Module:
+    """Give a model that was built on the meta device its weights, for inference.
+
+    Args:
+        model: Changed in place and returned, in evaluation mode and without gradients.
+        state: Weights by our names.
+        device: Where the model goes.
+        dtype: Of its parameters.
+
+    Raises:
+        ValueError: If names or shapes do not fit.
+    """
+    check_names({name: tuple(p.shape) for name, p in model.named_parameters()}, state)
+    model.to(dtype).to_empty(device=device)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            weight = state[name]
+            if weight.shape != parameter.shape:
+                raise ValueError(
+                    f'{name} has shape {list(weight.shape)} in the file, '
+                    f'{list(parameter.shape)} in the model'
+                )
+            parameter.copy_(weight)
+    return model.eval().requires_grad_(False)
+
+
+def check_names(wanted: Mapping[str, object], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError, naming them, if weights are missing from `state` or left over in it."""
+    missing, extra = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
+    if missing:
+        raise ValueError(f'{len(missing)} weights are missing, the first is {missing[0]!r}')
+    if extra:
+        raise ValueError(f'{len(extra)} weights belong to no parameter, the first is {extra[0]!r}')
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raise ValueError unless the model has a row for every token, and few rows more."""
+    spare = vocab_size - tokenizer.vocab_size
+    if not 0 <= spare <= _MAX_PADDING_ROWS:
+        raise ValueError(
+            f'the tokenizer has vocab_size={tokenizer.vocab_size} and the model '
+            f'vocab_size={vocab_size}: they do not belong together'
+        )
+
+
+def probe_ids(tokenizer: Tokenizer | None, vocab_size: int, max_seq_len: int) -> list[list[int]]:
+    """Fixed prompts to compare two models on: texts where there is a tokenizer, and random ids."""
+    generator = torch.Generator().manual_seed(0)
+    limit = vocab_size if tokenizer is None else tokenizer.vocab_size
+    rows = [torch.randint(limit, (min(64, max_seq_len),), generator=generator).tolist()]
+    if tokenizer is not None:
+        rows += [tokenizer.encode(text) for text in _PROBES]
+    return [row[:max_seq_len] for row in rows if row]
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Write a tokenizer so that plain `AutoTokenizer` loads it, and check that it encodes the same.
+
+    Args:
+        tokenizer: Ours.
+        folder: Where its files go.
+
+    Raises:
+        ValueError: If the converted tokenizer gives other ids for one of a few probe texts.
+    """
+    # Only converting needs transformers, which takes seconds to import.
+    from transformers import AutoTokenizer
+
+    folder = Path(folder)
+    tokenizer.save(folder)
+    if not (folder / 'tokenizer.json').exists():
+        write_hf_tokenizer(folder / 'tokenizer.model', folder)
+    converted = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    for text in _PROBES:
+        ours = tokenizer.encode(text)
+        theirs = converted.encode(text, add_special_tokens=False)
+        if ours != theirs:
+            raise ValueError(f'the exported tokenizer encodes {text!r} as {theirs}, ours as {ours}')
+
+
+class _Rounded(Mapping[str, Tensor]):
+    """Tensors as they are after being stored in another dtype."""
+
+    def __init__(self, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        self._state = state
+        self._dtype = dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._state[name].to(self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+
+@torch.inference_mode()
+def _logits_of(model: Any, ids: Sequence[Sequence[int]]) -> list[Tensor]:
+    return [model.logits(torch.tensor([prompt])) for prompt in ids]
+
+
+@torch.inference_mode()
+def _compare(
+    ours: list[Tensor], folder: str | Path, ids: Sequence[Sequence[int]], tolerance: float = 1e-4
+) -> float:
+    # Only converting needs transformers, which takes seconds to import.
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    ).eval()
+    theirs = [model(torch.tensor([prompt]), use_cache=False).logits for prompt in ids]
+    pairs = list(zip(ours, theirs, strict=True))
+    difference = max(float((a - b).abs().max()) for a, b in pairs)
+    scale = max(1.0, *(float(b.abs().max()) for _, b in pairs))
+    if not difference <= tolerance * scale:  # written so that a NaN fails
+        raise ValueError(
+            f'logits of {type(model).__name__} differ from ours by {difference:.3g}, '
+            f'more than {tolerance * scale:.3g}'
+        )
+    return difference
+
+
+def _write_configs(
+    folder: Path, config: dict[str, Any], tokenizer: Tokenizer | None, dtype: str
+) -> None:
+    ids = {}
+    if tokenizer is not None:
+        pad_id = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
+        ids = {
+            'bos_token_id': tokenizer.bos_id,
+            'eos_token_id': tokenizer.eos_id,
+            'pad_token_id': pad_id,
+        }
+    # Both spellings: transformers 5 reads the first, servers of before it the second.
+    dtypes = {'dtype': dtype, 'torch_dtype': dtype}
+    write_json(folder / 'config.json', {**config, **ids, **dtypes})
+    write_json(folder / 'generation_config.json', ids)
+
+
+def _find_family(config: Mapping[str, Any], file: Path) -> tuple[Any, dict[str, Any]]:
+    """The registered model class that `config` describes, and its constructor's arguments."""
+    MODELS.import_from_location()
+    refusals = []
+    for family in MODELS.module_dict.values():
+        if hasattr(family, 'from_hf_config'):
+            try:
+                return family, family.from_hf_config(config)
+            except ValueError as error:
+                refusals.append(str(error))
+    raise ValueError(f'{file} fits no model here: ' + '; '.join(refusals))

@@ -1,0 +1,115 @@
+"""Finished models, read for inference or conversion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from internlm_mm.checkpoint.checkpointer import (
+    TOKENIZER_FOLDER,
+    find_checkpoint,
+    read_config,
+    read_model_state,
+    verify,
+)
+from internlm_mm.checkpoint.hf_files import INDEX_NAME, SINGLE_NAME
+from internlm_mm.checkpoint.huggingface import export_hf, fill_model, import_hf
+from internlm_mm.registry import MODELS
+from internlm_mm.tokenizers import Tokenizer, load_tokenizer
+
+
+def load_model(
+    path: str | Path,
+    device: torch.device | str = 'cpu',
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """Build a trained model, in evaluation mode and without gradients.
+
+    Args:
+        path: A work dir, a checkpoint `iter_N`, or a Hugging Face folder with safetensors.
+        device: Where the model goes.
+        dtype: Of its parameters.
+
+    Raises:
+        FileNotFoundError: If there is no model at `path`.
+        ValueError: If the checkpoint is damaged or does not fit the model.
+    """
+    if is_hf_folder(path):
+        config, weights = import_hf(path)
+        return fill_model(_build_on_meta(config), weights, device, dtype)
+    folder = _whole_checkpoint(path)
+    model = _build_on_meta(read_config(folder)['model'])
+    return fill_model(model, read_model_state(folder), device, dtype)
+
+
+def load_tokenizer_of(path: str | Path) -> Tokenizer | None:
+    """The tokenizer stored with a model, or None where there is none. `path` as in `load_model`."""
+    folder = Path(path) if is_hf_folder(path) else find_checkpoint(path) / TOKENIZER_FOLDER
+    stored = any((folder / name).is_file() for name in ('tokenizer.json', 'tokenizer.model'))
+    return load_tokenizer(folder) if stored else None
+
+
+def convert_to_hf(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    dtype: str = 'bfloat16',
+    max_shard_bytes: int = 5 * 10**9,
+    overwrite: bool = False,
+) -> float:
+    """Export a checkpoint to a Hugging Face folder and prove it.
+
+    Args:
+        checkpoint: A work dir or a checkpoint `iter_N`.
+        out: The folder to make.
+        tokenizer: Path of the tokenizer; by default the one stored in the checkpoint, if any.
+        dtype: Of the weights: 'float32', 'float16' or 'bfloat16'.
+        max_shard_bytes: Largest weight file.
+        overwrite: Whether an existing `out` is replaced.
+
+    Returns:
+        The largest difference between the logits of the two stacks on fixed prompts, in float32.
+
+    Raises:
+        FileExistsError: If `out` exists and `overwrite` is False.
+        FileNotFoundError: If there is no checkpoint or tokenizer.
+        ValueError: If the checkpoint is damaged, the model has no Hugging Face form, the
+            vocabularies do not fit or the logits differ.
+    """
+    folder = _whole_checkpoint(checkpoint)
+    model = _build_on_meta(read_config(folder)['model'])
+    if not hasattr(model, 'hf_config'):
+        raise ValueError(f'{type(model).__name__} has no Hugging Face form: no method hf_config')
+    difference = export_hf(
+        model,
+        read_model_state(folder),
+        out,
+        tokenizer=load_tokenizer_of(folder) if tokenizer is None else load_tokenizer(tokenizer),
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+        overwrite=overwrite,
+    )
+    assert difference is not None
+    return difference
+
+
+def is_hf_folder(path: str | Path) -> bool:
+    """Whether `path` holds weights in Hugging Face's layout."""
+    return any((Path(path) / name).is_file() for name in (SINGLE_NAME, INDEX_NAME))
+
+
+def _whole_checkpoint(path: str | Path) -> Path:
+    folder = find_checkpoint(path)
+    problems = verify(folder)
+    if problems:
+        raise ValueError(f'{folder} is damaged: {problems[0]}')
+    return folder
+
+
+def _build_on_meta(config: dict[str, Any]) -> nn.Module:
+    with torch.device('meta'):
+        return MODELS.build(dict(config))
