@@ -169,6 +169,23 @@ class LLMRunner(FlexibleRunner):
             },
         )
 
+    def get_hooks_info(self) -> str:
+        """The hooks in their order, a line; MMEngine logs this when the runner is built."""
+        return '  ' + ' -> '.join(type(hook).__name__ for hook in self.hooks)
+
+    def _log_env(self) -> None:
+        """Keep what the run ran on and with beside its log; the screen is for progress."""
+        if self.rank != 0:
+            return
+        system, runtime = self.strategy.collect_env()
+        lines = [f'{key}: {value}' for part in (system, runtime) for key, value in part.items()]
+        Path(self.log_dir).mkdir(parents=True, exist_ok=True)
+        (Path(self.log_dir) / 'environment.txt').write_text('\n'.join(lines) + '\n')
+        self.logger.info(
+            f'{self.world_size} process{"es" if self.world_size > 1 else ""} on {self.strategy.device.type}, '
+            f'seed {self.seed}, work dir {self.work_dir}'
+        )
+
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         """Register the config's hooks by role; MMEngine's own defaults are for images."""
         for hook in (hooks or {}).values():

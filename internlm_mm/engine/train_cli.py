@@ -1,0 +1,107 @@
+"""The command line of training: config, overrides, dry run, exit codes."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch.distributed as dist
+from mmengine.config import Config
+
+from internlm_mm.registry import RUNNERS
+from internlm_mm.utils.config import load_config, parse_cfg_options
+from internlm_mm.utils.config_check import check_config
+from internlm_mm.utils.launch import LAUNCHERS
+from internlm_mm.utils.signals import REQUEUE_EXIT_CODE
+
+USER_ERRORS = (ValueError, TypeError, FileNotFoundError, PermissionError, KeyError, ImportError)
+"""Raised before time is spent, with a message that needs no traceback."""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Arguments of `tools/train.py`."""
+    parser = argparse.ArgumentParser(
+        prog='train.py',
+        description='Train a model from a config.',
+        epilog=f'Exit code {REQUEUE_EXIT_CODE}: stopped by SIGTERM or Ctrl-C after saving a checkpoint; '
+        'start again with --resume.',
+    )
+    parser.add_argument('config', help='a config file, or the name of a shipped one')
+    parser.add_argument(
+        '--launcher', choices=LAUNCHERS, default='none', help='who starts the processes'
+    )
+    parser.add_argument('--work-dir', help='logs and checkpoints; work_dirs/CONFIG by default')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const=True,
+        default=None,
+        metavar='PATH',
+        help='go on from the newest whole checkpoint of the work dir, or from PATH',
+    )
+    parser.add_argument('--load-from', metavar='PATH', help='start from the weights of a checkpoint')
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override, a.b.c=value'
+    )
+    parser.add_argument(
+        '--dry-run', action='store_true', help='check everything, print the plan, train nothing'
+    )
+    return parser.parse_args(argv)
+
+
+def resolve_config(args: argparse.Namespace) -> Config:
+    """The config with the command line's changes, checked."""
+    config = load_config(args.config, parse_cfg_options(args.cfg_options))
+    name = Path(config.filename).stem if config.filename else 'run'
+    config.work_dir = args.work_dir or config.get('work_dir') or str(Path('work_dirs') / name)
+    config.launcher = args.launcher
+    if args.resume is not None:
+        config.resume = args.resume
+    if args.load_from is not None:
+        config.load_from = args.load_from
+    check_config(config)
+    return config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns the exit code."""
+    args = parse_args(argv)
+    runner = None
+    try:
+        config = resolve_config(args)
+        if args.dry_run:
+            from internlm_mm.engine.dry_run import dry_run
+
+            print(dry_run(config))
+            return 0
+        runner = RUNNERS.build(config)
+        runner.train()
+    except USER_ERRORS as error:
+        started = runner is not None and getattr(runner, '_has_loaded', False)
+        if started:
+            traceback.print_exc()
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f'{type(error).__name__}: {message}', file=sys.stderr, flush=True)
+        return _leave(1)
+    except Exception:
+        traceback.print_exc()
+        return _leave(1)
+    if runner.train_loop.stopped_by_signal:
+        print('stopped by a signal; the checkpoint is saved, go on with --resume', file=sys.stderr)
+        return _leave(REQUEUE_EXIT_CODE)
+    return _leave(0)
+
+
+def _leave(code: int) -> int:
+    """Close the process group, or, after an error, leave without waiting for ranks that hang."""
+    if not dist.is_initialized():
+        return code
+    if code not in (0, REQUEUE_EXIT_CODE) and dist.get_world_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Other ranks may be inside a collective; only the launcher can end them, and it waits for us.
+        os._exit(code)
+    dist.destroy_process_group()
+    return code
