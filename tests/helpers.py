@@ -1,0 +1,34 @@
+"""Runs small enough for a test."""
+
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from internlm_mm.engine import LLMRunner
+from internlm_mm.utils.config import check_config, load_config
+
+TINY = Path(__file__).parent / 'configs' / 'tiny.py'
+_NUMBERS = count()
+
+
+def tiny_config(work_dir: Path, **changes: Any) -> Config:
+    """The config of `tests/configs/tiny.py`, checked.
+
+    Args:
+        work_dir: Where the run writes.
+        changes: Overrides by key with `__` for the dot: `train_cfg__max_iters=3`.
+    """
+    options = {key.replace('__', '.'): value for key, value in changes.items()}
+    config = load_config(TINY, options)
+    config.work_dir = str(work_dir)
+    # MMEngine keeps loggers and visualizers by a name made of this and the second they began in.
+    config.setdefault('experiment_name', f'tiny_{next(_NUMBERS)}')
+    check_config(config)
+    return config
+
+
+def tiny_runner(work_dir: Path, **changes: Any) -> LLMRunner:
+    """A runner of `tiny_config`, not yet trained; the log goes to the work dir and the screen."""
+    return LLMRunner.from_cfg(tiny_config(work_dir, **changes))
