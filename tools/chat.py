@@ -1,0 +1,61 @@
+"""Continue text in the terminal, as it is generated: one prompt, or whatever is typed."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
+
+from internlm_mm.api import from_pretrained
+from internlm_mm.inference import Sampling
+from internlm_mm.inference.chat import complete, interact
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 at the end of the input, 2 for what the user did wrong."""
+    args = parse_args(argv)
+    try:
+        sampling = Sampling(
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            seed=args.seed,
+        )
+        dtype = None if args.dtype is None else getattr(torch, args.dtype)
+        generator = from_pretrained(args.path, device=args.device, dtype=dtype)
+        if args.prompt is None:
+            interact(generator, sampling)
+        else:
+            complete(generator, args.prompt, sampling)
+    except (OSError, ValueError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog='chat', description='Continue text with a base model, as it is generated.'
+    )
+    parser.add_argument('path', help='a work dir, a checkpoint iter_N or a Hugging Face folder')
+    parser.add_argument('--prompt', help='continue this text and leave; otherwise ask for text')
+    parser.add_argument('--max-new-tokens', type=int, default=256, help='most tokens to add')
+    parser.add_argument(
+        '--temperature', type=float, default=0.8, help='0 takes the likeliest token'
+    )
+    parser.add_argument('--top-k', type=int, help='draw from the k likeliest tokens only')
+    parser.add_argument('--top-p', type=float, default=0.95, help='share of probability drawn from')
+    parser.add_argument('--seed', type=int, help='another one every time if not given')
+    parser.add_argument('--device', help='the first GPU if there is one, else cpu')
+    dtypes = ('float32', 'bfloat16', 'float16')
+    dtype_help = 'bfloat16 on a GPU and float32 on the CPU if not given'
+    parser.add_argument('--dtype', choices=dtypes, help=dtype_help)
+    return parser.parse_args(argv)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Export a checkpoint to a Hugging Face folder that plain transformers loads, and prove it."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
+
+from internlm_mm.checkpoint.hf_files import DTYPES
+from internlm_mm.checkpoint.pretrained import convert_to_hf
+
+UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 if the export was made and proven, 2 if not."""
+    args = parse_args(argv)
+    try:
+        difference = convert_to_hf(
+            args.checkpoint,
+            args.out,
+            tokenizer=args.tokenizer,
+            dtype=args.dtype,
+            max_shard_bytes=args.max_shard_size,
+            overwrite=args.overwrite,
+        )
+    except (OSError, ValueError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    print(f'written: {args.out}')
+    print(f'logits_max_difference: {difference:.3e}')
+    return 0
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line, in our spelling or in InternLM's."""
+    parser = argparse.ArgumentParser(
+        prog='convert2hf',
+        description='Export a checkpoint to a folder that plain transformers loads as '
+        'LlamaForCausalLM, without remote code, and compare the logits of the two.',
+    )
+    parser.add_argument('checkpoint', nargs='?', help='a work dir or a checkpoint iter_N in it')
+    parser.add_argument('out', nargs='?', help='the folder to make')
+    parser.add_argument('--src_folder', help="InternLM's name for CHECKPOINT")
+    parser.add_argument('--tgt_folder', help="InternLM's name for OUT")
+    tokenizer_help = 'a .model file or a tokenizer folder; by default the one in the checkpoint'
+    parser.add_argument('--tokenizer', help=tokenizer_help)
+    parser.add_argument('--dtype', choices=DTYPES, default='bfloat16', help='of the weights')
+    parser.add_argument('--max-shard-size', type=parse_size, default='5GB', help='e.g. 5GB')
+    parser.add_argument('--overwrite', action='store_true', help='replace OUT if it exists')
+    args = parser.parse_args(argv)
+    for positional, option in (('checkpoint', 'src_folder'), ('out', 'tgt_folder')):
+        given = [v for v in (getattr(args, positional), getattr(args, option)) if v is not None]
+        if len(given) != 1:
+            parser.error(f'give {positional.upper()} or --{option}, once')
+        setattr(args, positional, given[0])
+    return args
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as '5GB', '500MB' or '1000000'."""
+    match = re.fullmatch(r'(\d+(?:\.\d+)?)\s*([KMG]B)?', text.strip(), re.IGNORECASE)
+    size = round(float(match[1]) * UNITS[(match[2] or '').upper()]) if match else 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f'{text!r} is no size; write for example 5GB or 500MB')
+    return size
+
+
+if __name__ == '__main__':
+    sys.exit(main())
