@@ -46,6 +46,9 @@ OPTIONAL = {
     'triton',
 }
 
+# Requirements that take seconds to import, and that most runs never need.
+SLOW = {'matplotlib', 'sentencepiece', 'transformers'}
+
 # Sources without a test file of their own, and why.
 NO_MIRROR = {
     'version.py': 'a constant',
@@ -101,12 +104,13 @@ def test_imports_only_what_the_table_allows(path: Path) -> None:
 
 
 @pytest.mark.parametrize('path', PROGRAMS, ids=name_of)
-def test_only_optional_dependencies_are_imported_inside_functions(path: Path) -> None:
+def test_only_optional_or_slow_packages_are_imported_inside_functions(path: Path) -> None:
     for function in ast.walk(parsed(path)):
         if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
             for node in ast.walk(function):
                 for line, module in imports(node):
-                    assert module.split('.')[0] in OPTIONAL, f'line {line}: {module} is no option'
+                    package = module.split('.')[0]
+                    assert package in OPTIONAL | SLOW, f'line {line}: import {module} at the top'
 
 
 @pytest.mark.parametrize('path', PROGRAMS, ids=name_of)

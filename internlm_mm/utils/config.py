@@ -83,7 +83,10 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
         for key, value in dict.items(values)
         if not key.startswith('_') and key not in imported
     }
-    cfg = Config(settings, filename=str(file))
+    try:
+        cfg = Config(settings, filename=str(file))
+    except KeyError as error:
+        raise ConfigError(f'{file}: {error.args[0]}') from error
     apply_options(cfg, options or {})
     if custom := cfg.get('custom_imports'):
         if isinstance(custom, (str, list, tuple)):

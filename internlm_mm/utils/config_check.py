@@ -47,12 +47,9 @@ def _place(
     return Place(registry, frozenset(supplied.split()), frozenset(extra.split()), default)
 
 
-_LOADER = _place(
-    registries.DATALOADERS,
-    'global_batch_size micro_batch_size data_rank data_world_size rampup seed pin_memory',
-)
+_RANK = 'data_rank data_world_size pin_memory'
 _LOOP = _place(registries.LOOPS, 'runner dataloader')
-_DATASET = _place(registries.DATASETS, 'seed tokenizer')
+_DATASET = _place(registries.DATASETS, 'seed')
 _HOOK = _place(registries.HOOKS, extra='priority')
 _METRIC = _place(registries.METRICS)
 
@@ -60,8 +57,10 @@ PLACES = {
     'model': _place(registries.MODELS),
     'objective': _place(registries.OBJECTIVES),
     'tokenizer': _place(registries.TOKENIZERS),
-    'train_dataloader': _LOADER,
-    'val_dataloader': _LOADER,
+    'train_dataloader': _place(
+        registries.DATALOADERS, f'{_RANK} global_batch_size micro_batch_size rampup'
+    ),
+    'val_dataloader': _place(registries.DATALOADERS, _RANK),
     'dataset': _DATASET,
     'datasets': _DATASET,
     'sampler': _place(registries.DATA_SAMPLERS, 'dataset seed'),
@@ -88,7 +87,7 @@ PLACES = {
 """Where things are built, by the key of the dict or of the list it stands in."""
 
 SETTINGS: dict[str, Any] = {
-    'load_from': str | None,
+    'load_from': str | dict | None,
     'resume': bool | str | None,
     'launcher': Literal['none', 'pytorch', 'slurm', 'mpi'],
     'log_level': Literal['DEBUG', 'INFO', 'WARNING', 'ERROR', 'CRITICAL'],

@@ -19,6 +19,7 @@ _SEQUENCES = (
     collections.abc.Iterable,
     collections.abc.Collection,
 )
+_SCALARS = (bool, int, float, str)
 _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
@@ -96,6 +97,9 @@ def accepts(hint: Any, value: Any) -> bool:
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
+        if isinstance(value, _SCALARS) and any(argument in _SCALARS for argument in arguments):
+            # `float | Tensor` says what a scalar has to be; the Tensor is for code
+            arguments = tuple(a for a in arguments if a in _SCALARS or not _is_opaque(a))
         return any(accepts(argument, value) for argument in arguments)
     if origin is typing.Literal:
         return any(value == choice and type(value) is type(choice) for choice in arguments)
@@ -119,6 +123,11 @@ def accepts(hint: Any, value: Any) -> bool:
     if kind in _MAPPINGS:
         return isinstance(value, dict)
     return True
+
+
+def _is_opaque(hint: Any) -> bool:
+    """Whether an annotation is a class of which nothing is known here."""
+    return isinstance(hint, type) and hint not in (*_SEQUENCES, *_MAPPINGS, types.NoneType, Path)
 
 
 def _items_fit(kind: Any, arguments: tuple[Any, ...], value: list | tuple) -> bool:
