@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -85,19 +85,27 @@ class TokenTrainLoop(BaseLoop):
     def run(self) -> torch.nn.Module:
         """Train until `max_iters`, a hook's `stop_training`, or SIGTERM or Ctrl-C."""
         runner = self.runner
-        runner.call_hook('before_train')
-        runner.call_hook('before_train_epoch')
-        runner.model.train()
-        self.dataloader.seek(self._iter, self.rows)
-        steps = iter(self.dataloader)
+        steps = self.begin()
         with StopSignal() as signal:
             while self._iter < self._max_iters and not self.stop_training:
-                start = time.perf_counter()
-                batches = next(steps)
-                self.run_iter(batches, signal.received, time.perf_counter() - start)
+                self.run_next(steps, signal.received)
         runner.call_hook('after_train_epoch')
         runner.call_hook('after_train')
         return runner.model
+
+    def begin(self) -> Iterator[list[Batch]]:
+        """Call the hooks of the beginning and open the data at the position."""
+        self.runner.call_hook('before_train')
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        self.dataloader.seek(self._iter, self.rows)
+        return iter(self.dataloader)
+
+    def run_next(self, steps: Iterator[list[Batch]], signal: int = 0) -> None:
+        """Wait for the next batches and run their step."""
+        start = time.perf_counter()
+        batches = next(steps)
+        self.run_iter(batches, signal, time.perf_counter() - start)
 
     def run_iter(self, batches: list[Batch], signal: int = 0, data_time: float = 0.0) -> None:
         """One step: count, forward and backward, update, hooks.

@@ -36,7 +36,7 @@ def check_run(model: nn.Module, loaders: Mapping[str, Any], tokenizer: Any = Non
                 f'{key}.dataset holds tokens of a vocabulary of {data_vocab}, '
                 f'but model.vocab_size={vocab_size}'
             )
-        made_by = getattr(dataset, 'tokenizer_hash', None)
+        made_by = (getattr(dataset, 'tokenizer', None) or {}).get('hash')
         if tokenizer is not None and made_by is not None and made_by != tokenizer.hash:
             raise ValueError(
                 f'{key}.dataset was tokenised with another tokenizer '

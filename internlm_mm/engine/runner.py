@@ -196,6 +196,15 @@ class LLMRunner(FlexibleRunner):
 
     def train(self) -> torch.nn.Module:
         """Train from the beginning, from a checkpoint or from where the last run stopped."""
+        self.prepare_training()
+        self.call_hook('before_run')
+        model = self.train_loop.run()
+        self.run_state.checkpointer.finish()
+        self.call_hook('after_run')
+        return model
+
+    def prepare_training(self) -> None:
+        """Everything before the first step: build, check, place, load."""
         if self._train_loop is None:
             raise ValueError('train needs train_dataloader, train_cfg and optim_wrapper in the config')
         self.model = self.strategy.build_model(self.model)
@@ -215,11 +224,6 @@ class LLMRunner(FlexibleRunner):
         if self.param_schedulers is not None:
             self.param_schedulers = self.strategy.param_schedulers
         self.load_or_resume()
-        self.call_hook('before_run')
-        model = self.train_loop.run()
-        self.run_state.checkpointer.finish()
-        self.call_hook('after_run')
-        return model
 
     def val(self) -> dict[str, float]:
         """Evaluate the weights of `load_from` or `resume`, or untrained ones."""

@@ -1,0 +1,155 @@
+"""A run built on the meta device: everything checked, nothing trained."""
+
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from internlm_mm.engine.hooks.throughput_hook import model_flops
+from internlm_mm.engine.preflight import check_run
+from internlm_mm.parallel.mesh import Layout, resolve_layout
+from internlm_mm.registry import (
+    DATALOADERS,
+    DATASETS,
+    MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    TOKENIZERS,
+)
+from internlm_mm.utils.device import dtype_of
+
+
+def dry_run(config: Config) -> str:
+    """Build every part of a run without memory for weights, and say what the run would be.
+
+    Args:
+        config: Checked.
+
+    Returns:
+        The plan, for a person.
+
+    Raises:
+        ValueError: And friends, whatever the run itself would raise before its first step.
+    """
+    init_default_scope(config.get('default_scope', 'internlm_mm'))
+    with torch.device('meta'):
+        model = MODELS.build(config.model)
+    tokenizer = TOKENIZERS.build(config.tokenizer) if config.get('tokenizer') else None
+    layout = _layout(config)
+    train = _loader(config.train_dataloader, layout, config.get('randomness'), config.train_cfg)
+    loaders = {'train_dataloader': train}
+    if config.get('val_dataloader'):
+        loaders['val_dataloader'] = _loader(config.val_dataloader, layout, config.get('randomness'))
+    check_run(model, loaders, tokenizer)
+    next(iter(train))  # reads one step: truncated or foreign files show here
+    _check_optimizer(config, model)
+    lines = [
+        *_model_lines(config, model, train.dataset.seq_len),
+        *_layout_lines(config, layout, model),
+        *_data_lines(config, loaders),
+        *_tokenizer_lines(config, tokenizer),
+        *_run_lines(config, train),
+        'dry run: everything fits together, nothing was trained',
+    ]
+    return '\n'.join(lines)
+
+
+def _layout(config: Config) -> Layout:
+    """The layout for as few processes as the config allows."""
+    parallel = dict(config.get('strategy', {}).get('parallel') or {})
+    world_size = 1
+    for degree in parallel.values():
+        world_size *= max(degree, 1)
+    return resolve_layout(parallel, world_size, world_size)
+
+
+def _loader(
+    loader: dict, layout: Layout, randomness: Any, train_cfg: dict | None = None
+) -> Any:
+    config = dict(loader)
+    seed = (randomness or {}).get('seed') or 0
+    config['dataset'] = DATASETS.build(dict(config['dataset']), default_args={'seed': seed})
+    config['num_workers'] = 0
+    options: dict[str, Any] = {'data_rank': 0, 'data_world_size': layout.data}
+    if train_cfg is not None:
+        keys = ('global_batch_size', 'micro_batch_size', 'rampup')
+        options |= {key: train_cfg.get(key) for key in keys}
+    return DATALOADERS.build(config, default_args=options)
+
+
+def _check_optimizer(config: Config, model: nn.Module) -> None:
+    wrapper = dict(config.optim_wrapper)
+    constructor = wrapper.pop('constructor', 'DecayGroupsConstructor')
+    build = {'type': constructor, 'optim_wrapper_cfg': wrapper}
+    OPTIM_WRAPPER_CONSTRUCTORS.build(build)(model)
+
+
+def _model_lines(config: Config, model: nn.Module, seq_len: int) -> list[str]:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    lines = [f'model      {type(model).__name__}, {parameters:,} parameters']
+    flops = model_flops(model, seq_len)
+    if flops is not None:
+        lines.append(
+            f'           {flops.full / 1e9:.3f} GFLOP a token at {seq_len} tokens '
+            f'({flops.causal / 1e9:.3f} counted causally)'
+        )
+    for key in ('load_from', 'resume'):
+        if config.get(key):
+            lines.append(f'           {key}={config[key]}')
+    return lines
+
+
+def _layout_lines(config: Config, layout: Layout, model: nn.Module) -> list[str]:
+    strategy = config.get('strategy', {})
+    precision = {'param': 'float32', 'reduce': 'float32', **(strategy.get('precision') or {})}
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    master = 8 if precision['param'] == 'float64' else 4
+    # AdamW: masters and two moments, all sharded; gradients in the reduction's dtype.
+    states = parameters * 3 * master / layout.data_shard
+    gathered = parameters * dtype_of(precision['param']).itemsize if layout.data_shard > 1 else 0
+    gradients = parameters * dtype_of(precision['reduce']).itemsize / layout.data_shard
+    gib = 2**30
+    return [
+        f'layout     data_replicate={layout.data_replicate}, data_shard={layout.data_shard}; '
+        f'compute in {precision["param"]}, reduce in {precision["reduce"]}',
+        f'memory     {states / gib:.2f} GiB masters and moments, {gradients / gib:.2f} GiB gradients'
+        + (f', {gathered / gib:.2f} GiB gathered weights' if gathered else '')
+        + ' a rank, and activations',
+    ]
+
+
+def _data_lines(config: Config, loaders: dict[str, Any]) -> list[str]:
+    lines = []
+    for key, loader in loaders.items():
+        dataset = loader.dataset
+        root = config[key]['dataset'].get('data_root', type(dataset).__name__)
+        rows = len(dataset)
+        domains = f', domains {", ".join(dataset.domains)}' if dataset.domains else ''
+        lines.append(
+            f'{key.split("_")[0]:<10} {root}: {rows:,} rows of {dataset.seq_len} tokens '
+            f'= {rows * dataset.seq_len:,} an epoch{domains}'
+        )
+    return lines
+
+
+def _tokenizer_lines(config: Config, tokenizer: Any) -> list[str]:
+    if tokenizer is None:
+        return ['tokenizer  none named: checkpoints and exports will have none']
+    return [f'tokenizer  {tokenizer.vocab_size} tokens of {config.model.get("vocab_size")} in the model']
+
+
+def _run_lines(config: Config, train: Any) -> list[str]:
+    cfg = config.train_cfg
+    rows = sum(train.batch_size(step) for step in range(min(cfg.max_iters, 100_000)))
+    if cfg.max_iters > 100_000:  # ramp-ups are long over
+        rows += (cfg.max_iters - 100_000) * cfg.global_batch_size
+    tokens = rows * train.dataset.seq_len
+    accumulation = cfg.global_batch_size // (cfg.micro_batch_size * train.data_world_size)
+    return [
+        f'step       {cfg.global_batch_size} rows = {cfg.global_batch_size * train.dataset.seq_len:,} '
+        f'tokens: {accumulation} micro-batches of {cfg.micro_batch_size} rows on each of '
+        f'{train.data_world_size} data ranks',
+        f'run        {cfg.max_iters:,} steps, {tokens:,} tokens, {rows / len(train.dataset):.2f} epochs, '
+        f'into {config.work_dir}',
+    ]

@@ -1,0 +1,89 @@
+"""The same model and step in a bare loop: what the framework's overhead is measured against.
+
+Imports our model and nothing else of ours. Same shapes, fused AdamW, clip and finite check; no hooks, no
+data pipeline, no checkpoints. One process in fp32, or FSDP2 over all processes of the job in bf16, kept
+gathered over the step, with one fp32 reduction.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+import internlm_mm.models as models
+
+
+class BareLoop:
+    """A model, an optimizer and a step.
+
+    Args:
+        model: Name of a class of `internlm_mm.models`, and its arguments as `options`.
+        options: Sizes.
+        device: Where to train.
+        lr: Learning rate.
+        max_norm: Largest gradient norm.
+        sharded: Whether to shard over the job's processes and compute in bf16.
+        compile: Whether to compile each layer.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        options: dict[str, Any],
+        device: torch.device,
+        lr: float,
+        max_norm: float,
+        sharded: bool,
+        compile: bool,  # noqa: A002
+    ) -> None:
+        with torch.device('meta'):
+            self.model: nn.Module = getattr(models, model)(**options)
+        for layer in self.model.layers.values():
+            if compile:
+                layer.compile()
+            if sharded:
+                self._shard(layer)
+        if sharded:
+            self._shard(self.model)
+        self.sharded, self.device, self.max_norm = sharded, device, max_norm
+        self.model.to_empty(device=device)
+        for parameter in self.model.parameters():
+            nn.init.normal_(parameter, std=0.006)
+        groups = [
+            {'params': [p for p in self.model.parameters() if p.ndim >= 2]},
+            {'params': [p for p in self.model.parameters() if p.ndim < 2], 'weight_decay': 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+        )
+
+    @staticmethod
+    def _shard(module: nn.Module) -> None:
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        fully_shard(module, mp_policy=policy, reshard_after_forward=False)
+        module.set_gradient_divide_factor(1.0)
+
+    def step(self, batches: Sequence[Any]) -> float:
+        """One optimizer step over a list of micro-batches. Returns the mean loss of this rank's share."""
+        targets = torch.tensor(sum(batch.num_targets for batch in batches))
+        if self.sharded:
+            dist.all_reduce(targets)
+        divisor = targets.item()
+        total = torch.zeros((), device=self.device)
+        for index, batch in enumerate(batches):
+            last = index == len(batches) - 1
+            if self.sharded:
+                self.model.set_requires_gradient_sync(last)
+                self.model.set_reshard_after_backward(last)
+            loss = self.model(batch.to(self.device))['loss'] / divisor
+            loss.backward()
+            total += loss.detach()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
+        if math.isfinite(norm.full_tensor().item() if self.sharded else norm.item()):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total.item()

@@ -1,0 +1,84 @@
+"""Measure training steps: `python tools/benchmark.py CONFIG [--against bare] [--json]`."""
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
+
+from internlm_mm.engine.benchmark import FrameworkSteps, measure, render
+from internlm_mm.engine.runner import LLMRunner
+from internlm_mm.utils.config import load_config, parse_cfg_options
+from internlm_mm.utils.config_check import check_config
+from internlm_mm.utils.launch import LAUNCHERS
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments of the command."""
+    parser = argparse.ArgumentParser(prog='benchmark.py', description=__doc__)
+    parser.add_argument('config')
+    parser.add_argument('--against', choices=['bare'], help='also time tools/bare_loop.py, in turns')
+    parser.add_argument('--warmup', type=int, default=3, help='steps before measuring')
+    parser.add_argument('--steps', type=int, default=5, help='steps in a block')
+    parser.add_argument('--blocks', type=int, default=5)
+    parser.add_argument('--json', action='store_true', help='one line of JSON instead of text')
+    parser.add_argument('--launcher', choices=LAUNCHERS, default='none')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
+    return parser.parse_args(argv)
+
+
+def bare_step(framework: FrameworkSteps, config) -> object:
+    """One step of the bare loop over batches of the same shapes."""
+    from bare_loop import BareLoop
+
+    model = dict(config.model)
+    named = model.pop('type')
+    strategy = framework.runner.strategy
+    loop = BareLoop(
+        named if isinstance(named, str) else named.__name__,
+        model,
+        strategy.device,
+        lr=config.optim_wrapper.optimizer.lr,
+        max_norm=config.optim_wrapper.clip_grad.max_norm,
+        sharded=strategy.mesh is not None,
+        compile=strategy.compile,
+    )
+    batches = itertools.cycle(framework.sample(4))
+    return lambda: loop.step(next(batches))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    args = parse_args(argv)
+    sys.path.insert(0, str(Path(__file__).parent))
+    config = load_config(args.config, parse_cfg_options(args.cfg_options))
+    config.launcher = args.launcher
+    # Long enough for every step; nothing is saved, evaluated or resumed while the clock runs.
+    config.train_cfg.max_iters = 1_000_000
+    config.default_hooks.checkpoint = None
+    config.default_hooks.evaluation = None
+    config.resume = False
+    with tempfile.TemporaryDirectory() as work_dir:
+        config.work_dir = work_dir
+        config.log_level = 'WARNING' if args.json else 'INFO'
+        check_config(config)
+        framework = FrameworkSteps(LLMRunner.from_cfg(config))
+        other = bare_step(framework, config) if args.against else None
+        report = measure(framework, other, args.warmup, args.steps, args.blocks)
+        rank = framework.runner.rank
+    if rank == 0:
+        report['command'] = ' '.join(['tools/benchmark.py', *(argv or sys.argv[1:])])
+        print(json.dumps(report) if args.json else render(report))
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
