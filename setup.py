@@ -63,7 +63,6 @@ setup(
     entry_points={'console_scripts': ['internlm_mm = internlm_mm.__main__:main']},
     classifiers=[
         'Development Status :: 4 - Beta',
-        'License :: OSI Approved :: Apache Software License',
         'Operating System :: POSIX :: Linux',
         'Operating System :: MacOS',
         'Programming Language :: Python :: 3.11',

@@ -19,10 +19,16 @@ def commands() -> dict[str, str]:
     """First line of the docstring of every program, by its name."""
     found = {}
     for file in sorted(tools_folder().glob('*.py')):
-        if not file.stem.startswith('_'):
-            text = ast.get_docstring(ast.parse(file.read_text(encoding='utf-8'))) or ''
-            found[file.stem] = text.partition('\n')[0]
+        tree = ast.parse(file.read_text(encoding='utf-8'))
+        if any(_binds_main(node) for node in tree.body):
+            found[file.stem] = (ast.get_docstring(tree) or '').partition('\n')[0]
     return found
+
+
+def _binds_main(node: ast.stmt) -> bool:
+    if isinstance(node, ast.ImportFrom):
+        return any(alias.name == 'main' for alias in node.names)
+    return isinstance(node, ast.FunctionDef) and node.name == 'main'
 
 
 def main(argv: list[str] | None = None) -> int:
