@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from mmengine.config import Config
 
+from internlm_mm.checkpoint.checkpointer import find_checkpoint
 from internlm_mm.checkpoint.pretrained import load_model, load_tokenizer_of
 from internlm_mm.inference import Generator, Sampling
+from internlm_mm.utils.config import apply_options, load_config
+from internlm_mm.utils.config_check import check_config
 
 
 def from_pretrained(
@@ -68,3 +73,36 @@ def generate(
     )
     generator = model if isinstance(model, Generator) else from_pretrained(model)
     return generator.generate([prompts] if isinstance(prompts, str) else prompts, sampling)
+
+
+def train(
+    config: str | Path | Config,
+    *,
+    work_dir: str | Path | None = None,
+    resume: bool | str = False,
+    options: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train in this process and return the last checkpoint.
+
+    Args:
+        config: A config file, the name of a shipped one, or a config that is loaded already.
+        work_dir: Logs and checkpoints; `work_dirs/NAME` by default.
+        resume: True to go on from the newest whole checkpoint of the work dir, or a path.
+        options: Changes by dotted key, as `--cfg-options` takes them.
+
+    Raises:
+        ValueError: And friends, before time is spent, if the config does not hold together.
+    """
+    from internlm_mm.engine.runner import LLMRunner  # builds on torch.distributed: seconds to import
+
+    if isinstance(config, Config):
+        resolved = config
+        apply_options(resolved, options or {})
+    else:
+        resolved = load_config(config, options)
+    name = Path(resolved.filename).stem if resolved.filename else 'run'
+    resolved.work_dir = str(work_dir or resolved.get('work_dir') or Path('work_dirs') / name)
+    resolved.resume = resume or resolved.get('resume', False)
+    check_config(resolved)
+    LLMRunner.from_cfg(resolved).train()
+    return find_checkpoint(resolved.work_dir)
