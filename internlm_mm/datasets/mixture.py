@@ -63,7 +63,7 @@ class Mixture:
 
 
 def _apportion(shares: Sequence[float], total: int) -> list[int]:
-    """Whole numbers near `shares * total` that sum to `total`; largest remainders are rounded up."""
+    """Whole numbers near `shares * total` that sum to `total`, by largest remainders."""
     exact = [share * total for share in shares]
     counts = [math.floor(value) for value in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: (counts[i] - exact[i], i))

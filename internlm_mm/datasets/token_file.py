@@ -180,6 +180,8 @@ class TokenFileWriter:
             raise ValueError(f'vocab_size must be between 1 and 2**32, got {vocab_size}')
         if self.path.exists() and not overwrite:
             raise FileExistsError(f'{self.path} exists')
+        if self.path.exists() and not (self.path / 'meta.json').is_file():
+            raise FileExistsError(f'{self.path} is no token file, so it is not overwritten')
         self.vocab_size = vocab_size
         self.tokenizer = tokenizer
         self.dtype = np.dtype('<u2' if vocab_size <= 2**16 else '<u4')

@@ -1,0 +1,254 @@
+"""Documents in text files: txt, json, jsonl, jsonl.gz and parquet."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from internlm_mm.datasets.permutation import hash_key
+from internlm_mm.utils.suggest import did_you_mean
+
+
+class Document(NamedTuple):
+    """One text.
+
+    Attributes:
+        text: What it says.
+        path: The file it is in.
+        line: Line, record or row it starts at, counted from 1.
+        bytes_read: Bytes of the file on disk read so far, this document included.
+    """
+
+    text: str
+    path: Path
+    line: int
+    bytes_read: int
+
+    @property
+    def place(self) -> str:
+        """`file:line`, for messages."""
+        return f'{self.path}:{self.line}'
+
+
+def read_documents(path: str | Path, *, text_key: str = 'text') -> Iterator[Document]:
+    """Documents of one file, in order.
+
+    A .txt file is one document. A .json file is a list of records or one record; .jsonl and
+    .jsonl.gz have one record a line; .parquet one a row. A record is an object with a text under
+    `text_key`, or (but for parquet) the text itself. Empty texts are left out.
+
+    Args:
+        path: The file.
+        text_key: Where a record has its text.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read as what its name says; names file and line.
+        ModuleNotFoundError: For parquet without pyarrow.
+    """
+    path = Path(path)
+    reader = _READERS[suffix_of(path)]
+    if not path.is_file():
+        raise FileNotFoundError(f'no file {path}')
+    for document in reader(path, text_key):
+        try:
+            document.text.encode()
+        except UnicodeEncodeError as error:  # JSON may spell half a character
+            raise ValueError(f'{document.place}: the text has a lone surrogate') from error
+        if document.text:
+            yield document
+
+
+def suffix_of(path: Path) -> str:
+    """The ending that says how a file is read.
+
+    Raises:
+        ValueError: If it is none we know.
+    """
+    for suffix in _READERS:
+        if path.name.lower().endswith(suffix):
+            return suffix
+    known = ', '.join(_READERS)
+    raise ValueError(
+        f'{path}: cannot read {path.suffix or "files without an ending"!r}, only {known}'
+    )
+
+
+def find_files(path: str | Path) -> list[Path]:
+    """Files below `path` that can be read, by name; hidden ones are left out.
+
+    Args:
+        path: A folder, or one file.
+
+    Raises:
+        FileNotFoundError: If there is nothing there, or nothing that can be read.
+        ValueError: If `path` is a file of another kind.
+    """
+    path = Path(path)
+    if path.is_file():
+        suffix_of(path)
+        return [path]
+    if not path.is_dir():
+        raise FileNotFoundError(f'no file or folder {path}')
+    files = [
+        file
+        for file in sorted(path.rglob('*'))
+        if file.name.lower().endswith(tuple(_READERS))
+        and not any(part.startswith('.') for part in file.relative_to(path).parts)
+        and file.is_file()
+    ]
+    if not files:
+        raise FileNotFoundError(f'{path} has no file that ends in {", ".join(_READERS)}')
+    return files
+
+
+def find_domains(path: str | Path) -> dict[str, list[Path]]:
+    """Files below `path` by domain.
+
+    A file's domain is the sub-folder of `path` it is in or, directly in `path`, its name without
+    the ending. A single file is one domain.
+
+    Raises:
+        FileNotFoundError: If there is nothing that can be read.
+    """
+    root = Path(path)
+    domains: dict[str, list[Path]] = {}
+    for file in find_files(root):
+        parts = file.relative_to(root).parts
+        name = parts[0] if len(parts) > 1 else file.name[: -len(suffix_of(file))]
+        domains.setdefault(name, []).append(file)
+    return domains
+
+
+def sample_texts(
+    paths: Iterable[str | Path], *, text_key: str = 'text', max_bytes: int | None = None
+) -> Iterator[str]:
+    """Texts of files and folders, thinned out evenly to about `max_bytes` of files.
+
+    Which documents are kept depends on their texts alone.
+
+    Args:
+        paths: Files and folders.
+        text_key: Where a record has its text.
+        max_bytes: Bytes on disk to keep; None keeps all.
+    """
+    files = [file for path in paths for file in find_files(path)]
+    size = sum(file.stat().st_size for file in files)
+    share = 1.0 if max_bytes is None else max_bytes / max(size, 1)
+    for file in files:
+        for document in read_documents(file, text_key=text_key):
+            if share >= 1 or fraction_of(document.text, 'sample') < share:
+                yield document.text
+
+
+def fraction_of(text: str, purpose: str) -> float:
+    """A number in [0, 1) that depends on the text alone: draws the same documents on every run."""
+    return int.from_bytes(hash_key(purpose, text)[:7], 'little') / 2**56
+
+
+def _text_of(record: Any, text_key: str, place: str) -> str:
+    if isinstance(record, str):
+        return record
+    if not isinstance(record, dict):
+        kind = type(record).__name__
+        raise ValueError(f'{place}: expected an object with {text_key!r} or a string, found {kind}')
+    if text_key not in record:
+        hint = did_you_mean(text_key, record)
+        raise ValueError(f'{place}: the record has no text_key={text_key!r}.{hint}')
+    text = record[text_key]
+    if not isinstance(text, str):
+        raise ValueError(f'{place}: {text_key!r} is no text but {type(text).__name__}')
+    return text
+
+
+def _decode(data: bytes, path: Path, line: int) -> str:
+    try:
+        return data.decode('utf-8-sig' if line == 1 else 'utf-8')
+    except UnicodeDecodeError as error:
+        line += data.count(b'\n', 0, error.start)
+        raise ValueError(
+            f'{path}:{line}: not UTF-8: {error.reason} (byte {error.start})'
+        ) from error
+
+
+def _read_txt(path: Path, text_key: str) -> Iterator[Document]:  # noqa: ARG001
+    data = path.read_bytes()
+    yield Document(_decode(data, path, 1), path, 1, len(data))
+
+
+def _read_json(path: Path, text_key: str) -> Iterator[Document]:
+    data = path.read_bytes()
+    try:
+        content = json.loads(_decode(data, path, 1))
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{path}:{error.lineno}: not JSON: {error.msg}') from error
+    records = content if isinstance(content, list) else [content]
+    for number, record in enumerate(records, 1):
+        place = f'{path}: record {number}'
+        done = len(data) * number // len(records)
+        yield Document(_text_of(record, text_key, place), path, number, done)
+
+
+def _read_jsonl(path: Path, text_key: str) -> Iterator[Document]:
+    with open(path, 'rb') as file:
+        yield from _json_lines(file, file, path, text_key)
+
+
+def _read_jsonl_gz(path: Path, text_key: str) -> Iterator[Document]:
+    try:
+        with open(path, 'rb') as file, gzip.open(file) as lines:
+            yield from _json_lines(lines, file, path, text_key)
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f'{path}: damaged gzip file: {error}') from error
+
+
+def _json_lines(
+    lines: Iterable[bytes], file: BinaryIO, path: Path, text_key: str
+) -> Iterator[Document]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        place = f'{path}:{number}'
+        try:
+            record = json.loads(_decode(line, path, number))
+        except json.JSONDecodeError as error:
+            raise ValueError(f'{place}: not JSON: {error.msg} (column {error.colno})') from error
+        yield Document(_text_of(record, text_key, place), path, number, file.tell())
+
+
+def _read_parquet(path: Path, text_key: str) -> Iterator[Document]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f'{path}: parquet needs pyarrow: pip install pyarrow') from error
+    size = path.stat().st_size
+    try:
+        with ParquetFile(path) as table:
+            names = table.schema_arrow.names
+            if text_key not in names:
+                hint = did_you_mean(text_key, names)
+                raise ValueError(f'{path}: there is no column text_key={text_key!r}.{hint}')
+            number, rows = 0, max(table.metadata.num_rows, 1)
+            for batch in table.iter_batches(batch_size=1024, columns=[text_key]):
+                for text in batch.column(0).to_pylist():
+                    number += 1
+                    record = {text_key: text}
+                    place = f'{path}:{number}'
+                    done = size * number // rows
+                    yield Document(_text_of(record, text_key, place), path, number, done)
+    except ArrowException as error:
+        raise ValueError(f'{path}: damaged parquet file: {error}') from error
+
+
+_READERS: dict[str, Callable[[Path, str], Iterator[Document]]] = {
+    '.txt': _read_txt,
+    '.json': _read_json,
+    '.jsonl': _read_jsonl,
+    '.jsonl.gz': _read_jsonl_gz,
+    '.parquet': _read_parquet,
+}
