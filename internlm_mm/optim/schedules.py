@@ -47,9 +47,10 @@ class _StepSchedule(_ParamScheduler):
             group[self.param_name] = value
 
 
-def _check_span(name: str, warmup: int, end: int) -> None:
-    if not 0 <= warmup < end:
-        raise ValueError(f'{name}: warmup={warmup} must lie in [0, {end}), the steps of the schedule')
+def _check_warmup(name: str, warmup: int) -> None:
+    # A warm-up longer than the run is allowed: trials of a few steps keep the config as it is.
+    if warmup < 0:
+        raise ValueError(f'{name}: warmup={warmup} must not be negative')
 
 
 @PARAM_SCHEDULERS.register_module()
@@ -74,7 +75,7 @@ class WarmupCosine(_StepSchedule):
         min_ratio: float = 0.1,
         by_epoch: bool = False,
     ) -> None:
-        _check_span(type(self).__name__, warmup, end)
+        _check_warmup(type(self).__name__, warmup)
         self.warmup, self.total, self.min_ratio = warmup, end, min_ratio
         super().__init__(optimizer, 'lr', by_epoch)
 
@@ -82,7 +83,7 @@ class WarmupCosine(_StepSchedule):
         """See `_StepSchedule.factor`."""
         if step < self.warmup:
             return (step + 1) / self.warmup
-        progress = min((step - self.warmup) / (self.total - self.warmup), 1.0)
+        progress = min((step - self.warmup) / max(self.total - self.warmup, 1), 1.0)
         return self.min_ratio + (1 - self.min_ratio) * (1 + math.cos(math.pi * progress)) / 2
 
 
@@ -115,11 +116,9 @@ class WarmupStableDecay(_StepSchedule):
         shape: str = 'sqrt',
         by_epoch: bool = False,
     ) -> None:
-        _check_span(type(self).__name__, warmup, end)
-        if not 0 < decay <= end - warmup:
-            raise ValueError(
-                f'WarmupStableDecay: decay={decay} must lie in [1, {end - warmup}], the steps after warm-up'
-            )
+        _check_warmup(type(self).__name__, warmup)
+        if not 0 < decay <= end:
+            raise ValueError(f'WarmupStableDecay: decay={decay} must lie in [1, {end}], the run')
         if shape not in ('linear', 'sqrt'):
             raise ValueError(f"WarmupStableDecay: shape={shape!r} is unknown. Valid: 'linear', 'sqrt'.")
         self.warmup, self.decay, self.total = warmup, decay, end
