@@ -1,0 +1,185 @@
+"""Every backend against attention computed one document at a time in float64."""
+
+import math
+
+import pytest
+import torch
+
+from internlm_mm.ops.attention import (
+    Documents,
+    cached_attention,
+    choose_attention,
+    cudnn_attention,
+    make_documents,
+    needs_mask,
+)
+from internlm_mm.registry import ATTENTIONS
+from internlm_mm.structures import Batch
+
+LENGTHS = [[5, 1, 10], [16], [3, 13]]  # three rows of 16 tokens
+
+
+def packed_batch(lengths=LENGTHS, max_docs=4):
+    seq = sum(lengths[0])
+    position_ids = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
+    document_ids = torch.stack(
+        [torch.cat([torch.full((n,), i) for i, n in enumerate(row)]) for row in lengths]
+    )
+    cu_seqlens = torch.full((len(lengths), max_docs + 1), seq, dtype=torch.int32)
+    for row, sizes in enumerate(lengths):
+        cu_seqlens[row, : len(sizes)] = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))])
+    ids = torch.zeros(len(lengths), seq, dtype=torch.int64)
+    return Batch(
+        input_ids=ids,
+        labels=ids,
+        position_ids=position_ids,
+        document_ids=document_ids.int(),
+        cu_seqlens=cu_seqlens,
+        max_seqlen=max(map(max, lengths)),
+        num_targets=ids.numel(),
+    )
+
+
+def oracle(q, k, v, lengths):
+    """Token by token: no mask, no batching, float64."""
+    groups = q.shape[2] // k.shape[2]
+    out = torch.zeros_like(q, dtype=torch.float64)
+    for row, sizes in enumerate(lengths):
+        start = 0
+        for size in sizes:
+            for t in range(start, start + size):
+                for head in range(q.shape[2]):
+                    keys = k[row, start : t + 1, head // groups].double()
+                    values = v[row, start : t + 1, head // groups].double()
+                    scores = keys @ q[row, t, head].double() / math.sqrt(q.shape[3])
+                    out[row, t, head] = scores.softmax(0) @ values
+            start += size
+    return out
+
+
+def qkv(heads=4, kv_heads=4, rows=3, seq=16):
+    return [torch.randn(rows, seq, h, 8, requires_grad=True) for h in (heads, kv_heads, kv_heads)]
+
+
+@pytest.mark.parametrize('kv_heads', [4, 2, 1])
+@pytest.mark.parametrize('lengths', [LENGTHS, [[16]] * 3], ids=['packed', 'dense'])
+@pytest.mark.parametrize('name', ['reference', 'sdpa'])
+def test_values_and_gradients(name, lengths, kv_heads):
+    inputs = qkv(kv_heads=kv_heads)
+    batch = packed_batch(lengths, max_docs=4 if lengths is LENGTHS else 1)
+    documents = make_documents(batch, need_mask=True)
+    assert (documents is None) == (lengths is not LENGTHS)
+    out = ATTENTIONS.get(name)(*inputs, documents)
+    expected = oracle(*inputs, lengths)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    weight = torch.randn_like(out)
+    grads = torch.autograd.grad(out, inputs, weight)
+    for grad, want in zip(
+        grads, torch.autograd.grad(expected, inputs, weight.double()), strict=True
+    ):
+        torch.testing.assert_close(grad, want.float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['reference', 'sdpa'])
+def test_bfloat16_stays_near_float32(name):
+    inputs = qkv(kv_heads=2)
+    documents = make_documents(packed_batch(), need_mask=True)
+    half = ATTENTIONS.get(name)(*(x.bfloat16() for x in inputs), documents)
+    # Inputs, weights and output are rounded to 8 bits: 3 * 2^-8 of values of about 1.
+    torch.testing.assert_close(half.double(), oracle(*inputs, LENGTHS), rtol=0, atol=5e-2)
+
+
+def test_documents_are_laid_end_to_end():
+    documents = make_documents(packed_batch(), need_mask=False)
+    assert documents.mask is None
+    assert documents.cu_seqlens.tolist() == [0, 5, 6, 16, 16, 32, 32, 32, 32, 35, 48, 48, 48]
+    assert documents.cu_seqlens.dtype == torch.int32
+    assert documents.max_seqlen == 16
+
+
+def test_mask_by_hand():
+    mask = make_documents(packed_batch([[2, 1], [3]], max_docs=2), need_mask=True).mask
+    assert mask.shape == (2, 1, 3, 3)
+    assert mask[:, 0].int().tolist() == [
+        [[1, 0, 0], [1, 1, 0], [0, 0, 1]],
+        [[1, 0, 0], [1, 1, 0], [1, 1, 1]],
+    ]
+
+
+def test_cached_attention_sees_what_the_mask_shows():
+    q, k, v = qkv(heads=4, kv_heads=2)
+    mask = torch.ones(16, 16, dtype=torch.bool).tril()[-3:].expand(3, 1, 3, 16)
+    out = cached_attention(q[:, -3:], k, v, mask)
+    torch.testing.assert_close(
+        out.double(), oracle(q, k, v, [[16]] * 3)[:, -3:], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_cudnn_refuses_packed_rows():
+    documents = Documents(torch.zeros(1), torch.zeros(1), 1, None)
+    with pytest.raises(ValueError, match='varlen'):
+        cudnn_attention(*qkv(), documents)
+
+
+def test_only_backends_that_read_the_mask_ask_for_it():
+    assert [
+        n for n in ('reference', 'sdpa', 'varlen', 'cudnn') if needs_mask(ATTENTIONS.get(n))
+    ] == [
+        'reference',
+        'sdpa',
+    ]
+    assert needs_mask(lambda q, k, v, documents: q)  # of a plug-in that says nothing
+
+
+@pytest.mark.parametrize(
+    ('device', 'dtype', 'packed', 'name'),
+    [
+        ('cuda', torch.bfloat16, True, 'varlen'),
+        ('cuda', torch.bfloat16, False, 'cudnn'),
+        ('cuda', torch.float32, True, 'sdpa'),
+        ('cpu', torch.bfloat16, True, 'sdpa'),
+    ],
+)
+def test_auto(device, dtype, packed, name):
+    chosen, reason = choose_attention('auto', device, dtype, packed)
+    assert chosen == name
+    assert reason
+
+
+@pytest.mark.parametrize(
+    ('name', 'device', 'dtype', 'packed', 'message'),
+    [
+        ('spda', 'cpu', torch.float32, False, "attention='spda' is unknown.* 'sdpa'"),
+        ('varlen', 'cpu', torch.bfloat16, True, 'needs CUDA in half precision, not cpu'),
+        ('cudnn', 'cuda', torch.float32, False, 'needs CUDA in half precision.*float32'),
+        ('cudnn', 'cuda', torch.bfloat16, True, 'one document a row'),
+    ],
+)
+def test_a_backend_that_cannot_run(name, device, dtype, packed, message):
+    with pytest.raises(ValueError, match=message):
+        choose_attention(name, device, dtype, packed)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.parametrize('kv_heads', [4, 2])
+@pytest.mark.parametrize(
+    ('name', 'lengths'),
+    [('varlen', LENGTHS), ('varlen', [[16]] * 3), ('cudnn', [[16]] * 3)],
+    ids=['varlen-packed', 'varlen-dense', 'cudnn-dense'],
+)
+def test_cuda_kernels(name, lengths, kv_heads):
+    inputs = [
+        torch.randn(3, 16, h, 64, device='cuda', dtype=torch.bfloat16, requires_grad=True)
+        for h in (4, kv_heads, kv_heads)
+    ]
+    batch = packed_batch(lengths, max_docs=4 if lengths is LENGTHS else 1).to('cuda')
+    out = ATTENTIONS.get(name)(*inputs, make_documents(batch, need_mask=False))
+    expected = oracle(*inputs, lengths)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=5e-2)
+    weight = torch.randn_like(out)
+    grads = torch.autograd.grad(out, inputs, weight)
+    for grad, want in zip(
+        grads, torch.autograd.grad(expected, inputs, weight.double()), strict=True
+    ):
+        torch.testing.assert_close(grad.double(), want.double(), rtol=5e-2, atol=1e-1)
