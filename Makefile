@@ -88,7 +88,7 @@ lint: $(VENV)/.tests
 	@$(PY) -m codespell_lib
 
 docs: $(VENV)/.docs
-	@$(PY) -m mkdocs build --strict --quiet --site-dir site
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet --site-dir site
 	@echo 'open site/index.html'
 
 clean:

@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     'inference': {'tokenizers'},
     'agents': {'tokenizers', 'sandbox'},
     'engine': {'datasets', 'optim', 'parallel', 'checkpoint', 'evaluation'},
+    'api': {'checkpoint', 'engine', 'inference'},
     '__main__': set(),
 }
 
