@@ -1,0 +1,148 @@
+"""The decoder: packing, shapes, seams."""
+
+import copy
+
+import pytest
+import torch
+
+from internlm_mm.models import InternLM, Llama
+from internlm_mm.ops import make_documents
+from internlm_mm.registry import ATTENTIONS
+from tests.test_models.helpers import SIZES, make_batch, randomize
+
+PACKED = [[7, 1, 12], [20], [4, 16]]
+
+
+@pytest.fixture(params=[InternLM, Llama])
+def model(request):
+    return randomize(request.param(**SIZES))
+
+
+def gradients(model):
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def test_packed_rows_equal_separate_documents(model):
+    batch = make_batch(PACKED)
+    alone = copy.deepcopy(model)
+    model(batch)['loss'].backward()
+    documents = make_documents(batch, need_mask=True)
+    hidden = model.hidden_states(batch.input_ids, batch.position_ids, documents)
+    logits = model.lm_head(hidden)
+    total = 0.0
+    for row, sizes in enumerate(PACKED):
+        start = 0
+        for size in sizes:
+            part = slice(start, start + size)
+            expected = alone.logits(batch.input_ids[row : row + 1, part])
+            torch.testing.assert_close(logits[row : row + 1, part], expected)
+            total += torch.nn.functional.cross_entropy(
+                expected[0], batch.labels[row, part], reduction='sum'
+            )
+            start += size
+    total.backward()
+    wanted = gradients(alone)
+    for name, grad in gradients(model).items():
+        torch.testing.assert_close(grad, wanted[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_documents_do_not_leak(model):
+    batch = make_batch(PACKED)
+    documents = make_documents(batch, need_mask=True)
+
+    def run(ids):
+        with torch.no_grad():
+            return model.hidden_states(ids, batch.position_ids, documents)
+
+    before = run(batch.input_ids)
+    changed = batch.input_ids.clone()
+    changed[0, 3] += 1  # in the first document, of 7 tokens
+    changed %= 128
+    moved = (run(changed) != before).any(-1)
+    assert moved[0].tolist() == [False] * 3 + [True] * 4 + [False] * 13
+    assert not moved[1:].any()
+
+
+def test_loss_is_a_sum_in_float32(model):
+    batch = make_batch([[20], [20]])
+    loss = model(batch)['loss']
+    assert loss.shape == () and loss.dtype == torch.float32
+    logits = model.logits(batch.input_ids)
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch.labels.flatten(), reduction='sum'
+    )
+    torch.testing.assert_close(loss, expected)
+    assert list(model(batch)) == ['loss']
+
+
+def test_float64_is_float64_throughout(model):
+    batch = make_batch(PACKED)
+    narrow = model(batch)['loss']
+    wide = model.double()(batch)['loss']
+    assert wide.dtype == torch.float64
+    torch.testing.assert_close(narrow.double(), wide, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize('lengths', [PACKED, [[20], [20]]], ids=['packed', 'dense'])
+def test_bfloat16_stays_near_float32(model, lengths):
+    batch = make_batch(lengths)
+    loss = model(batch)['loss'] / batch.num_targets
+    half = model.bfloat16()(batch)['loss'] / batch.num_targets
+    # Weights are rounded to 8 bits; losses here are about 7.
+    assert abs(half - loss) < 0.1
+
+
+# torch's tracer asks for it on purpose and hides the warning, unless warnings are errors.
+@pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor')
+def test_layers_trace_into_one_graph(model):
+    batch = make_batch(PACKED)
+    expected = model(batch)['loss']
+    for layer in model.layers.values():
+        layer.compile(fullgraph=True, backend='eager')
+    torch.testing.assert_close(model(batch)['loss'], expected)
+    torch.testing.assert_close(
+        model(make_batch([[20], [20]]))['loss'].isfinite(), torch.tensor(True)
+    )
+
+
+def test_the_seam_decides_whether_a_mask_is_built(model):
+    seen = []
+
+    def attend(q, k, v, documents):
+        seen.append(documents.mask)
+        return q
+
+    attend.needs_mask = False
+    for layer in model.layers.values():
+        layer.self_attn.attend = attend
+    model(make_batch(PACKED))
+    assert seen == [None] * 3
+    model.layers['1'].self_attn.attend = ATTENTIONS.get('sdpa')
+    model(make_batch(PACKED))
+    assert len(seen) == 5 and seen[-1].shape == (3, 1, 20, 20)
+
+
+def test_built_on_meta_there_are_only_parameters_to_fill():
+    with torch.device('meta'):
+        model = InternLM(**SIZES)
+    assert list(model.buffers()) == []
+    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
+
+
+def test_a_row_longer_than_the_model(model):
+    with pytest.raises(ValueError, match='rows of 65 tokens exceed max_seq_len=64'):
+        model(make_batch([[65]]))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [('vocab_size', 0), ('num_layers', -1), ('max_seq_len', 12.5), ('intermediate_size', '48')],
+)
+def test_sizes_that_are_no_sizes(key, value):
+    with pytest.raises(ValueError, match=f'{key}={value!r} must be a positive integer'):
+        InternLM(**(SIZES | {key: value}))
+
+
+def test_unknown_options_are_errors():
+    with pytest.raises(TypeError, match='num_layer'):
+        InternLM(**SIZES, num_layer=3)
