@@ -1,0 +1,82 @@
+"""Tokenise texts into memory-mapped token files, a folder for each domain."""
+
+import argparse
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from internlm_mm.datasets.preprocessing import preprocess
+
+EXAMPLES = """examples:
+  texts/web/*.jsonl.gz and texts/code/*.parquet, one document in a thousand held out:
+    python tools/preprocess_data.py texts/ --output data/text/tokens \\
+        --tokenizer data/text/tokenizer --validation-fraction 0.001
+  domains by name, a validation set of your own:
+    python tools/preprocess_data.py web=/crawl/2024 web=/crawl/2025 code=repos.jsonl \\
+        --validation-inputs held_out/ --output data/text/tokens --tokenizer my.model
+
+writes OUTPUT/train/DOMAIN and OUTPUT/validation/DOMAIN; give the first to PretrainDataset:
+  dataset=dict(type=PretrainDataset, data_root='OUTPUT/train', seq_len=4096)
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; 0 if the output was written."""
+    parser = argparse.ArgumentParser(
+        prog='preprocess_data',
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        'inputs',
+        nargs='+',
+        metavar='INPUT',
+        help='file or folder of txt, json, jsonl, jsonl.gz, parquet; DOMAIN=PATH names its domain, '
+        'else every sub-folder, or file beside them, is one',
+    )
+    parser.add_argument('--output', '-o', required=True, help='folder to make')
+    parser.add_argument(
+        '--tokenizer', required=True, help='a .model file, or a folder with a tokenizer'
+    )
+    parser.add_argument(
+        '--validation-inputs', nargs='+', default=[], metavar='INPUT', help='texts to hold out'
+    )
+    parser.add_argument(
+        '--validation-fraction',
+        type=float,
+        default=0.0,
+        help='share of the documents to hold out, chosen by their hash (default: 0)',
+    )
+    parser.add_argument('--text-key', default='text', help="a record's text (default: text)")
+    parser.add_argument(
+        '--add-bos', action='store_true', help='begin documents with the begin token'
+    )
+    parser.add_argument(
+        '--min-document-length',
+        type=int,
+        default=1,
+        help='leave out documents of fewer tokens (default: 1)',
+    )
+    parser.add_argument('--num-workers', type=int, help='processes (default: all cores)')
+    parser.add_argument(
+        '--overwrite', action='store_true', help='replace the output of an earlier run'
+    )
+    args = parser.parse_args(argv)
+    try:
+        counts = preprocess(**vars(args))
+    except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    table = Table('split', 'domain', 'documents', 'tokens', 'dropped', title=args.output)
+    for split, domains in counts.items():
+        for domain, count in domains.items():
+            numbers = (count.documents, count.tokens, count.dropped)
+            table.add_row(split, domain, *(f'{number:,}' for number in numbers))
+    Console().print(table)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
