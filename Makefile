@@ -71,8 +71,9 @@ $(VENV)/.docs: $(VENV)/.runtime requirements/docs.txt
 	@touch $@
 
 install: $(VENV)/.runtime
+	@echo 'internlm_mm is ready: $(PY) -m internlm_mm'
 
-demo: install
+demo: $(VENV)/.runtime
 	@$(PY) tools/demo.py
 
 test: $(VENV)/.tests
