@@ -5,6 +5,7 @@ from mmengine.visualization import LocalVisBackend, TensorboardVisBackend
 
 from internlm_mm.engine import LLMRunner, ScalarVisualizer
 from internlm_mm.engine.hooks import (
+    GarbageCollectionHook,
     ProgressHook,
     RunInfoHook,
     StepCheckpointHook,
@@ -16,13 +17,14 @@ runner_type = LLMRunner
 default_scope = 'internlm_mm'
 strategy = dict(type=HybridParallelStrategy)
 default_hooks = dict(
-    throughput=dict(type=ThroughputHook, interval=10),
+    throughput=dict(type=ThroughputHook, interval=10),  # tokens/s, TFLOP/s, MFU
     run_info=dict(type=RunInfoHook, interval=10),  # for MMEngine's own hooks
-    progress=dict(type=ProgressHook, interval=10),
-    param_scheduler=dict(type=ParamSchedulerHook),
+    progress=dict(type=ProgressHook, interval=10),  # the line on the screen, and the curves
+    param_scheduler=dict(type=ParamSchedulerHook),  # moves the learning rate
     checkpoint=dict(type=StepCheckpointHook, interval=1000, keep_last=3),
+    gc=dict(type=GarbageCollectionHook, interval=100),  # all ranks pause at the same step
 )
-custom_hooks = []
+custom_hooks = []  # MemoryHook and TorchProfilerHook look at a few steps: append one to measure
 visualizer = dict(
     type=ScalarVisualizer,
     vis_backends=[dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)],

@@ -83,14 +83,21 @@ class TokenTrainLoop(BaseLoop):
         return 0
 
     def run(self) -> torch.nn.Module:
-        """Train until `max_iters`, a hook's `stop_training`, or SIGTERM or Ctrl-C."""
+        """Train until `max_iters`, a hook's `stop_training`, or SIGTERM or Ctrl-C.
+
+        Whatever ends training early instead, hooks with a method `on_error` are told before it is raised.
+        """
         runner = self.runner
-        steps = self.begin()
-        with StopSignal() as signal:
-            while self._iter < self._max_iters and not self.stop_training:
-                self.run_next(steps, signal.received)
-        runner.call_hook('after_train_epoch')
-        runner.call_hook('after_train')
+        try:
+            steps = self.begin()
+            with StopSignal() as signal:
+                while self._iter < self._max_iters and not self.stop_training:
+                    self.run_next(steps, signal.received)
+            runner.call_hook('after_train_epoch')
+            runner.call_hook('after_train')
+        except BaseException:
+            runner.call_hook('on_error')
+            raise
         return runner.model
 
     def begin(self) -> Iterator[list[Batch]]:
@@ -133,6 +140,7 @@ class TokenTrainLoop(BaseLoop):
             if num_targets == 0:
                 raise ValueError(f'step {self._iter} has no trained token: every label is masked')
             sums = strategy.forward_backward(batches, num_targets)
+            runner.call_hook('after_backward')  # the one moment at which the step's gradients exist
             outputs['lr'] = runner.optim_wrapper.param_groups[0]['lr']
             # First: it waits for the device anyway, and the means below are ready then.
             outputs |= runner.optim_wrapper.update_params()
