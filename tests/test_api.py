@@ -1,0 +1,39 @@
+"""The Python API on a finished run."""
+
+import pytest
+import torch
+
+import internlm_mm
+from internlm_mm.api import from_pretrained, generate
+from tests.trained import trained_run
+
+pytestmark = pytest.mark.filterwarnings('ignore:torch.distributed is disabled:UserWarning')
+
+
+@pytest.fixture
+def run(tmp_path):
+    return trained_run(tmp_path)
+
+
+def test_generate_from_a_path_or_a_model(run):
+    work_dir, model, tokenizer = run
+    generator = from_pretrained(work_dir, device='cpu')
+    (text,) = generate(generator, 'def f7', max_new_tokens=5)
+    ids = [tokenizer.bos_id, *tokenizer.encode('def f7')]
+    for _ in range(5):
+        ids.append(int(model.logits(torch.tensor([ids]))[0, -1].argmax()))
+    assert text == tokenizer.decode(ids[-5:])
+    texts = generate(generator, ['def f7', 'return'], max_new_tokens=5)
+    assert texts[0] == text and len(texts) == 2
+
+
+def test_dtype_and_device(run):
+    assert from_pretrained(run[0], device='cpu').model.norm.weight.dtype == torch.float32
+    half = from_pretrained(run[0], device='cpu', dtype=torch.bfloat16)
+    assert half.model.norm.weight.dtype == torch.bfloat16
+    assert len(generate(half, 'x', max_new_tokens=3, temperature=1.0, seed=0)) == 1
+
+
+def test_top_level_names():
+    assert internlm_mm.from_pretrained is from_pretrained
+    assert internlm_mm.generate is generate
