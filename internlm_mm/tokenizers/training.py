@@ -58,9 +58,10 @@ def train_tokenizer(
         raise FileExistsError(f'{path} exists; give another output or say overwrite')
     sentencepiece.SetMinLogLevel(2)  # else hundreds of lines on stderr
     model = io.BytesIO()
+    chunks = list(_chunks(texts))  # an error in a file would lose its message inside the trainer
     try:
         SentencePieceTrainer.train(
-            sentence_iterator=_chunks(texts),
+            sentence_iterator=iter(chunks),
             model_writer=model,
             model_type='bpe',
             vocab_size=vocab_size,

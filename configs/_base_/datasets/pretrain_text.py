@@ -3,6 +3,8 @@
     python tools/train_tokenizer.py TEXTS --output data/text/tokenizer --vocab-size 103168
     python tools/preprocess_data.py TEXTS --output data/text/tokens \
         --tokenizer data/text/tokenizer --validation-fraction 0.001
+
+Sub-folders of TEXTS become domains, whose losses are logged apart.
 """
 
 from internlm_mm.datasets import EvalLoader, PretrainDataset, TokenLoader

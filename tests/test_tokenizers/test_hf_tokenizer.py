@@ -1,0 +1,83 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer
+
+from internlm_mm.registry import TOKENIZERS
+from internlm_mm.tokenizers import HFTokenizer
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE tokenizer as Hugging Face saves one, with special tokens."""
+    path = tmp_path_factory.mktemp('hf')
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=['<|begin|>', '<|end|>', '<|pad|>'],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(['the quick brown fox , the lazy dog'] * 9, trainer)
+    tokenizer.save(str(path / 'tokenizer.json'))
+    config = {
+        'tokenizer_class': 'PreTrainedTokenizerFast',
+        'bos_token': '<|begin|>',
+        'eos_token': '<|end|>',
+        'clean_up_tokenization_spaces': True,
+    }
+    (path / 'tokenizer_config.json').write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture(scope='module')
+def tokenizer(folder: Path) -> HFTokenizer:
+    return HFTokenizer(folder)
+
+
+@given(st.text(st.characters(exclude_categories=['Cs'])))
+def test_decode_gives_back_the_text(tokenizer: HFTokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_ids_are_transformers_own(tokenizer: HFTokenizer, folder: Path) -> None:
+    reference = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.encode('the fox , jumps') == reference.encode('the fox , jumps')
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 1)
+    assert tokenizer.pad_id == reference.pad_token_id
+    assert tokenizer.vocab_size == len(reference)
+
+
+def test_text_cannot_spell_a_special_token(tokenizer: HFTokenizer) -> None:
+    ids = tokenizer.encode('the<|end|>fox')
+    assert tokenizer.eos_id not in ids
+    assert tokenizer.decode(ids) == 'the<|end|>fox'
+
+
+def test_saved_tokenizer_is_the_same(tokenizer: HFTokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    copy = HFTokenizer(tmp_path / 'tokenizer.json')
+    assert copy.hash == tokenizer.hash
+    assert copy.eos_id == tokenizer.eos_id
+
+
+def test_works_without_a_config(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / 'tokenizer.json').write_bytes((folder / 'tokenizer.json').read_bytes())
+    bare = HFTokenizer(tmp_path)
+    assert bare.decode(bare.encode('the fox')) == 'the fox'
+    assert bare.eos_id is None
+
+
+def test_is_registered(tokenizer: HFTokenizer, folder: Path) -> None:
+    assert TOKENIZERS.build(dict(type='HFTokenizer', path=str(folder))).hash == tokenizer.hash
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r'tokenizer\.json is missing'):
+        HFTokenizer(tmp_path)
