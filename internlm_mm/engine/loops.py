@@ -85,16 +85,16 @@ class TokenTrainLoop(BaseLoop):
     def run(self) -> torch.nn.Module:
         """Train until `max_iters`, a hook's `stop_training`, or SIGTERM or Ctrl-C.
 
-        Whatever ends training early instead, hooks with a method `on_error` are told before it is raised.
+        If anything else ends it, hooks that have a method `on_error` hear of it first.
         """
         runner = self.runner
         try:
-            steps = self.begin()
-            with StopSignal() as signal:
+            with StopSignal() as signal:  # also while the last hooks save
+                steps = self.begin()
                 while self._iter < self._max_iters and not self.stop_training:
                     self.run_next(steps, signal.received)
-            runner.call_hook('after_train_epoch')
-            runner.call_hook('after_train')
+                runner.call_hook('after_train_epoch')
+                runner.call_hook('after_train')
         except BaseException:
             runner.call_hook('on_error')
             raise

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
-from mmengine.runner import FlexibleRunner
+from mmengine.runner import FlexibleRunner, Priority
 
 from internlm_mm.checkpoint.checkpointer import (
     TOKENIZER_FOLDER,
@@ -18,7 +19,8 @@ from internlm_mm.checkpoint.checkpointer import (
 )
 from internlm_mm.engine.preflight import check_run
 from internlm_mm.engine.run_state import RunState
-from internlm_mm.registry import DATALOADERS, DATASETS, RUNNERS, TOKENIZERS
+from internlm_mm.engine.stock_hooks import check_hook
+from internlm_mm.registry import DATALOADERS, DATASETS, HOOKS, RUNNERS, TOKENIZERS
 from internlm_mm.utils.config import dump_config
 from internlm_mm.utils.suggest import did_you_mean
 
@@ -113,7 +115,7 @@ class LLMRunner(FlexibleRunner):
             resume=resume,
             launcher=launcher,
             env_cfg=env_cfg or {},
-            log_processor=log_processor,
+            log_processor={'by_epoch': False, **(log_processor or {})},  # there are no epochs
             log_level=log_level,
             visualizer=visualizer,
             default_scope=default_scope,
@@ -191,6 +193,21 @@ class LLMRunner(FlexibleRunner):
         for hook in (hooks or {}).values():
             if hook is not None:
                 self.register_hook(hook)
+
+    def register_hook(
+        self, hook: Hook | dict, priority: int | str | Priority | None = None
+    ) -> None:
+        """Register a hook, of ours or MMEngine's.
+
+        Raises:
+            ValueError: If it is a stock hook that cannot work here; names what to use instead.
+        """
+        if isinstance(hook, dict):
+            config = dict(hook)
+            priority = config.pop('priority', None) if priority is None else priority
+            hook = HOOKS.build(config)
+        check_hook(hook)
+        super().register_hook(hook, priority)
 
     # -------------------------------------------------------------------------------- running
 

@@ -27,7 +27,7 @@ KINDS = (
 
 @HOOKS.register_module()
 class MemoryHook(Hook):
-    """Measure one step's memory on this rank, by module and kind, in bytes that tensors really take.
+    """Measure one step's memory on this rank, by module and kind, in bytes tensors really take.
 
     Parameters and gradients are read between backward and update, the only moment at which a step's
     gradients are whole, optimizer state after the update; of sharded tensors the local shard.
@@ -94,7 +94,7 @@ class MemoryHook(Hook):
         return [*model.parameters(), *(one.parameter for one in whole)]
 
     def after_backward(self, runner: Any) -> None:
-        """Measure parameters and gradients, while there are gradients. Called by the training loop."""
+        """Measure parameters and gradients, while there are some. The training loop calls this."""
         if self._meter is None:
             return
         self._stop()
@@ -215,7 +215,8 @@ def readable(size_bytes: int) -> str:
 
 
 def _rows(node: Mapping[str, Any], kinds: Sequence[str], indent: str) -> list[tuple[str, ...]]:
-    rows = [(indent + node['name'], *(readable(node[kind]) if node[kind] else '-' for kind in kinds))]
+    cells = [readable(node[kind]) if node[kind] else '-' for kind in kinds]
+    rows = [(indent + node['name'], *cells)]
     groups: list[list[dict[str, Any]]] = []
     for child in node['children']:
         if groups and _alike(groups[-1][0], child):

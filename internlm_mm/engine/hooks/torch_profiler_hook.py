@@ -13,7 +13,7 @@ from internlm_mm.registry import HOOKS
 
 @HOOKS.register_module()
 class TorchProfilerHook(Hook):
-    """Record `active` steps and write a Chrome trace a rank: `WORK_DIR/TIMESTAMP/FOLDER/rankR.json`.
+    """Record `active` steps; one Chrome trace a rank, `WORK_DIR/TIMESTAMP/FOLDER/rankR.json`.
 
     Open it in https://ui.perfetto.dev. Steps count from the start of this process. Recorded steps
     are slower than others; the table of the costliest operators goes to the log of rank 0.
@@ -59,8 +59,8 @@ class TorchProfilerHook(Hook):
         needed, left = self.wait + self.warmup + self.active, runner.max_iters - runner.iter
         if left < needed:
             raise ValueError(
-                f'TorchProfilerHook: wait={self.wait} + warmup={self.warmup} + active={self.active} '
-                f'are {needed} steps, but the run has only {left}'
+                f'TorchProfilerHook: wait={self.wait} + warmup={self.warmup} + '
+                f'active={self.active} are {needed} steps, but the run has only {left}'
             )
         activities = [ProfilerActivity.CPU]
         if runner.strategy.device.type == 'cuda':
