@@ -1,13 +1,15 @@
 """What tests of every package share."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 
 import numpy as np
 import pytest
 import torch
+
+from tests.ranks import Ranks
 
 
 @pytest.fixture(autouse=True)
@@ -29,3 +31,11 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
         return path
 
     return write_file
+
+
+@pytest.fixture(scope='session')
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Two processes of one gloo group; called with a function and arguments, both run it."""
+    ranks = Ranks(tmp_path_factory.mktemp('ranks'))
+    yield ranks
+    ranks.close()

@@ -44,6 +44,8 @@ class HybridZeroOptimWrapper(OptimWrapper):
         skip_nonfinite: bool = True,
     ) -> None:
         super().__init__(optimizer)
+        # MMEngine's extra group that no parameter is in; here groups are the optimizer's.
+        self.base_param_settings = None
         options = dict(clip_grad or {})
         self.max_norm = options.pop('max_norm', None)
         if options or (clip_grad and not (self.max_norm and self.max_norm > 0)):

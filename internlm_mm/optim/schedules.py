@@ -35,6 +35,12 @@ class _StepSchedule(_ParamScheduler):
     def _get_value(self) -> list[float]:
         return [value * self.factor(self.last_step) for value in self.base_values]
 
+    def step(self) -> None:
+        """Go to the next step, whether or not the optimizer made one: a skipped step counts."""
+        self._global_step += 1
+        self.last_step += 1
+        self._set()
+
     def state_dict(self) -> dict[str, int]:
         """The position alone: peak values and spans are the config's, also after a resume."""
         return {'last_step': self.last_step, '_global_step': self._global_step}
@@ -42,6 +48,9 @@ class _StepSchedule(_ParamScheduler):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go to a position and set the value that belongs to it."""
         super().load_state_dict(state_dict)
+        self._set()
+
+    def _set(self) -> None:
         self._last_value = self._get_value()
         for group, value in zip(self.optimizer.param_groups, self._last_value, strict=True):
             group[self.param_name] = value

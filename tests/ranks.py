@@ -1,0 +1,85 @@
+"""Processes that stay up and run functions together, so that a test need not start its own."""
+
+import multiprocessing
+import pickle
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+SECONDS = 120
+
+
+class Ranks:
+    """A gloo group of processes on this machine.
+
+    Called with a function of a test module and its arguments, which are pickled; every rank runs it,
+    and what each returned comes back as a list.
+
+    Args:
+        folder: Where the processes meet.
+        world_size: How many there are.
+    """
+
+    def __init__(self, folder: Path, world_size: int = 2) -> None:
+        context = multiprocessing.get_context('spawn')
+        self._pipes = []
+        self._processes = []
+        for rank in range(world_size):
+            ours, theirs = context.Pipe()
+            arguments = (rank, world_size, str(folder / 'store'), theirs)
+            process = context.Process(target=_work, args=arguments, daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def __call__(self, function: Callable, *args: Any) -> list[Any]:
+        message = pickle.dumps((function, args))
+        for pipe in self._pipes:
+            pipe.send_bytes(message)
+        answers = []
+        for rank, pipe in enumerate(self._pipes):
+            if not pipe.poll(SECONDS):
+                self.close()
+                raise TimeoutError(f'rank {rank} did not answer in {SECONDS} s')
+            answers.append(pickle.loads(pipe.recv_bytes()))
+        failures = [f'rank {rank}:\n{text}' for rank, (text, _) in enumerate(answers) if text]
+        if failures:
+            raise RuntimeError('\n'.join(failures))
+        return [result for _, result in answers]
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+
+
+def _work(rank: int, world_size: int, store: str, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        'gloo',
+        store=dist.FileStore(store, world_size),
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=SECONDS / 2),
+    )
+    while True:
+        try:
+            message = pipe.recv_bytes()
+        except EOFError:
+            break
+        try:
+            function, args = pickle.loads(message)
+            answer = (None, function(*args))
+        except Exception:
+            answer = (traceback.format_exc(), None)
+        pipe.send_bytes(pickle.dumps(answer))
+    dist.destroy_process_group()

@@ -1,0 +1,64 @@
+import pytest
+import torch
+from torch import nn
+
+from internlm_mm.models import InternLM
+from internlm_mm.optim import DecayGroupsConstructor, HybridZeroOptimWrapper
+
+ADAMW = dict(type=torch.optim.AdamW, lr=1e-3, weight_decay=0.1)
+
+
+def model() -> nn.Module:
+    return InternLM(vocab_size=32, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2)
+
+
+def groups_of(wrapper: HybridZeroOptimWrapper, module: nn.Module) -> list[tuple[float, set[str]]]:
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [
+        (group['weight_decay'], {names[id(parameter)] for parameter in group['params']})
+        for group in wrapper.param_groups
+    ]
+
+
+def test_matrices_decay_and_nothing_else() -> None:
+    module = model()
+    wrapper = DecayGroupsConstructor({'optimizer': dict(ADAMW)})(module)
+    assert isinstance(wrapper, HybridZeroOptimWrapper)
+    (decay, decaying), (none, plain) = groups_of(wrapper, module)
+    assert (decay, none) == (0.1, 0.0)
+    projections = [f'self_attn.{p}_proj.weight' for p in 'qkvo']
+    projections += [f'mlp.{p}_proj.weight' for p in ('gate', 'up', 'down')]
+    assert decaying == {'embed_tokens.weight', 'lm_head.weight'} | {
+        f'layers.{layer}.{name}' for layer in '01' for name in projections
+    }
+    vectors = [f'self_attn.{p}_proj.bias' for p in 'qkvo']
+    vectors += ['input_layernorm.weight', 'post_attention_layernorm.weight']
+    assert plain == {'norm.weight'} | {
+        f'layers.{layer}.{name}' for layer in '01' for name in vectors
+    }
+
+
+def test_frozen_parameters_are_in_no_group() -> None:
+    module = model()
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name == 'lm_head.weight')
+    wrapper = DecayGroupsConstructor({'optimizer': dict(ADAMW)})(module)
+    assert groups_of(wrapper, module) == [(0.1, {'lm_head.weight'})]
+
+
+def test_decay_pulls_a_matrix_and_leaves_a_bias() -> None:
+    module = nn.Linear(2, 2)
+    nn.init.ones_(module.weight)
+    nn.init.ones_(module.bias)
+    config = {'optimizer': dict(type=torch.optim.AdamW, lr=0.5, weight_decay=0.1)}
+    wrapper = DecayGroupsConstructor(config)(module)
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    wrapper.step()
+    assert torch.equal(module.bias, torch.ones(2))
+    torch.testing.assert_close(module.weight.detach(), torch.full((2, 2), 1 - 0.5 * 0.1))
+
+
+def test_paramwise_cfg_is_refused() -> None:
+    with pytest.raises(ValueError, match='paramwise_cfg'):
+        DecayGroupsConstructor({'optimizer': dict(ADAMW)}, paramwise_cfg={'norm_decay_mult': 0})
