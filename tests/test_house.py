@@ -50,6 +50,11 @@ OPTIONAL = {
 # Requirements that take seconds to import, and that most runs never need.
 SLOW = {'matplotlib', 'sentencepiece', 'transformers'}
 
+# What of ours is imported where it is used, and why.
+LATE = {
+    ('api.py', 'internlm_mm.engine.runner'): 'seconds that a process which only generates saves',
+}
+
 # Sources without a test file of their own, and why.
 NO_MIRROR = {
     'version.py': 'a constant',
@@ -93,8 +98,7 @@ def imports(node: ast.AST) -> list[tuple[int, str]]:
 def test_imports_only_what_the_table_allows(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0].removesuffix('.py')
     if package == '__init__':
-        package = 'version'
-        allowed = {'version', 'utils'}
+        allowed = {'version', 'utils', 'api'}
     else:
         assert package in MAY_IMPORT, f'{package} has no line in the table of who may import whom'
         base = COMMON if package not in COMMON else set()
@@ -116,7 +120,8 @@ def test_only_optional_or_slow_packages_are_imported_inside_functions(path: Path
             for node in ast.walk(function):
                 for line, module in imports(node):
                     package = module.split('.')[0]
-                    assert package in OPTIONAL | SLOW, f'line {line}: import {module} at the top'
+                    allowed = package in OPTIONAL | SLOW or (path.name, module) in LATE
+                    assert allowed, f'line {line}: import {module} at the top'
 
 
 @pytest.mark.parametrize('path', PROGRAMS, ids=name_of)
@@ -153,8 +158,12 @@ def test_packages_only_re_export(path: Path) -> None:
     for node in parsed(path).body:
         is_all = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '__all__'
         is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        is_check = path.parent == ROOT and ast.unparse(node) == 'check_mmengine()'
-        allowed = isinstance(node, (ast.Import, ast.ImportFrom)) or is_all or is_text or is_check
+        is_import = isinstance(node, (ast.Import, ast.ImportFrom))
+        allowed = is_import or is_all or is_text
+        if path.parent == ROOT:  # looks at the installation, and imports the API when asked for it
+            allowed = allowed or ast.unparse(node).startswith(
+                ('check_mmengine()', 'if TYPE_CHECKING:', 'def __getattr__(')
+            )
         assert allowed, f'line {node.lineno}: logic in __init__.py'
 
 
@@ -187,7 +196,8 @@ def test_tools_have_a_main(path: Path) -> None:
         return
     for node in parsed(path).body:
         if isinstance(node, ast.FunctionDef) and node.name == 'main':
-            assert ast.unparse(node.args) == 'argv: list[str] | None=None'
+            signatures = ('argv: list[str] | None=None', 'argv: Sequence[str] | None=None')
+            assert ast.unparse(node.args) in signatures
             return
         if isinstance(node, ast.ImportFrom) and 'main' in [alias.name for alias in node.names]:
             return

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from internlm_mm.__main__ import commands
+
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[1]
@@ -118,6 +120,8 @@ def test_the_wheel_works_outside_the_repository(
     ).stdout
     assert printed.startswith(str(python.parents[1]))
     check_works(python, tmp_path)
+    for name in commands():
+        assert run(python, tmp_path, name, '--help').startswith('usage: ')
 
 
 def test_an_editable_installation_works(

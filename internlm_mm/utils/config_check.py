@@ -215,6 +215,11 @@ def _check_call(call: dict[str, Any], path: tuple[str | int, ...]) -> Iterator[s
     name = getattr(target, '__name__', str(target))
     allowed = [*options.hints, *sorted(place.extra)]
     for key, value in dict.items(call):
+        if key == 'constructor' and place.registry is registries.OPTIM_WRAPPERS:
+            try:
+                resolve_type(value, registries.OPTIM_WRAPPER_CONSTRUCTORS, f'{where}.{key}')
+            except ConfigError as error:
+                yield str(error)
         if key in ('type', '_scope_') or key in place.extra:
             continue
         if key not in options.hints:

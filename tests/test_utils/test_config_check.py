@@ -93,6 +93,11 @@ def test_what_is_right_passes() -> None:
         ),
         ({'optim_wrapper__optimizer__lr': '3e-4'}, "optim_wrapper.optimizer.lr='3e-4': expected"),
         ({'optim_wrapper__optimizer__type': 'AdamV'}, "Did you mean 'Adam'?"),
+        (
+            {'optim_wrapper__constructor': 'DecayGroupConstructor'},
+            "optim_wrapper.constructor='DecayGroupConstructor': no optimizer wrapper constructor "
+            "is registered under this name. Did you mean 'DecayGroupsConstructor'?",
+        ),
         ({'optim_wrapper__clip': 1}, "HybridZeroOptimWrapper has no option 'clip'"),
         (
             {'param_scheduler__1__by_epoc': False},
