@@ -69,7 +69,10 @@ class ActivationMeter:
 
     def _begin(self, name: str, *_: Any) -> None:
         self._inside = [name]
-        self._packing = torch.autograd.graph.saved_tensors_hooks(self._pack, _unpack)
+        pack, unpack = self._pack, _unpack
+        if self._compiled:  # or they would be compiled, too
+            pack, unpack = torch.compiler.disable(pack), torch.compiler.disable(unpack)
+        self._packing = torch.autograd.graph.saved_tensors_hooks(pack, unpack)
         self._packing.__enter__()
 
     def _end(self, *_: Any) -> None:
@@ -108,7 +111,8 @@ class ActivationMeter:
         if key not in self._kept:
             self._kept[key] = _Storage(self._inside[-1], local.untyped_storage().nbytes())
         self._kept[key].uses += 1
-        return _Kept(tensor, partial(self._release, key))
+        # Detached: a node that held its own output would never be freed.
+        return _Kept(tensor.detach(), partial(self._release, key))
 
     def _release(self, key: int) -> None:
         storage = self._kept[key]
