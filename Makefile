@@ -86,7 +86,7 @@ lint: $(VENV)/.tests
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
-	@$(PY) -m codespell_lib
+	@$(PY) -m codespell_lib $$(git ls-files)
 
 docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet --site-dir site
