@@ -2,11 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from internlm_mm.api import from_pretrained
 from internlm_mm.inference import Sampling

@@ -3,9 +3,6 @@
 import argparse
 import re
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
 
 from internlm_mm.checkpoint.hf_files import DTYPES
 from internlm_mm.checkpoint.pretrained import convert_to_hf

@@ -7,7 +7,8 @@ registered in ATTENTIONS under the name that `strategy.attention` asks for.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from inspect import signature
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,11 @@ class Documents(NamedTuple):
     max_seqlen: int
     mask: Tensor | None
 
+
+# torch 2.11 shares key heads unasked; later ones refuse unless asked to.
+_VARLEN_OPTIONS: dict[str, Any] = (
+    {'enable_gqa': True} if 'enable_gqa' in signature(varlen_attn).parameters else {}
+)
 
 Attend = Callable[[Tensor, Tensor, Tensor, Documents | None], Tensor]
 
@@ -149,7 +155,7 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | Non
         longest,
         longest,
         window_size=(-1, 0),
-        enable_gqa=q.shape[2] != k.shape[2],
+        **_VARLEN_OPTIONS,
     )
     assert isinstance(out, Tensor)
     return out.unflatten(0, (rows, seq))

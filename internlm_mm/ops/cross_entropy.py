@@ -69,13 +69,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             rows = hidden[part]
-            losses[part], grad_logits = _chunk(
-                rows, weight, labels[part], label_smoothing, need_hidden or need_weight
+            ignored = labels[part] == IGNORE_INDEX
+            target = labels[part].masked_fill(ignored, 0).unsqueeze(1)
+            log_probs = F.log_softmax(rows @ weight.T, dim=-1, dtype=wide)
+            target_log_probs = log_probs.gather(1, target)
+            losses[part] = _losses(log_probs, target_log_probs, label_smoothing)
+            losses[part].masked_fill_(ignored, 0.0)
+            if not (need_hidden or need_weight):
+                continue
+            grad_logits = _grad_logits(
+                log_probs, target, target_log_probs, label_smoothing, hidden.dtype
             )
+            # Ignored tokens are taken out here, where rows are short, and not in the logits.
+            hide = ignored.unsqueeze(1)
             if grad_hidden is not None:
-                torch.mm(grad_logits, weight, out=grad_hidden[part])
+                torch.mm(grad_logits, weight, out=grad_hidden[part]).masked_fill_(hide, 0.0)
             if grad_weight is not None:
-                _add_product(grad_weight, grad_logits, rows)
+                _add_product(grad_weight, grad_logits, rows.masked_fill(hide, 0.0))
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(losses)
@@ -86,37 +96,47 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_sum: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
-            grad_hidden = (grad_hidden * grad_sum).to(grad_hidden.dtype)
+            grad_hidden = torch.mul(grad_hidden, grad_sum, out=torch.empty_like(grad_hidden))
         if grad_weight is not None:
-            grad_weight = (grad_weight * grad_sum).to(ctx.weight_dtype)
+            scaled = torch.empty_like(grad_weight, dtype=ctx.weight_dtype)
+            grad_weight = torch.mul(grad_weight, grad_sum, out=scaled)
         return grad_hidden, grad_weight, None, None, None
 
 
-def _chunk(
-    hidden: Tensor, weight: Tensor, labels: Tensor, label_smoothing: float, need_grad: bool
-) -> tuple[Tensor, Tensor]:
-    """Losses [chunk] and, in the inputs' dtype, the gradient of the logits [chunk, vocab]."""
-    wide = torch.promote_types(hidden.dtype, torch.float32)
-    log_probs = F.log_softmax(hidden @ weight.T, dim=-1, dtype=wide)
-    ignored = labels == IGNORE_INDEX
-    target = labels.masked_fill(ignored, 0).unsqueeze(1)
-    losses = -log_probs.gather(1, target).squeeze(1)
+def _losses(log_probs: Tensor, target_log_probs: Tensor, label_smoothing: float) -> Tensor:
+    """Loss of each token, [tokens]."""
+    losses = -target_log_probs.squeeze(1)
     if label_smoothing:
         losses = torch.lerp(losses, -log_probs.mean(1), label_smoothing)
-    losses = losses.masked_fill_(ignored, 0.0)
-    if not need_grad:
-        return losses, log_probs
-    grad = log_probs.exp_()
+    return losses
+
+
+def _grad_logits(
+    log_probs: Tensor,
+    target: Tensor,
+    target_log_probs: Tensor,
+    label_smoothing: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Gradient of the summed loss in the logits, [tokens, vocab]; overwrites `log_probs`."""
+    share = label_smoothing / log_probs.shape[1]
+    # Probability minus target cancels where the model is sure: there it is rounded only once.
+    target_grad = target_log_probs.exp() - (1.0 - label_smoothing + share)
     if label_smoothing:
-        grad -= label_smoothing / weight.shape[0]
-    grad.scatter_add_(1, target, grad.new_full(target.shape, label_smoothing - 1.0))
-    grad.masked_fill_(ignored.unsqueeze(1), 0.0)
-    return losses, grad.to(hidden.dtype)
+        grad = log_probs.exp_().sub_(share).to(dtype)
+    else:
+        same = log_probs.dtype == dtype
+        grad = torch.exp(
+            log_probs, out=log_probs if same else torch.empty_like(log_probs, dtype=dtype)
+        )
+    return grad.scatter_(1, target, target_grad.to(dtype))
 
 
 def _add_product(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
-    """`total += grad_logits.T @ hidden`, in float32 whatever the inputs are."""
+    """`total += grad_logits.T @ hidden`, where `total` may be wider than the inputs."""
     if grad_logits.dtype == total.dtype:
         total.addmm_(grad_logits.T, hidden)
+    elif total.is_cuda:
+        torch.addmm(total, grad_logits.T, hidden, out_dtype=total.dtype, out=total)
     else:
         total += grad_logits.T @ hidden
