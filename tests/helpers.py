@@ -1,10 +1,12 @@
 """Runs small enough for a test."""
 
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.hooks import Hook
 
 from internlm_mm.engine import LLMRunner
 from internlm_mm.utils.config import check_config, load_config
@@ -29,6 +31,9 @@ def tiny_config(work_dir: Path, **changes: Any) -> Config:
     return config
 
 
-def tiny_runner(work_dir: Path, **changes: Any) -> LLMRunner:
-    """A runner of `tiny_config`, not yet trained; the log goes to the work dir and the screen."""
-    return LLMRunner.from_cfg(tiny_config(work_dir, **changes))
+def tiny_runner(work_dir: Path, hooks: Sequence[Hook] = (), **changes: Any) -> LLMRunner:
+    """A runner of `tiny_config`, not yet trained, with further hooks that are built already."""
+    runner = LLMRunner.from_cfg(tiny_config(work_dir, **changes))
+    for hook in hooks:
+        runner.register_hook(hook)
+    return runner

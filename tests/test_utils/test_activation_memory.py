@@ -12,7 +12,7 @@ from internlm_mm.utils.activation_memory import ActivationMeter
 
 
 class Net(nn.Module):
-    """Named parts, a storage that two of them keep, and a view that is kept in place of its base."""
+    """Named parts, two of which keep the same storage."""
 
     def __init__(self) -> None:
         super().__init__()
