@@ -157,7 +157,7 @@ def to_plain(value: Any) -> Any:
         return type(value)(to_plain(item) for item in value)
     if isinstance(value, (LazyObject, LazyAttr)):
         return f'{value.module}.{value}'
-    if isinstance(value, type) or callable(value):
+    if callable(value) and '<' not in getattr(value, '__qualname__', '<'):
         return f'{value.__module__}.{value.__qualname__}'
     return value
 

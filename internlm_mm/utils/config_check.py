@@ -167,8 +167,8 @@ def _walk(value: Any, path: tuple[str | int, ...]) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
             yield from _walk(item, (*path, index))
-    elif isinstance(value, str) and value == MASK:
-        yield f'{_dotted(path)}={MASK!r} was masked in a dump: give the secret itself again'
+    elif isinstance(value, str) and (value == MASK or f'://{MASK}@' in value):
+        yield f'{_dotted(path)}={value!r} was masked in a dump: give the secret itself again'
     elif isinstance(value, (LazyObject, LazyAttr)) and not callable(
         import_lazy(value, _dotted(path))
     ):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config, DictAction
 
 from internlm_mm.utils.config import (
@@ -142,9 +143,10 @@ def test_a_dump_loads_again(write: Write, tmp_path: Path) -> None:
     assert load_config(tmp_path / 'dumped.json').model.nested[2].a[0].b == "it's"
 
 
-def test_what_cannot_be_written_is_named() -> None:
-    with pytest.raises(ConfigError, match=r'model\.a\.1=.*a set cannot be written'):
-        dump_config(Config(dict(model=dict(a=[1, {2}]))))
+@pytest.mark.parametrize('value', [{2}, lambda: 1, object(), torch.nn.ReLU(), torch.float16])
+def test_what_cannot_be_written_is_named(value: object) -> None:
+    with pytest.raises(ConfigError, match=r'model\.a\.1=.*cannot be written'):
+        dump_config(Config(dict(model=dict(a=[1, value]))))
 
 
 SECRETS = {

@@ -125,6 +125,7 @@ def test_what_is_right_passes() -> None:
             "Did you mean 'LoggerHook'?",
         ),
         ({'custom_hooks__0__after_iter': MASK}, 'was masked in a dump'),
+        ({'custom_hooks__0__after_iter': f'http://{MASK}@host'}, 'was masked in a dump'),
     ],
 )
 def test_what_is_wrong_is_named(change: dict[str, Any], message: str) -> None:
