@@ -21,6 +21,7 @@ def from_pretrained(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    add_bos: bool = True,
 ) -> Generator:
     """Load a model and its tokenizer to generate with.
 
@@ -28,6 +29,7 @@ def from_pretrained(
         path: A work dir, a checkpoint `iter_N`, or a Hugging Face folder with safetensors.
         device: Where the model goes; the first GPU if there is one, else the CPU, when None.
         dtype: Of its parameters; bfloat16 on a GPU and float32 on the CPU when None.
+        add_bos: Whether a prompt begins with the tokenizer's bos, as documents in training did.
 
     Raises:
         FileNotFoundError: If there is no model at `path`.
@@ -37,7 +39,7 @@ def from_pretrained(
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if dtype is None:
         dtype = torch.float32 if torch.device(device).type == 'cpu' else torch.bfloat16
-    return Generator(load_model(path, device, dtype), load_tokenizer_of(path))
+    return Generator(load_model(path, device, dtype), load_tokenizer_of(path), add_bos)
 
 
 def generate(
@@ -93,7 +95,9 @@ def train(
     Raises:
         ValueError: And friends, before time is spent, if the config does not hold together.
     """
-    from internlm_mm.engine.runner import LLMRunner  # builds on torch.distributed: seconds to import
+    from internlm_mm.engine.runner import (
+        LLMRunner,
+    )  # builds on torch.distributed: seconds to import
 
     if isinstance(config, Config):
         resolved = config

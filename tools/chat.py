@@ -22,7 +22,9 @@ def main(argv: list[str] | None = None) -> int:
             seed=args.seed,
         )
         dtype = None if args.dtype is None else getattr(torch, args.dtype)
-        generator = from_pretrained(args.path, device=args.device, dtype=dtype)
+        generator = from_pretrained(
+            args.path, device=args.device, dtype=dtype, add_bos=not args.no_bos
+        )
         if args.prompt is None:
             interact(generator, sampling)
         else:
@@ -51,6 +53,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     dtypes = ('float32', 'bfloat16', 'float16')
     dtype_help = 'bfloat16 on a GPU and float32 on the CPU if not given'
     parser.add_argument('--dtype', choices=dtypes, help=dtype_help)
+    no_bos_help = 'prompts do not begin with bos: the training data had none'
+    parser.add_argument('--no-bos', action='store_true', help=no_bos_help)
     return parser.parse_args(argv)
 
 

@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
             dtype=args.dtype,
             max_shard_bytes=args.max_shard_size,
             overwrite=args.overwrite,
+            add_bos=not args.no_bos,
         )
     except (OSError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
@@ -46,6 +47,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--dtype', choices=DTYPES, default='bfloat16', help='of the weights')
     parser.add_argument('--max-shard-size', type=parse_size, default='5GB', help='e.g. 5GB')
     parser.add_argument('--overwrite', action='store_true', help='replace OUT if it exists')
+    no_bos_help = 'the exported tokenizer does not begin texts with bos: the data had none'
+    parser.add_argument('--no-bos', action='store_true', help=no_bos_help)
     args = parser.parse_args(argv)
     for positional, option in (('checkpoint', 'src_folder'), ('out', 'tgt_folder')):
         given = [v for v in (getattr(args, positional), getattr(args, option)) if v is not None]

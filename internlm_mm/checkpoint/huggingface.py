@@ -45,6 +45,7 @@ def export_hf(
     dtype: str = 'bfloat16',
     max_shard_bytes: int = 5 * 10**9,
     overwrite: bool = False,
+    add_bos: bool = True,
     verify: bool = True,
 ) -> float | None:
     """Write a folder that plain `transformers` loads, and compare its logits with ours.
@@ -60,6 +61,7 @@ def export_hf(
         dtype: Of the weights: 'float32', 'float16' or 'bfloat16'.
         max_shard_bytes: Largest weight file; a tensor larger than this has a file of its own.
         overwrite: Whether an existing `out` is replaced.
+        add_bos: Whether the exported tokenizer begins texts with bos, as the training data should.
         verify: Whether to run both models and compare.
 
     Returns:
@@ -79,7 +81,7 @@ def export_hf(
         write_weights(folder, model.hf_names, model_state, shapes, dtype, max_shard_bytes)
         _write_configs(folder, model.hf_config(), tokenizer, dtype)
         if tokenizer is not None:
-            write_tokenizer(tokenizer, folder)
+            write_tokenizer(tokenizer, folder, add_bos)
         if not verify:
             return None
         state = {name: model_state[name].to(getattr(torch, dtype)) for name in shapes}
@@ -188,12 +190,13 @@ def probe_ids(tokenizer: Tokenizer | None, vocab_size: int, max_seq_len: int) ->
     return [row[:max_seq_len] for row in rows if row]
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
+def write_tokenizer(tokenizer: Tokenizer, folder: str | Path, add_bos: bool = True) -> None:
     """Write a tokenizer so that plain `AutoTokenizer` loads it, and check that it encodes the same.
 
     Args:
         tokenizer: Ours.
         folder: Where its files go.
+        add_bos: Whether texts begin with bos; one in Hugging Face's format has decided already.
 
     Raises:
         ValueError: If the converted tokenizer gives other ids for one of a few probe texts.
@@ -204,7 +207,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
     folder = Path(folder)
     tokenizer.save(folder)
     if not (folder / 'tokenizer.json').exists():
-        write_hf_tokenizer(folder / 'tokenizer.model', folder)
+        write_hf_tokenizer(folder / 'tokenizer.model', folder, add_bos)
     converted = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     for text in _PROBES:
         ours = tokenizer.encode(text)

@@ -60,6 +60,7 @@ def convert_to_hf(
     dtype: str = 'bfloat16',
     max_shard_bytes: int = 5 * 10**9,
     overwrite: bool = False,
+    add_bos: bool = True,
 ) -> float:
     """Export a checkpoint to a Hugging Face folder and prove it.
 
@@ -70,6 +71,7 @@ def convert_to_hf(
         dtype: Of the weights: 'float32', 'float16' or 'bfloat16'.
         max_shard_bytes: Largest weight file.
         overwrite: Whether an existing `out` is replaced.
+        add_bos: Whether the exported tokenizer begins texts with bos, as the training data should.
 
     Returns:
         The largest difference between the logits of the two stacks on fixed prompts, in float32.
@@ -92,6 +94,7 @@ def convert_to_hf(
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
         overwrite=overwrite,
+        add_bos=add_bos,
     )
     assert difference is not None
     return difference
@@ -104,7 +107,8 @@ def is_hf_folder(path: str | Path) -> bool:
 
 def _whole_checkpoint(path: str | Path) -> Path:
     folder = find_checkpoint(path)
-    problems = verify(folder)
+    # What was found in a work dir has been verified on the way.
+    problems = verify(folder) if folder == Path(path) else []
     if problems:
         raise ValueError(f'{folder} is damaged: {problems[0]}')
     return folder

@@ -55,10 +55,12 @@ class Generator:
         model: In evaluation mode on its device; gives `hidden_states`, `lm_head`, `make_cache` and
             `max_seq_len`.
         tokenizer: Turns prompts into tokens; may be None where only `generate_ids` is used.
+        add_bos: Whether a prompt begins with the tokenizer's bos, as documents in training did.
     """
 
-    def __init__(self, model: Any, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, model: Any, tokenizer: Tokenizer | None, add_bos: bool = True) -> None:
         self.model = model
+        self.add_bos = add_bos
         self.tokenizer = tokenizer
         self.device = model.embed_tokens.weight.device
 
@@ -161,7 +163,7 @@ class Generator:
 
     def _encode(self, prompt: str) -> list[int]:
         tokenizer = self._tokenizer()
-        bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        bos = [tokenizer.bos_id] if self.add_bos and tokenizer.bos_id is not None else []
         return [*bos, *tokenizer.encode(prompt)]
 
     def _tokenizer(self) -> Tokenizer:

@@ -15,17 +15,18 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 _BPE = 2  # of TrainerSpec.ModelType
 
 
-def write_hf_tokenizer(model_file: str | Path, folder: str | Path) -> None:
+def write_hf_tokenizer(model_file: str | Path, folder: str | Path, add_bos: bool = True) -> None:
     """Write tokenizer.json and tokenizer_config.json for a SentencePiece BPE model.
 
     The result encodes as the model does, with two differences that Hugging Face's design imposes:
     control pieces that are spelt out in a text (`</s>`) are taken for the tokens themselves unless
-    the caller passes `split_special_tokens=True`, and a literal U+2581 is taken for a space. When
-    special tokens are asked for, a text begins with the model's bos piece.
+    the caller passes `split_special_tokens=True`, and a literal U+2581 is taken for a space.
 
     Args:
         model_file: The `.model` file.
         folder: Where the two files go; it must exist.
+        add_bos: Whether texts begin with the model's bos piece, if it has one, when transformers
+            is asked for special tokens, as it is by default.
 
     Raises:
         ValueError: If the model is not byte-pair encoding.
@@ -37,7 +38,7 @@ def write_hf_tokenizer(model_file: str | Path, folder: str | Path) -> None:
     proto.ParseFromString(Path(model_file).read_bytes())
     if proto.trainer_spec.model_type != _BPE:
         raise ValueError(f'{model_file} is not a BPE model; only those convert without loss')
-    tokenizer = _build(proto)
+    tokenizer = _build(proto, add_bos)
     folder = Path(folder)
     tokenizer.save(str(folder / 'tokenizer.json'))
     config = _config(proto)
@@ -46,7 +47,7 @@ def write_hf_tokenizer(model_file: str | Path, folder: str | Path) -> None:
     )
 
 
-def _build(proto: Any) -> Tokenizer:
+def _build(proto: Any, add_bos: bool) -> Tokenizer:
     pieces = proto.pieces
     special = [p.piece for p in pieces if p.type in (_UNKNOWN, _CONTROL)]
     unknown = next(p.piece for p in pieces if p.type == _UNKNOWN)
@@ -70,7 +71,7 @@ def _build(proto: Any) -> Tokenizer:
         [AddedToken(p.piece, normalized=True) for p in pieces if p.type == _USER_DEFINED]
     )
     bos = proto.trainer_spec.bos_id
-    if bos >= 0:
+    if add_bos and bos >= 0:
         piece = pieces[bos].piece
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f'{piece} $A', pair=f'{piece} $A {piece}:1 $B:1', special_tokens=[(piece, bos)]

@@ -101,6 +101,17 @@ def test_stream_joins_to_generate(generator):
         assert len(pieces) > 5
 
 
+def test_bos_begins_a_prompt_unless_told_otherwise(model, generator):
+    sampling = Sampling(max_new_tokens=10)
+    ids = Letters().encode('abc')
+    for add_bos, prompt in ((True, [0, *ids]), (False, ids)):
+        tokens = rows_of(generator, [prompt], max_new_tokens=10, stop_ids=(1,))[0]
+        text = Generator(model, Letters(), add_bos).generate(['abc'], sampling)[0]
+        assert text == Letters().decode(tokens)
+    with pytest.raises(ValueError, match='a prompt is empty'):
+        Generator(model, Letters(), add_bos=False).generate([''], sampling)
+
+
 def test_same_seed_same_text(generator):
     options = dict(max_new_tokens=20, temperature=1.0)
     first, again, other = (rows_of(generator, [[5]], **options, seed=seed) for seed in (1, 1, 2))

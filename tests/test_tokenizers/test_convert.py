@@ -111,6 +111,14 @@ def test_special_tokens(pair):
     assert ids == sentencepiece.encode('a</s>b')
 
 
+def test_without_bos(tmp_path):
+    model = train(tmp_path)
+    write_hf_tokenizer(model, tmp_path, add_bos=False)
+    converted = AutoTokenizer.from_pretrained(tmp_path)
+    assert converted.encode('x') == converted.encode('x', add_special_tokens=False)
+    assert converted.bos_token_id == 1
+
+
 def test_defaults_of_sentencepiece(tmp_path):
     """Dummy prefix, NFKC and squeezed spaces: what its trainer does unless told otherwise."""
     model = train(
