@@ -17,8 +17,8 @@ SECONDS = 120
 class Ranks:
     """A gloo group of processes on this machine.
 
-    Called with a function of a test module and its arguments, which are pickled; every rank runs it,
-    and what each returned comes back as a list.
+    Called with a function of a test module and its arguments, which are pickled; every rank runs
+    it, and what each returned comes back as a list.
 
     Args:
         folder: Where the processes meet.
