@@ -1,5 +1,6 @@
 """What tests of every package share."""
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ import pytest
 import torch
 
 from tests.ranks import Ranks
+
+# Processes that a test starts import this checkout too, its `tests` included.
+os.environ['PYTHONPATH'] = str(Path(__file__).parents[1])
 
 
 @pytest.fixture(autouse=True)
