@@ -14,6 +14,7 @@ from internlm_mm.__main__ import commands
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[1]
+ALONE = {'PATH': '/usr/bin:/bin'}  # no PYTHONPATH: what is imported is what was installed
 OUTSIDE = """\
 from mmengine.config import read_base
 
@@ -26,7 +27,9 @@ model.update(num_layers=3)
 
 def pip(*arguments: object) -> None:
     command = [sys.executable, '-m', 'pip', '--disable-pip-version-check', '-q', *arguments]
-    subprocess.run([str(part) for part in command], check=True)
+    subprocess.run(
+        [str(part) for part in command], env=ALONE | {'HOME': str(Path.home())}, check=True
+    )
 
 
 @pytest.fixture(scope='module')
@@ -75,7 +78,7 @@ def run(python: Path, folder: Path, *arguments: str) -> str:
     return subprocess.run(
         [python, '-m', 'internlm_mm', *arguments],
         cwd=folder,
-        env={'PATH': '/usr/bin:/bin'},
+        env=ALONE,
         capture_output=True,
         text=True,
         check=True,
@@ -116,7 +119,7 @@ def test_the_wheel_works_outside_the_repository(
     python = environment(wheel)
     where = 'import internlm_mm; print(internlm_mm.__file__)'
     printed = subprocess.run(
-        [python, '-c', where], cwd=tmp_path, capture_output=True, text=True, check=True
+        [python, '-c', where], cwd=tmp_path, env=ALONE, capture_output=True, text=True, check=True
     ).stdout
     assert printed.startswith(str(python.parents[1]))
     check_works(python, tmp_path)
