@@ -19,8 +19,10 @@ def complete(
         sampling: How to draw.
         out: Where to write; standard output if None.
     """
-    print(prompt, end='', flush=True, file=out)
-    for piece in generator.stream(prompt, sampling):
+    pieces = generator.stream(prompt, sampling)
+    first = next(pieces, '')  # a prompt that cannot be continued fails before it is written
+    print(prompt, first, sep='', end='', flush=True, file=out)
+    for piece in pieces:
         print(piece, end='', flush=True, file=out)
     print(file=out)
 

@@ -24,6 +24,13 @@ def test_complete():
     assert out.getvalue() == 'abccba\n'
 
 
+def test_nothing_is_written_for_a_prompt_that_fails():
+    out = io.StringIO()
+    with pytest.raises(ValueError, match='empty'):
+        complete(Echo(), '', Sampling(), out)
+    assert out.getvalue() == ''
+
+
 @pytest.mark.parametrize('end', [EOFError, KeyboardInterrupt])
 def test_interact_goes_on_after_an_error_and_leaves_at_the_end(monkeypatch, capsys, end):
     lines = iter(['ab', '', 'cd'])
