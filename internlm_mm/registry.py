@@ -13,9 +13,8 @@ from mmengine.registry import Registry
 
 
 def _child(root: Registry, *locations: str) -> Registry:
-    return Registry(
-        root.name, parent=root, scope='internlm_mm', locations=[f'internlm_mm.{x}' for x in locations]
-    )
+    folders = [f'internlm_mm.{location}' for location in locations]
+    return Registry(root.name, parent=root, scope='internlm_mm', locations=folders)
 
 
 # engine
@@ -53,7 +52,7 @@ WEIGHT_INITIALIZERS = _child(mm.WEIGHT_INITIALIZERS)
 
 # optimisation
 OPTIMIZERS = _child(mm.OPTIMIZERS)  # torch.optim.Optimizer; torch's own are found by name
-OPTIM_WRAPPERS = _child(mm.OPTIM_WRAPPERS, 'optim')  # mmengine OptimWrapper: update_params() -> dict
+OPTIM_WRAPPERS = _child(mm.OPTIM_WRAPPERS, 'optim')  # OptimWrapper: update_params() -> dict
 OPTIM_WRAPPER_CONSTRUCTORS = _child(mm.OPTIM_WRAPPER_CONSTRUCTORS, 'optim')
 PARAM_SCHEDULERS = _child(mm.PARAM_SCHEDULERS, 'optim')  # _ParamScheduler with by_epoch=False
 

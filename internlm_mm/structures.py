@@ -27,8 +27,10 @@ class Batch:
             begins with 0, padded at the end with seq. Two columns mean one document a row.
         max_seqlen: Tokens in the longest document; an int, so that no kernel has to ask the device.
         num_targets: Positions with a label, over the whole micro-batch; an int for the same reason.
-            It counts in the objective's own unit and is summed over ranks to give the step's divisor.
-        domain_ids: Data domain of each token, [rows, seq], int64, or None when domains are not told apart.
+            It counts in the objective's own unit and is summed over ranks to give the step's
+            divisor.
+        domain_ids: Data domain of each token, [rows, seq], int64, or None when domains are not
+            told apart.
         num_domains: How many domains there are; 0 when `domain_ids` is None.
     """
 
