@@ -149,6 +149,7 @@ class TokenTrainLoop(BaseLoop):
         self._done = self._iter + 1
         self.rows += rows
         self.consumed_tokens += outputs['num_tokens']
+        outputs['consumed_tokens'] = self.consumed_tokens
         if signals:
             self.stop_training = self.stopped_by_signal = True
         runner.call_hook(
