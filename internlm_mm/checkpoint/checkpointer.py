@@ -16,15 +16,16 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 
 from internlm_mm.checkpoint.storage import (
@@ -56,7 +57,7 @@ class Checkpointer:
 
     def __init__(self, async_save: bool = True) -> None:
         self.async_save = async_save
-        self._pending: Future | None = None
+        self._pending: tuple[Path, Future] | None = None
         self._group: dist.ProcessGroup | None = None
 
     def save(
@@ -78,7 +79,8 @@ class Checkpointer:
 
         Raises:
             TypeError: If `state` holds something JSON cannot.
-            OSError: If an earlier save in the background failed.
+            OSError: If this save, or an earlier one in the background, failed on any rank.
+                Checkpoints that are whole stay as they are.
         """
         self.finish()
         path = Path(path)
@@ -86,7 +88,8 @@ class Checkpointer:
         staging = path.with_name(path.name + '.tmp')
         distributed = dist.is_initialized() and dist.get_world_size() > 1
         if not distributed or dist.get_rank() == 0:
-            shutil.rmtree(staging, ignore_errors=True)
+            for left_over in path.parent.glob('iter_*.tmp'):  # of saves that did not finish
+                shutil.rmtree(left_over, ignore_errors=True)
         if distributed:
             dist.barrier(group=self._control_group())
         writer = SafetensorsWriter(
@@ -100,15 +103,17 @@ class Checkpointer:
             'no_dist': not distributed,
         }
         if self.async_save:
-            self._pending = dcp.async_save(dict(tensors), **arguments)
+            self._pending = path, dcp.async_save(dict(tensors), **arguments)
         else:
-            dcp.save(dict(tensors), **arguments)
+            with _one_error(f'saving {path}'):
+                dcp.save(dict(tensors), **arguments)
 
     def finish(self) -> None:
         """Wait for the save in flight, if any; raises what went wrong with it."""
         if self._pending is not None:
-            pending, self._pending = self._pending, None
-            pending.result()
+            (path, pending), self._pending = self._pending, None
+            with _one_error(f'saving {path}'):
+                pending.result()
 
     def load(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         """Fill `tensors` in place from a checkpoint of any layout.
@@ -118,12 +123,13 @@ class Checkpointer:
         """
         path = Path(path)
         check_tensors(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-        dcp.load(
-            dict(tensors),
-            storage_reader=SafetensorsReader(path),
-            planner=DefaultLoadPlanner(flatten_state_dict=False),
-            no_dist=True,  # every rank reads its own slices; no rank waits for another
-        )
+        with _one_error(f'loading {path}'):
+            dcp.load(
+                dict(tensors),
+                storage_reader=SafetensorsReader(path),
+                planner=DefaultLoadPlanner(flatten_state_dict=False),
+                no_dist=True,  # every rank reads its own slices; no rank waits for another
+            )
 
     def _control_group(self) -> dist.ProcessGroup:
         # Background collectives on the default group would interleave with those of training.
@@ -137,12 +143,17 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
 
     Raises:
         FileNotFoundError: If there is none.
+        ValueError: If `path` is a checkpoint that lacks files or parts of them.
     """
     path = Path(path)
-    if (path / METADATA_FILE).is_file():
+    named = _STEP_FOLDER.fullmatch(path.name) is not None and path.is_dir()
+    if named or (path / METADATA_FILE).is_file():
+        check_whole(path, checksums=False)
         return path
     if not path.is_dir():
-        raise FileNotFoundError(f'{path} does not exist: expected a checkpoint iter_N or a work dir')
+        raise FileNotFoundError(
+            f'{path} does not exist: expected a checkpoint iter_N or a work dir'
+        )
     newest, damaged = newest_whole_checkpoint(path)
     if newest is None:
         reasons = ''.join(f'\n  {folder.name}: {why}' for folder, why in damaged.items())
@@ -203,6 +214,18 @@ def verify(path: str | os.PathLike, checksums: bool = True) -> list[str]:
             if checksum != manifest[name]['crc32']
         ]
     return problems
+
+
+def check_whole(path: str | os.PathLike, checksums: bool = True) -> None:
+    """Refuse a damaged checkpoint; see `verify`.
+
+    Raises:
+        ValueError: Naming the first thing that is wrong.
+    """
+    problems = verify(path, checksums)
+    if problems:
+        more = f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''
+        raise ValueError(f'{path} is not a whole checkpoint: {problems[0]}{more}')
 
 
 def check_tensors(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
@@ -271,6 +294,16 @@ def _publish(
         remove_checkpoint(path)
     os.replace(staging, path)
     _sync_folder(path.parent)
+
+
+@contextmanager
+def _one_error(action: str) -> Iterator[None]:
+    """What went wrong on some rank as an ordinary error; torch's own is none, and pages long."""
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        raise OSError(f'{action} failed on rank {rank}: {type(cause).__name__}: {cause}') from cause
 
 
 def _sync_folder(path: Path) -> None:

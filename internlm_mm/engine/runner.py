@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,8 @@ from mmengine.runner import FlexibleRunner, Priority
 
 from internlm_mm.checkpoint.checkpointer import (
     TOKENIZER_FOLDER,
+    check_tensors,
+    check_whole,
     find_checkpoint,
     newest_whole_checkpoint,
 )
@@ -26,6 +28,14 @@ from internlm_mm.utils.suggest import did_you_mean
 
 CONTENT = ('model', 'optimizer', 'data', 'scheduler')
 """What `load_from=dict(path=..., content=[...])` can take from a checkpoint."""
+
+
+class _Start(NamedTuple):
+    """Where a run begins: a checkpoint, what to take from it, whether random generators go on."""
+
+    path: Path
+    content: tuple[str, ...]
+    random: bool
 
 
 @RUNNERS.register_module()
@@ -97,6 +107,7 @@ class LLMRunner(FlexibleRunner):
             raise ValueError('val_dataloader and val_cfg go together: one of them is missing')
         self.tokenizer = None if tokenizer is None else TOKENIZERS.build(tokenizer)
         self.run_state: RunState
+        self._start: _Start | None = None
         super().__init__(
             model=model,
             work_dir=work_dir,
@@ -223,7 +234,9 @@ class LLMRunner(FlexibleRunner):
     def prepare_training(self) -> None:
         """Everything before the first step: build, check, place, load."""
         if self._train_loop is None:
-            raise ValueError('train needs train_dataloader, train_cfg and optim_wrapper in the config')
+            raise ValueError(
+                'train needs train_dataloader, train_cfg and optim_wrapper in the config'
+            )
         self.model = self.strategy.build_model(self.model)
         self._train_loop = self.build_train_loop(self._train_loop)
         if self._val_loop is not None:
@@ -232,6 +245,7 @@ class LLMRunner(FlexibleRunner):
         if self._val_loop is not None:
             loaders['val_dataloader'] = self.val_dataloader
         check_run(self.model, loaders, self.tokenizer)
+        self._choose_start(training=True)
         self._prepare(
             optim_wrapper=self.optim_wrapper,
             param_scheduler=self.param_schedulers,
@@ -249,6 +263,7 @@ class LLMRunner(FlexibleRunner):
         self.model = self.strategy.build_model(self.model)
         self._val_loop = self.build_val_loop(self._val_loop)
         check_run(self.model, {'val_dataloader': self.val_dataloader}, self.tokenizer)
+        self._choose_start(training=False)
         self._prepare()
         self.load_or_resume()
         self.call_hook('before_run')
@@ -265,22 +280,28 @@ class LLMRunner(FlexibleRunner):
 
     # ---------------------------------------------------------------------------- checkpoints
 
-    def load_or_resume(self) -> None:
-        """Resume wins if there is a whole checkpoint to resume from; the decision is logged."""
-        if self._has_loaded:
-            return
-        training = hasattr(self.strategy, 'optim_wrapper')
+    def _choose_start(self, training: bool) -> None:
+        """Decide what to load, before anything is allocated. Resume wins. Collective."""
         resume_from = self._agree(self._find_resume)
         if resume_from is not None:
-            self._take(Path(resume_from), CONTENT if training else ('model',), random=training)
+            self._start = _Start(resume_from, CONTENT if training else ('model',), training)
         elif self._load_from is not None:
             path, content = _parse_load_from(self._load_from)
-            self._take(self._agree(lambda: find_checkpoint(path)), content)
+            self._start = _Start(self._agree(lambda: _whole_checkpoint(path)), content, False)
+        if self._start is not None and {'model', 'optimizer'} & set(self._start.content):
+            weights = self.model.state_dict()
+            shapes = {f'model.{name}': tuple(value.shape) for name, value in weights.items()}
+            check_tensors(self._start.path, shapes)
+
+    def load_or_resume(self) -> None:
+        """Load what was chosen, if anything."""
+        if self._start is not None and not self._has_loaded:
+            self._take(*self._start)
         self._has_loaded = True
 
     def _find_resume(self) -> Path | None:
         if isinstance(self._resume, str):
-            return find_checkpoint(self._resume)
+            return _whole_checkpoint(self._resume)
         if not self._resume:
             return None
         newest, damaged = newest_whole_checkpoint(self.work_dir)
@@ -366,6 +387,12 @@ class LLMRunner(FlexibleRunner):
             (Path(self.work_dir) / name).write_text(dump_config(self.cfg)[0])
 
 
+def _whole_checkpoint(path: str) -> Path:
+    folder = find_checkpoint(path)
+    check_whole(folder)
+    return folder
+
+
 def _parse_load_from(load_from: str | Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     if isinstance(load_from, str):
         return load_from, ('model',)
@@ -376,7 +403,9 @@ def _parse_load_from(load_from: str | Mapping[str, Any]) -> tuple[str, tuple[str
         raise ValueError(f'load_from={dict(load_from)}: expected dict(path=..., content=[...])')
     for part in content:
         if part not in CONTENT:
-            raise ValueError(f'load_from.content: {part!r} is unknown.{did_you_mean(part, CONTENT)}')
+            raise ValueError(
+                f'load_from.content: {part!r} is unknown.{did_you_mean(part, CONTENT)}'
+            )
     return path, content
 
 
@@ -387,4 +416,6 @@ def _check_writable(work_dir: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise PermissionError(f'work_dir={str(work_dir)!r} cannot be written: {error.strerror}') from error
+        raise PermissionError(
+            f'work_dir={str(work_dir)!r} cannot be written: {error.strerror}'
+        ) from error

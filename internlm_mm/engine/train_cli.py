@@ -6,7 +6,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from mmengine.config import Config
 
@@ -14,7 +16,10 @@ from internlm_mm.registry import RUNNERS
 from internlm_mm.utils.config import load_config, parse_cfg_options
 from internlm_mm.utils.config_check import check_config
 from internlm_mm.utils.launch import LAUNCHERS
-from internlm_mm.utils.signals import REQUEUE_EXIT_CODE
+from internlm_mm.utils.signals import REQUEUE_EXIT_CODE, ignore_stop_signals
+
+INTERRUPTED_EXIT_CODE = 130
+"""What shells give a program that Ctrl-C has ended at once: the second one does."""
 
 USER_ERRORS = (ValueError, TypeError, FileNotFoundError, PermissionError, KeyError, ImportError)
 """Raised before time is spent, with a message that needs no traceback."""
@@ -41,7 +46,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar='PATH',
         help='go on from the newest whole checkpoint of the work dir, or from PATH',
     )
-    parser.add_argument('--load-from', metavar='PATH', help='start from the weights of a checkpoint')
+    parser.add_argument(
+        '--load-from', metavar='PATH', help='start from the weights of a checkpoint'
+    )
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override, a.b.c=value'
     )
@@ -85,13 +92,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f'{type(error).__name__}: {message}', file=sys.stderr, flush=True)
         return _leave(1)
+    except KeyboardInterrupt:
+        print('interrupted: steps since the last checkpoint are lost', file=sys.stderr)
+        return _leave(INTERRUPTED_EXIT_CODE)
     except Exception:
         traceback.print_exc()
         return _leave(1)
     if runner.train_loop.stopped_by_signal:
-        print('stopped by a signal; the checkpoint is saved, go on with --resume', file=sys.stderr)
+        ignore_stop_signals()  # launchers repeat them when the first process has left
+        if runner.rank == 0:
+            print(_how_to_go_on(runner), file=sys.stderr)
         return _leave(REQUEUE_EXIT_CODE)
     return _leave(0)
+
+
+def _how_to_go_on(runner: Any) -> str:
+    saved = Path(runner.work_dir) / f'iter_{runner.iter}'
+    if not saved.is_dir():
+        return 'stopped by a signal; nothing was saved, for want of a checkpoint hook'
+    return f'stopped by a signal; saved {saved}, go on with --resume'
 
 
 def _leave(code: int) -> int:
@@ -103,5 +122,8 @@ def _leave(code: int) -> int:
         sys.stderr.flush()
         # Other ranks may be inside a collective; only the launcher can end them, and it waits for us.
         os._exit(code)
+    if dist.get_world_size() > 1:
+        # Nobody leaves before all are done: launchers end the others when one has.
+        dist.all_reduce(torch.zeros(1))
     dist.destroy_process_group()
     return code

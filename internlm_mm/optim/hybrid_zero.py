@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 from internlm_mm.optim.grad_norm import gradient_norm
 from internlm_mm.optim.loss_scale import DynamicLossScale
 from internlm_mm.registry import OPTIM_WRAPPERS
+from internlm_mm.utils.suggest import did_you_mean
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -55,6 +57,13 @@ class HybridZeroOptimWrapper(OptimWrapper):
         self.skip_nonfinite = skip_nonfinite
         self.num_skipped = 0
         if isinstance(loss_scale, Mapping):
+            known = [option.name for option in fields(DynamicLossScale) if option.init]
+            for key, value in loss_scale.items():
+                if key not in known:
+                    raise ValueError(
+                        f'optim_wrapper.loss_scale.{key}={value!r} is unknown.'
+                        f'{did_you_mean(key, known)}'
+                    )
             self.loss_scale: DynamicLossScale | None = DynamicLossScale(**loss_scale)
         elif loss_scale is not None:
             self.loss_scale = DynamicLossScale(
@@ -119,7 +128,9 @@ class HybridZeroOptimWrapper(OptimWrapper):
                 torch._foreach_mul_([_local(gradient) for gradient in gradients], factor)
             self.step(**(step_kwargs or {}))
         elif not self.skip_nonfinite:
-            raise FloatingPointError(f'the gradient norm is {norm}; optim_wrapper.skip_nonfinite=False')
+            raise FloatingPointError(
+                f'the gradient norm is {norm}; optim_wrapper.skip_nonfinite=False'
+            )
         else:
             self.num_skipped += 1
         if self.loss_scale is not None:

@@ -3,12 +3,31 @@
 import os
 import re
 import socket
+import subprocess
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from internlm_mm.utils.suggest import did_you_mean
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+HINTS = {
+    'pytorch': 'torchrun --nproc-per-node N tools/train.py CONFIG --launcher pytorch',
+    'slurm': 'srun python tools/train.py CONFIG --launcher slurm',
+    'mpi': 'mpirun -n N python tools/train.py CONFIG --launcher mpi',
+}
+"""How each launcher is used, for messages."""
+
+_MPI_KEYS = {  # rank, world size, rank and size on this machine
+    'Open MPI': (
+        'OMPI_COMM_WORLD_RANK',
+        'OMPI_COMM_WORLD_SIZE',
+        'OMPI_COMM_WORLD_LOCAL_RANK',
+        'OMPI_COMM_WORLD_LOCAL_SIZE',
+    ),
+    'MPICH and Intel MPI': ('PMI_RANK', 'PMI_SIZE', 'MPI_LOCALRANKID', 'MPI_LOCALNRANKS'),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +37,8 @@ class Launch:
     Attributes:
         rank: Index of the process among all, from 0.
         world_size: Processes in the job.
-        local_rank: Index of the process on its machine; chooses the GPU.
+        local_rank: Index of the process on its machine, among those that see the same GPUs;
+            chooses the GPU.
         master_addr: Host of rank 0.
         master_port: Port rank 0 listens on while the processes find each other.
     """
@@ -38,11 +58,13 @@ def read_launch(launcher: str, env: Mapping[str, str] | None = None) -> Launch:
         env: The environment; the process's own when None.
 
     Raises:
-        ValueError: If the launcher is unknown, or its variables are missing because the process was not
-            started by it.
+        ValueError: If the launcher is unknown, its variables are missing because the process was
+            not started by it, or another one started several processes that would not know each
+            other.
     """
     env = os.environ if env is None else env
     if launcher == 'none':
+        _check_alone(env)
         return Launch()
     if launcher == 'pytorch':
         return Launch(
@@ -53,32 +75,9 @@ def read_launch(launcher: str, env: Mapping[str, str] | None = None) -> Launch:
             master_port=int(env.get('MASTER_PORT', 29500)),
         )
     if launcher == 'slurm':
-        # Steps and requeued jobs share a job id with nobody else on the host, so the port is free.
-        job = _number(env, 'SLURM_JOB_ID', launcher)
-        nodes = env.get('SLURM_STEP_NODELIST') or env.get('SLURM_NODELIST') or '127.0.0.1'
-        return Launch(
-            rank=_number(env, 'SLURM_PROCID', launcher),
-            world_size=_number(env, 'SLURM_NTASKS', launcher),
-            local_rank=_number(env, 'SLURM_LOCALID', launcher),
-            master_addr=env.get('MASTER_ADDR') or first_host(nodes),
-            master_port=int(env.get('MASTER_PORT') or 20_000 + job % 40_000),
-        )
+        return _read_slurm(env)
     if launcher == 'mpi':
-        rank_key, world_key, local_key, local_size_key = _mpi_keys(env)
-        world_size = int(env[world_key])
-        address = env.get('MASTER_ADDR')
-        if address is None and env.get(local_size_key) not in (None, str(world_size)):
-            raise ValueError(
-                '--launcher mpi over several machines needs MASTER_ADDR, the host of rank 0: '
-                'mpirun -x MASTER_ADDR=HOST ...'
-            )
-        return Launch(
-            rank=int(env[rank_key]),
-            world_size=world_size,
-            local_rank=int(env[local_key]),
-            master_addr=address or '127.0.0.1',
-            master_port=int(env.get('MASTER_PORT', 29500)),
-        )
+        return _read_mpi(env)
     raise ValueError(f'launcher={launcher!r} is unknown.{did_you_mean(launcher, LAUNCHERS)}')
 
 
@@ -91,11 +90,10 @@ def first_host(nodelist: str) -> str:
     Returns:
         For example 'gpu07'.
     """
-    match = re.match(r'([^,\[]+)(?:\[([^\]]+)\])?([^,\[]*)', nodelist)
+    match = re.match(r'(?:[^,\[\]]|\[[^\[\]]+\])+', nodelist)
     if match is None:
-        raise ValueError(f'SLURM_NODELIST={nodelist!r} is not a list of hosts')
-    prefix, numbers, suffix = match.groups()
-    return prefix + (re.split('[,-]', numbers)[0] if numbers else '') + suffix
+        raise ValueError(f'SLURM_STEP_NODELIST={nodelist!r} is not a list of hosts')
+    return re.sub(r'\[([^,\-\]]+)[^\]]*\]', r'\1', match[0])
 
 
 def host_name() -> str:
@@ -103,29 +101,115 @@ def host_name() -> str:
     return socket.gethostname()
 
 
-def _mpi_keys(env: Mapping[str, str]) -> tuple[str, str, str, str]:
-    """Names of (rank, world size, local rank, local size): Open MPI, then MPICH and Intel MPI."""
-    for keys in (
-        (
-            'OMPI_COMM_WORLD_RANK',
-            'OMPI_COMM_WORLD_SIZE',
-            'OMPI_COMM_WORLD_LOCAL_RANK',
-            'OMPI_COMM_WORLD_LOCAL_SIZE',
-        ),
-        ('PMI_RANK', 'PMI_SIZE', 'MPI_LOCALRANKID', 'MPI_LOCALNRANKS'),
-    ):
-        if keys[0] in env:
-            return keys
-    raise ValueError(
-        '--launcher mpi: neither OMPI_COMM_WORLD_RANK nor PMI_RANK is set. Start the program with mpirun.'
+def _read_slurm(env: Mapping[str, str]) -> Launch:
+    # SLURM_NTASKS and SLURM_PROCID exist in a batch script, too, where only one process runs.
+    world_size = _number(env, 'SLURM_STEP_NUM_TASKS', 'slurm')
+    job, step = _number(env, 'SLURM_JOB_ID', 'slurm'), _number(env, 'SLURM_STEP_ID', 'slurm')
+    address = env.get('MASTER_ADDR')
+    if not address and env.get('SLURM_STEP_NUM_NODES') == '1':
+        address = '127.0.0.1'
+    return Launch(
+        rank=_number(env, 'SLURM_PROCID', 'slurm'),
+        world_size=world_size,
+        local_rank=_gpu_index(env, _number(env, 'SLURM_LOCALID', 'slurm')),
+        master_addr=address or _slurm_address(first_host(env.get('SLURM_STEP_NODELIST', ''))),
+        master_port=int(env.get('MASTER_PORT') or _port(f'{job}.{step}')),
     )
 
 
+def _slurm_address(node: str) -> str:
+    """Where a node can be reached: its name or, if that means nothing here, what slurm dials."""
+    if _resolves(node):
+        return node
+    shown = ''
+    try:
+        shown = subprocess.run(
+            ['scontrol', 'show', 'node', node, '--oneliner'],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        pass  # reported below, with the way out
+    for key in ('NodeAddr', 'NodeHostName'):
+        match = re.search(rf'\b{key}=(\S+)', shown)
+        if match and _resolves(match[1]):
+            return match[1]
+    raise ValueError(
+        f'--launcher slurm: the first node, {node!r}, has no address here; '
+        'export MASTER_ADDR=HOST_OF_RANK_0 before srun'
+    )
+
+
+def _read_mpi(env: Mapping[str, str]) -> Launch:
+    keys = next((keys for keys in _MPI_KEYS.values() if keys[0] in env), None)
+    if keys is None:
+        names = ' nor '.join(keys[0] for keys in _MPI_KEYS.values())
+        raise ValueError(f'--launcher mpi: neither {names} is set. Start with: {HINTS["mpi"]}')
+    rank_key, world_key, local_key, local_size_key = keys
+    world_size = _number(env, world_key, 'mpi')
+    address = env.get('MASTER_ADDR')
+    if not address and _number(env, local_size_key, 'mpi') != world_size:
+        raise ValueError(
+            '--launcher mpi over several machines needs MASTER_ADDR, the host of rank 0: '
+            'mpirun -x MASTER_ADDR=HOST ... (MPICH: -genv MASTER_ADDR HOST)'
+        )
+    return Launch(
+        rank=_number(env, rank_key, 'mpi'),
+        world_size=world_size,
+        local_rank=_gpu_index(env, _number(env, local_key, 'mpi')),
+        master_addr=address or '127.0.0.1',
+        # Open MPI names every job; jobs of MPICH on one machine must be given ports.
+        master_port=int(
+            env.get('MASTER_PORT')
+            or (_port(env['PMIX_NAMESPACE']) if 'PMIX_NAMESPACE' in env else 29500)
+        ),
+    )
+
+
+def _check_alone(env: Mapping[str, str]) -> None:
+    """Refuse several processes that would each train alone and overwrite each other's files."""
+    started = {
+        'pytorch': env.get('WORLD_SIZE') if 'TORCHELASTIC_RUN_ID' in env else None,
+        'slurm': env.get('SLURM_STEP_NUM_TASKS') if 'SLURM_PROCID' in env else None,
+        'mpi': env.get('OMPI_COMM_WORLD_SIZE') or env.get('PMI_SIZE'),
+    }
+    for launcher, count in started.items():
+        if count is not None and count.isdigit() and int(count) > 1:
+            raise ValueError(
+                f'{count} processes were started, but launcher is none: each would train alone. '
+                f'Add --launcher {launcher}'
+            )
+
+
+def _gpu_index(env: Mapping[str, str], local_rank: int) -> int:
+    """Which of the GPUs that this process sees is its own.
+
+    A scheduler may bind processes to GPUs (`--gpus-per-task=1`); each then sees one, its own. If
+    they share one after all, NCCL says so.
+    """
+    visible = env.get('CUDA_VISIBLE_DEVICES', '')
+    return 0 if visible and ',' not in visible else local_rank
+
+
+def _port(job: str) -> int:
+    """A port that all processes of a job agree on, below those that systems give to clients."""
+    return 20_000 + zlib.crc32(job.encode()) % 12_000
+
+
+def _resolves(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
+
+
 def _number(env: Mapping[str, str], key: str, launcher: str) -> int:
-    if key not in env:
-        hint = {
-            'pytorch': 'torchrun --nproc-per-node N tools/train.py CONFIG --launcher pytorch',
-            'slurm': 'srun python tools/train.py CONFIG --launcher slurm',
-        }[launcher]
-        raise ValueError(f'--launcher {launcher}: {key} is not set. Start with: {hint}')
-    return int(env[key])
+    value = env.get(key)
+    if value is None:
+        raise ValueError(f'--launcher {launcher}: {key} is not set. Start with: {HINTS[launcher]}')
+    if not value.isdigit():
+        raise ValueError(f'--launcher {launcher}: {key}={value!r} is not a number')
+    return int(value)

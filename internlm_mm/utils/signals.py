@@ -8,6 +8,16 @@ REQUEUE_EXIT_CODE = 75
 """EX_TEMPFAIL of sysexits.h: stopped by a signal after saving; start the same command again."""
 
 
+def ignore_stop_signals(worker_id: int = 0) -> None:  # noqa: ARG001  what a DataLoader calls
+    """Let SIGTERM and Ctrl-C pass this process by.
+
+    For helpers, which end when the process ends that they help: launchers signal all processes of
+    a job, and the last step still needs its data. And for a process that has saved and is leaving.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class StopSignal:
     """Context in which SIGTERM and SIGINT are noted instead of killing the process.
 
@@ -36,7 +46,7 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
