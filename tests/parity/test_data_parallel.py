@@ -1,8 +1,9 @@
 """Every layout trains like plain torch on one process: losses, every gradient, weights.
 
-The reference below is written out with nothing but the model, torch's AdamW and a clip by hand, over the
-whole global batch at once. The data is made to trip a mean of means: packed documents, and a number of
-trained tokens that differs from row to row, so from rank to rank and from micro-batch to micro-batch.
+The reference below is written out with nothing but the model, torch's AdamW and a clip by hand,
+over the whole global batch at once. The data is made to trip a mean of means: packed documents, and
+a number of trained tokens that differs from row to row, from rank to rank, from micro-batch to
+micro-batch.
 """
 
 import tempfile
@@ -53,7 +54,7 @@ class UnevenRows(RandomTokens):
 
 
 def weights() -> dict[str, Tensor]:
-    """Twenty-five times as wide as InternLM's own, so that every part of the model matters to the loss."""
+    """Far wider than InternLM's own, so that every part of the model matters to the loss."""
     generator = torch.Generator().manual_seed(3)
     with torch.device('meta'):
         shapes = {name: p.shape for name, p in InternLM(**MODEL).named_parameters()}
@@ -118,7 +119,8 @@ def training(options: dict, fault: str | None = None) -> dict:
             optim_wrapper=dict(
                 type=HybridZeroOptimWrapper, constructor=DecayGroupsConstructor,
                 optimizer=dict(
-                    type=torch.optim.AdamW, lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY, fused=True
+                    type=torch.optim.AdamW, lr=LR, betas=BETAS, eps=EPS, weight_decay=DECAY,
+                    fused=True,
                 ),
                 clip_grad=dict(max_norm=MAX_NORM),
             ),

@@ -1,0 +1,89 @@
+import tempfile
+
+import pytest
+import torch
+from torch import Tensor
+
+from internlm_mm.models import InternLM
+from internlm_mm.parallel import HybridParallelStrategy
+from internlm_mm.parallel.initialize import initialize_parameters, name_seed
+
+MODEL = dict(
+    type=InternLM, vocab_size=301, hidden_size=64, intermediate_size=99, num_layers=4, num_heads=4
+)  # odd, so that two ranks cannot halve every tensor
+
+
+def placed(parallel: dict, seed: int = 5) -> dict[str, Tensor]:
+    """Whole weights as a strategy makes them from nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        strategy = HybridParallelStrategy(
+            parallel=parallel,
+            work_dir=folder,
+            experiment_name=folder.replace('/', '_'),
+            env_kwargs={'launcher': 'none', 'randomness': {'seed': seed}},
+            log_kwargs={'log_level': 'WARNING'},
+        )
+        model = strategy.prepare(dict(MODEL))
+    values = {name: p.detach() for name, p in model.named_parameters()}
+    return {n: v.full_tensor() if hasattr(v, 'full_tensor') else v for n, v in values.items()}
+
+
+def test_one_and_two_ranks_start_equal(two_ranks) -> None:
+    alone = placed({})
+    for parallel in ({'data_shard': 2}, {'data_replicate': 2}):
+        for together in two_ranks(placed, parallel):
+            assert together.keys() == alone.keys()
+            for name, value in alone.items():
+                assert torch.equal(together[name], value), (parallel, name)
+
+
+def test_as_the_family_declares() -> None:
+    weights = placed({})
+    for name, value in weights.items():
+        if name.endswith('.bias'):
+            assert torch.count_nonzero(value) == 0, name
+        elif 'norm' in name:
+            assert torch.equal(value, torch.ones_like(value)), name
+        else:
+            std = 0.0052 if name in ('embed_tokens.weight', 'lm_head.weight') else 0.006
+            if name.split('.')[-2] in ('o_proj', 'down_proj'):
+                std /= (2 * (int(name.split('.')[1]) + 1)) ** 0.5
+            # The standard deviation of n draws is known to about 1 / sqrt(2 n).
+            assert value.std().item() == pytest.approx(std, rel=4 / (2 * value.numel()) ** 0.5), (
+                name
+            )
+            assert abs(value.mean().item()) < 4 * std / value.numel() ** 0.5, name
+
+
+def test_no_two_tensors_share_their_numbers() -> None:
+    matrices = [value.reshape(-1)[:50] for value in placed({}).values() if value.ndim == 2]
+    for index, one in enumerate(matrices):
+        for two in matrices[:index]:
+            assert abs(torch.corrcoef(torch.stack((one, two)))[0, 1]) < 0.6
+
+
+def test_the_seed_decides_and_nothing_else() -> None:
+    torch.manual_seed(1)
+    first = placed({}, seed=8)['layers.2.mlp.up_proj.weight']
+    torch.manual_seed(2)
+    again = placed({}, seed=8)['layers.2.mlp.up_proj.weight']
+    other = placed({}, seed=9)['layers.2.mlp.up_proj.weight']
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_tensor_keeps_its_numbers_when_the_model_grows() -> None:
+    sizes = {key: value for key, value in MODEL.items() if key != 'type'}
+    small, large = InternLM(**sizes), InternLM(**{**sizes, 'num_layers': 6})
+    for model in (small, large):
+        initialize_parameters(model, 5, torch.device('cpu'))
+    for name, value in small.named_parameters():
+        assert torch.equal(value, dict(large.named_parameters())[name]), name
+
+
+def test_seeds_of_names() -> None:
+    names = [f'layers.{i}.mlp.{p}_proj.weight' for i in range(100) for p in ('up', 'gate')]
+    seeds = {name_seed(seed, name) for seed in range(20) for name in names}
+    assert len(seeds) == 20 * len(names)
+    assert all(0 <= seed < 2**63 for seed in seeds)  # what a generator takes
+    assert name_seed(1, '1/x') != name_seed(11, '/x')

@@ -1,0 +1,53 @@
+import datetime
+import multiprocessing
+
+import torch
+import torch.distributed as dist
+
+from internlm_mm.parallel.launch import join_process_group
+from internlm_mm.utils.launch import Launch
+
+CPU = torch.device('cpu')
+MINUTE = datetime.timedelta(seconds=60)
+
+
+def test_one_process_joins_nothing() -> None:
+    assert join_process_group('none', Launch(), CPU, MINUTE) == 1
+    assert not dist.is_initialized()
+
+
+def join(rank: int, port: int, answers) -> None:
+    launch = Launch(
+        rank=rank, world_size=2, local_rank=rank, master_addr='127.0.0.1', master_port=port
+    )
+    local_size = join_process_group('slurm', launch, CPU, MINUTE)
+    total = torch.tensor([rank + 1])
+    dist.all_reduce(total)
+    answers.put((rank, local_size, dist.get_backend(), total.item()))
+    dist.destroy_process_group()
+
+
+def free_port() -> int:
+    store = dist.TCPStore('127.0.0.1', 0, 1, is_master=True)
+    return store.port
+
+
+def test_launchers_without_a_store_of_their_own_meet_at_rank_0() -> None:
+    context = multiprocessing.get_context('spawn')
+    answers = context.SimpleQueue()
+    port = free_port()
+    processes = [context.Process(target=join, args=(rank, port, answers)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert sorted(answers.get() for _ in range(2)) == [(0, 2, 'gloo', 3), (1, 2, 'gloo', 3)]
+
+
+def local_size_of_a_group_that_is_there() -> int:
+    return join_process_group('none', Launch(), CPU, MINUTE)
+
+
+def test_a_group_that_is_there_is_used(two_ranks) -> None:
+    assert two_ranks(local_size_of_a_group_that_is_there) == [2, 2]

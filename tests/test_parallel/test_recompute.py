@@ -1,0 +1,78 @@
+import pytest
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from internlm_mm.datasets import RandomTokens
+from internlm_mm.datasets.packing import collate_rows
+from internlm_mm.models import InternLM
+from internlm_mm.parallel.recompute import recompute_layers
+
+BATCH = collate_rows(
+    [RandomTokens(vocab_size=40, seq_len=16, document_lengths=[4, 7])[i] for i in range(2)]
+)
+
+
+def model(num_layers: int = 4) -> InternLM:
+    torch.manual_seed(2)
+    return InternLM(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_layers=num_layers, num_heads=2
+    ).double()
+
+
+def gradients(module: nn.Module) -> tuple[float, dict[str, torch.Tensor], int]:
+    """Loss, gradients and the bytes of activations that forward kept."""
+    kept = {}
+    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = module(BATCH)['loss']
+    loss.backward()
+    return loss.item(), {n: p.grad for n, p in module.named_parameters()}, sum(kept.values())
+
+
+@pytest.mark.parametrize('fraction', [0.25, 0.5, 1.0])
+def test_gradients_are_equal_and_less_is_kept(fraction: float) -> None:
+    loss, expected, memory = gradients(model())
+    module = model()
+    assert recompute_layers(module, fraction) == 4 * fraction
+    again, found, less = gradients(module)
+    assert again == loss
+    assert found.keys() == expected.keys()  # names stay
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    assert less < memory * (1 - 0.7 * fraction)
+
+
+def test_the_first_layers_are_chosen() -> None:
+    module = model()
+    recompute_layers(module, 0.5)
+    assert ['forward' in vars(layer) for layer in module.layers.values()] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(('layers', 'fraction', 'chosen'), [(4, 0.0, 0), (3, 0.3, 1), (32, 0.1, 3)])
+def test_shares_are_rounded(layers: int, fraction: float, chosen: int) -> None:
+    assert recompute_layers(model(layers), fraction) == chosen
+
+
+@pytest.mark.parametrize('fraction', [-0.1, 1.1, float('nan')])
+def test_fractions_out_of_range(fraction: float) -> None:
+    with pytest.raises(ValueError, match=r'strategy\.recompute=.* between 0 and 1'):
+        recompute_layers(model(), fraction)
+
+
+def test_a_model_without_layers() -> None:
+    assert recompute_layers(nn.Linear(2, 2), 0.0) == 0
+    with pytest.raises(ValueError, match='Linear has no `layers`'):
+        recompute_layers(nn.Linear(2, 2), 0.5)
