@@ -1,4 +1,4 @@
-"""Measure training steps: `python tools/benchmark.py CONFIG [--against bare] [--json]`."""
+"""Measure training steps on this machine, alone or in turns with a bare loop."""
 
 import argparse
 import itertools
@@ -6,11 +6,9 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch.distributed as dist
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need not be installed
+from bare_loop import BareLoop  # beside this file
 
 from internlm_mm.engine.benchmark import FrameworkSteps, measure, render
 from internlm_mm.engine.runner import LLMRunner
@@ -35,8 +33,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def bare_step(framework: FrameworkSteps, config) -> object:
     """One step of the bare loop over batches of the same shapes."""
-    from bare_loop import BareLoop
-
     model = dict(config.model)
     named = model.pop('type')
     strategy = framework.runner.strategy
@@ -56,7 +52,6 @@ def bare_step(framework: FrameworkSteps, config) -> object:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = parse_args(argv)
-    sys.path.insert(0, str(Path(__file__).parent))
     config = load_config(args.config, parse_cfg_options(args.cfg_options))
     config.launcher = args.launcher
     # Long enough for every step; nothing is saved, evaluated or resumed while the clock runs.

@@ -93,9 +93,9 @@ def train(config: Any, work_dir: Path) -> None:
 def summarise(work_dir: Path) -> dict[str, float]:
     """Held-out losses before and after, and mean speed, from the run's log."""
     run = read_run(work_dir)
-    losses, speeds = run.series('val/loss'), run.series('tokens_per_second')
+    losses = run.series('val/loss')
     return {
-        'tokens_per_second': sum(speeds.values()) / len(speeds),
+        'tokens_per_second': round(run.mean_speed(), 1),
         'validation_loss_before': losses[min(losses)],
         'validation_loss_after': losses[max(losses)],
     }

@@ -1,5 +1,6 @@
 """Measure training steps on this machine, alone or against another loop in alternated blocks."""
 
+import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -167,8 +168,6 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes in use so far: allocated on a GPU, resident of this process on a CPU."""
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device)
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
