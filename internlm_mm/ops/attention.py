@@ -44,6 +44,13 @@ _VARLEN_OPTIONS: dict[str, Any] = (
     {'enable_gqa': True} if 'enable_gqa' in signature(varlen_attn).parameters else {}
 )
 
+# cuDNN spends a tenth of a second on a plan for every new length, and a cache grows every token.
+_KERNELS_WITHOUT_PLANS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
 Attend = Callable[[Tensor, Tensor, Tensor, Documents | None], Tensor]
 
 
@@ -173,6 +180,9 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     Returns:
         [rows, new, heads, head_dim].
     """
+    if q.is_cuda:
+        with sdpa_kernel(_KERNELS_WITHOUT_PLANS):
+            return _sdpa(q, k, v, mask)
     return _sdpa(q, k, v, mask)
 
 
