@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Protocol
@@ -106,13 +109,13 @@ class TokenLoader:
 
     def __iter__(self) -> Iterator[list[Batch]]:
         # Workers start here, not at the first step, so that they read while the model is prepared.
-        reader = _read(self.dataset, self._indices(), self.num_workers, self.pin_memory)
+        indices = self._indices(self._iteration, self._rows)
+        reader = _read(self.dataset, indices, self.num_workers, self.pin_memory)
         return self._steps(reader, self._iteration)
 
-    def _indices(self) -> Iterator[range]:
+    def _indices(self, first: int, rows: int) -> Iterator[range]:
         """Rows of each micro-batch of this rank, for ever."""
-        rows = self._rows
-        for iteration in count(self._iteration):
+        for iteration in count(first):
             size = self.batch_size(iteration)
             yield from micro_batches(
                 rows, size, self.micro_batch_size, self.data_rank, self.data_world_size
@@ -216,11 +219,37 @@ def _read(
         collate_fn=collate_rows,
         num_workers=num_workers,
         pin_memory=pin_memory,
+        worker_init_fn=_obey_parent_only,
         # Its own generator: a DataLoader draws a seed for its workers, by default from the global
         # one, and a resumed run would then draw other numbers than one that went through.
         generator=torch.Generator(),
     )
-    return iter(loader)
+    return _watched(iter(loader))
+
+
+def _watched(reader: Iterator[Batch]) -> Iterator[Batch]:
+    try:
+        yield from reader
+    except (ConnectionError, EOFError) as error:  # PyTorch tells most deaths, but not mid-transfer
+        raise RuntimeError('a worker process that reads data exited unexpectedly') from error
+
+
+def _obey_parent_only(worker_id: int) -> None:  # noqa: ARG001  # what a DataLoader calls
+    """Let a worker ignore Ctrl-C and SIGTERM, but for a SIGTERM of the process it reads for.
+
+    Launchers and terminals signal all processes of a job, and that process still needs rows for its
+    last step. To ignore SIGTERM altogether would leave it waiting for its workers when it exits.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_exit_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _exit_when_told(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _check_rank(data_rank: int, data_world_size: int) -> None:

@@ -1,0 +1,237 @@
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from internlm_mm.datasets.token_file import WINDOWS, TokenFile, TokenFileWriter, publish
+
+DOCUMENTS = [[1, 2, 3], [999], [7, 0, 7, 7]]
+FLAT = [1, 2, 3, 999, 7, 0, 7, 7]
+
+
+@pytest.mark.parametrize(('vocab_size', 'dtype'), [(1000, 'u2'), (65_536, 'u2'), (65_537, 'u4')])
+def test_what_is_written_is_read(write_tokens, vocab_size: int, dtype: str) -> None:
+    path = write_tokens('data', DOCUMENTS, vocab_size)
+    file = TokenFile(path)
+    assert [file.document(i).tolist() for i in range(len(file))] == DOCUMENTS
+    assert (file.num_documents, file.num_tokens, file.vocab_size) == (3, 8, vocab_size)
+    assert file.shortest_document == 1
+    assert file.loss_mask is None
+    file.verify()
+    # The format, read with numpy alone.
+    assert np.fromfile(path / 'tokens.bin', f'<{dtype}').tolist() == FLAT
+    assert np.load(path / 'offsets.npy').tolist() == [0, 3, 4, 8]
+    meta = json.loads((path / 'meta.json').read_text())
+    assert (meta['version'], meta['dtype']) == (1, 'uint16' if dtype == 'u2' else 'uint32')
+
+
+def test_files_written_with_numpy_are_read(tmp_path: Path) -> None:
+    np.array([5, 6, 7], '<u2').tofile(tmp_path / 'tokens.bin')
+    np.save(tmp_path / 'offsets.npy', np.array([0, 1, 3]))
+    meta = dict(version=1, dtype='uint16', num_documents=2, num_tokens=3, vocab_size=10)
+    (tmp_path / 'meta.json').write_text(json.dumps(meta))
+    file = TokenFile(tmp_path)
+    assert file.document(1).tolist() == [6, 7]
+    assert file.tokenizer is None
+    assert file.max_documents_in(100) == 2
+
+
+def test_loss_mask(write_tokens) -> None:
+    masks = [[0, 1, 1], [1], [1, 0, 0, 1]]
+    file = TokenFile(write_tokens('data', DOCUMENTS, masks=masks))
+    assert file.loss_mask.tolist() == [0, 1, 1, 1, 1, 0, 0, 1]
+
+
+@given(
+    st.lists(st.integers(1, 400), min_size=1, max_size=60), st.sampled_from([*WINDOWS, 100, 10**6])
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_bound_on_documents_in_a_window(tmp_path: Path, lengths: list[int], window: int) -> None:
+    with TokenFileWriter(tmp_path / 'data', vocab_size=9, overwrite=True) as writer:
+        writer.add_many(np.zeros(sum(lengths), int), np.array(lengths))
+    starts = np.cumsum([0, *lengths[:-1]])
+    exact = max(int(((starts >= s) & (starts < s + window)).sum()) for s in starts)
+    bound = TokenFile(tmp_path / 'data').max_documents_in(window)
+    assert bound == exact if window in WINDOWS else bound >= exact
+
+
+def damage(path: Path, name: str, change) -> None:
+    data = (path / name).read_bytes()
+    (path / name).write_bytes(change(data))
+
+
+def edit_meta(path: Path, **values) -> None:
+    meta = json.loads((path / 'meta.json').read_text())
+    (path / 'meta.json').write_text(json.dumps(meta | values))
+
+
+@pytest.mark.parametrize('name', ['tokens.bin', 'offsets.npy', 'meta.json'])
+def test_missing_file(write_tokens, name: str) -> None:
+    path = write_tokens('data', DOCUMENTS)
+    (path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f'{name} is missing'):
+        TokenFile(path)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match='no token file at'):
+        TokenFile(tmp_path / 'none')
+
+
+@pytest.mark.parametrize('name', ['tokens.bin', 'offsets.npy', 'loss_mask.bin'])
+def test_truncated_file(write_tokens, name: str) -> None:
+    path = write_tokens('data', DOCUMENTS, masks=[[1] * len(d) for d in DOCUMENTS])
+    damage(path, name, lambda data: data[:-1])
+    with pytest.raises(ValueError, match=rf'{name} has \d+ bytes, but .* truncated'):
+        TokenFile(path)
+
+
+def test_wrong_dtype(write_tokens) -> None:
+    path = write_tokens('data', DOCUMENTS)
+    edit_meta(path, dtype='uint32')
+    with pytest.raises(ValueError, match='needs 32: truncated or of another dtype'):
+        TokenFile(path)
+    edit_meta(path, dtype='float32')
+    with pytest.raises(ValueError, match=r"'float32', valid: uint16, uint32"):
+        TokenFile(path)
+
+
+@pytest.mark.parametrize(
+    ('values', 'message'),
+    [
+        (dict(version=2), 'version 2, this reader knows 1'),
+        (dict(num_tokens='8'), "'num_tokens' is missing or not of type int"),
+    ],
+)
+def test_meta_of_another_kind(write_tokens, values: dict, message: str) -> None:
+    path = write_tokens('data', DOCUMENTS)
+    edit_meta(path, **values)
+    with pytest.raises(ValueError, match=message):
+        TokenFile(path)
+
+
+def test_meta_that_is_not_json(write_tokens) -> None:
+    path = write_tokens('data', DOCUMENTS)
+    damage(path, 'meta.json', lambda data: data[:-9])
+    with pytest.raises(ValueError, match=r'meta\.json is not JSON'):
+        TokenFile(path)
+
+
+def test_offsets_that_do_not_fit(write_tokens) -> None:
+    path = write_tokens('data', DOCUMENTS)
+    np.save(path / 'offsets.npy', np.array([0, 3, 4, 9]))
+    with pytest.raises(ValueError, match='covers tokens 0 to 9, but there are 8'):
+        _ = TokenFile(path).offsets
+    np.save(path / 'offsets.npy', np.array([0.0, 3, 4, 8]))
+    with pytest.raises(ValueError, match='float64'):
+        _ = TokenFile(path).offsets
+    damage(path, 'offsets.npy', lambda data: b'x' + data[1:])
+    with pytest.raises(ValueError, match='not a numpy array'):
+        _ = TokenFile(path).offsets
+
+
+def test_verify_finds_ids_outside_the_vocabulary(write_tokens) -> None:
+    path = write_tokens('data', DOCUMENTS)
+    edit_meta(path, vocab_size=900)
+    with pytest.raises(ValueError, match='token 3 is 999, outside the vocabulary of 900'):
+        TokenFile(path).verify()
+
+
+def test_verify_finds_documents_out_of_order(write_tokens) -> None:
+    path = write_tokens('data', DOCUMENTS)
+    np.save(path / 'offsets.npy', np.array([0, 4, 3, 8]))
+    with pytest.raises(ValueError, match='document 1 has -1 tokens'):
+        TokenFile(path).verify()
+
+
+@pytest.mark.parametrize(
+    ('ids', 'mask', 'message'),
+    [
+        ([10], None, 'token id 10 is outside the vocabulary of 10'),
+        ([-1], None, 'token id -1'),
+        ([], None, 'documents of'),
+        ([1], [1], 'or none may have one'),
+    ],
+)
+def test_writer_refuses(tmp_path: Path, ids: list[int], mask, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        with TokenFileWriter(tmp_path / 'data', vocab_size=10) as writer:
+            writer.add(ids, mask)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_seen_before_it_is_whole(tmp_path: Path) -> None:
+    with TokenFileWriter(tmp_path / 'data', vocab_size=10) as writer:
+        writer.add([1])
+        assert not (tmp_path / 'data').exists()
+    assert [path.name for path in tmp_path.iterdir()] == ['data']
+
+
+def test_failure_keeps_the_older_file(write_tokens, tmp_path: Path) -> None:
+    path = write_tokens('data', DOCUMENTS)
+    with pytest.raises(FileExistsError):
+        TokenFileWriter(path, vocab_size=10)
+    with pytest.raises(RuntimeError, match='stop'):
+        with TokenFileWriter(path, vocab_size=10, overwrite=True) as writer:
+            writer.add([1])
+            raise RuntimeError('stop')
+    assert TokenFile(path).num_tokens == 8
+    with TokenFileWriter(path, vocab_size=10, overwrite=True) as writer:
+        writer.add([1])
+    assert TokenFile(path).num_tokens == 1
+    assert [path.name for path in tmp_path.iterdir()] == ['data']
+
+
+def test_only_token_files_are_overwritten(tmp_path: Path) -> None:
+    (tmp_path / 'home').mkdir()
+    with pytest.raises(FileExistsError, match='is no token file'):
+        TokenFileWriter(tmp_path / 'home', vocab_size=10, overwrite=True)
+
+
+def test_publish_replaces_a_folder(tmp_path: Path) -> None:
+    for name in ('old', 'new'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    publish(tmp_path / 'new', tmp_path / 'old')
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob('*')] == ['old', 'old/new']
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    with TokenFileWriter(tmp_path / 'data', vocab_size=10):
+        pass
+    file = TokenFile(tmp_path / 'data')
+    assert (len(file), file.tokens.tolist(), file.offsets.tolist()) == (0, [], [0])
+    file.verify()
+
+
+def test_workers_open_their_own_maps(write_tokens) -> None:
+    file = TokenFile(write_tokens('data', DOCUMENTS))
+    file.document(0)
+    assert 'tokens' in vars(file)
+    assert 'tokens' not in file.__getstate__()
+    loader = DataLoader(
+        [file], collate_fn=_first_document, num_workers=1, multiprocessing_context='spawn'
+    )
+    assert list(loader) == [[1, 2, 3]]
+
+
+def _first_document(files: list[TokenFile]) -> list[int]:
+    return files[0].document(0).tolist()
+
+
+def test_thousands_of_files_open_fast(write_tokens) -> None:
+    path = write_tokens('data', DOCUMENTS)
+    start = time.perf_counter()
+    for _ in range(2000):
+        TokenFile(path)
+    assert time.perf_counter() - start < 2  # takes 0.2 s
+
+
+def test_index_outside(write_tokens) -> None:
+    with pytest.raises(IndexError, match='document 3 of 3'):
+        TokenFile(write_tokens('data', DOCUMENTS)).document(3)
