@@ -1,0 +1,159 @@
+"""Held-out loss of a finished model, wherever it lies."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from internlm_mm.checkpoint.checkpointer import CONFIG_FILE, find_checkpoint
+from internlm_mm.checkpoint.huggingface import import_hf
+from internlm_mm.checkpoint.pretrained import is_hf_folder, load_model, load_tokenizer_of
+from internlm_mm.engine.runner import LLMRunner
+from internlm_mm.utils.config import apply_options, check_config, load_config
+
+LONGEST_ROW = 4096
+"""Tokens in a row where no config says how long, if the model reads as many."""
+
+_TRAINING_ONLY = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler')
+
+
+def evaluate(
+    target: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    data: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    launcher: str = 'none',
+) -> dict[str, Any]:
+    """Loss and perplexity of a model on held-out data, over all and by domain. Collective.
+
+    Weights are laid out over the processes there are, whatever the layout they were trained on.
+
+    Args:
+        target: A work dir, a checkpoint `iter_N`, a Hugging Face folder, or a config.
+        checkpoint: Weights to take in place of the target's own; a config has none.
+        data: Token file or folder of them to read in place of the config's `val_dataloader`.
+        options: Changes of the config, by dotted key.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+
+    Returns:
+        'weights' (their path), 'rank', and what the loop in `val_cfg` measures: 'loss',
+        'perplexity', 'loss/DOMAIN' and 'perplexity/DOMAIN'.
+
+    Raises:
+        FileNotFoundError: If target, weights or data do not exist.
+        ValueError: If weights or data are not told, are damaged or do not fit together.
+    """
+    options = dict(options or {})
+    config, weights = _read_target(target, checkpoint, options)
+    if data is not None:
+        config.val_dataloader = _loader_of(config, data)
+        apply_options(config, {k: v for k, v in options.items() if k.startswith('val_dataloader.')})
+    if config.get('val_dataloader') is None:
+        raise ValueError(f'{target} names no held-out data (val_dataloader): give some with --data')
+    _strip(config, options)
+    config.launcher = launcher
+    with tempfile.TemporaryDirectory(prefix='internlm_mm_test_') as folder:
+        config.work_dir = folder
+        check_config(config)
+        return _run(config, weights)
+
+
+def metrics_table(metrics: Mapping[str, Any]) -> str:
+    """Lines of a table, a line for each domain and one for all of them."""
+    domains = [key.removeprefix('loss/') for key in metrics if key.startswith('loss/')]
+    rows = [('domain', 'loss', 'perplexity')]
+    for name in [*domains, '']:
+        end = f'/{name}' if name else ''
+        loss, perplexity = metrics[f'loss{end}'], metrics[f'perplexity{end}']
+        rows.append((name or 'all', f'{loss:.4f}', f'{perplexity:,.3f}'))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return '\n'.join(
+        f'{name:<{widths[0]}}  {loss:>{widths[1]}}  {perplexity:>{widths[2]}}'
+        for name, loss, perplexity in rows
+    )
+
+
+def _read_target(
+    target: str | Path, checkpoint: str | Path | None, options: Mapping[str, Any]
+) -> tuple[Config, Path]:
+    """The config to evaluate with and the folder of the weights."""
+    if is_hf_folder(target):
+        config = Config({})
+        weights: Path | None = Path(target)
+    elif Path(target).is_dir():
+        weights = find_checkpoint(target)
+        config = load_config(weights / CONFIG_FILE)
+    else:
+        try:
+            config, weights = load_config(target), None
+        except FileNotFoundError as error:
+            message = (
+                f'{target} is neither a checkpoint nor a Hugging Face folder, and there is {error}'
+            )
+            raise FileNotFoundError(message) from error
+    if checkpoint is not None:
+        weights = Path(checkpoint) if is_hf_folder(checkpoint) else find_checkpoint(checkpoint)
+    if weights is None:
+        raise ValueError(f'{target} is a config and has no weights: give some with --checkpoint')
+    if is_hf_folder(weights):
+        config.model = import_hf(weights)[0]
+    apply_options(config, options)
+    return config, weights
+
+
+def _loader_of(config: Config, data: str | Path) -> dict[str, Any]:
+    """A loader over other data with the row and batch sizes the config has, if it has any."""
+    given = config.get('val_dataloader') or {}
+    longest = config.model.get('max_seq_len') or LONGEST_ROW
+    seq_len = given.get('dataset', {}).get('seq_len') or min(longest, LONGEST_ROW)
+    return {
+        'type': 'EvalLoader',
+        'dataset': {
+            'type': 'PretrainDataset',
+            'data_root': str(data),
+            'seq_len': seq_len,
+            'shuffle': False,
+        },
+        'micro_batch_size': given.get('micro_batch_size', 1),
+    }
+
+
+def _strip(config: Config, options: Mapping[str, Any]) -> None:
+    """Take out what only training needs, and what was decided for the machines of a run."""
+    for key in _TRAINING_ONLY:
+        config[key] = None
+    strategy = dict(config.get('strategy') or {'type': 'HybridParallelStrategy'})
+    for key in ('parallel', 'compile', 'recompute'):
+        if not any(option.startswith(f'strategy.{key}') for option in options):
+            strategy.pop(key, None)
+    config.strategy = strategy
+    config.val_cfg = config.get('val_cfg') or {'type': 'PerplexityLoop'}
+    config.default_hooks, config.custom_hooks = {}, []
+    config.visualizer = {'type': 'ScalarVisualizer'}
+    config.tokenizer = None  # the one beside the weights is taken
+    config.load_from, config.resume, config.experiment_name = None, False, None
+    config.randomness = config.get('randomness') or {'seed': 0}
+    config.log_level = 'WARNING'
+
+
+def _run(config: Config, weights: Path) -> dict[str, Any]:
+    init_default_scope(config.get('default_scope', 'internlm_mm'))
+    hugging_face = is_hf_folder(weights)
+    if not hugging_face:
+        config.load_from = str(weights)
+    runner = LLMRunner.from_cfg(config)
+    if hugging_face:
+        runner.model = load_model(weights, 'cpu', torch.float32)
+    runner.tokenizer = load_tokenizer_of(weights)
+    metrics = runner.val()
+    result = {'weights': str(weights), 'rank': runner.rank, **metrics}
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+    return result

@@ -1,0 +1,59 @@
+"""Perplexity of a model on held-out data, by domain: `tools/test.py CHECKPOINT|HF|CONFIG`."""
+
+import argparse
+import json
+import sys
+import traceback
+
+from internlm_mm.engine.evaluate import evaluate, metrics_table
+from internlm_mm.engine.train_cli import USER_ERRORS
+from internlm_mm.utils.config import parse_cfg_options
+from internlm_mm.utils.launch import LAUNCHERS
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; its exit code: 0, or 1 after an error."""
+    args = parse_args(argv)
+    try:
+        result = evaluate(
+            args.target,
+            checkpoint=args.checkpoint,
+            data=args.data,
+            options=parse_cfg_options(args.cfg_options),
+            launcher=args.launcher,
+        )
+    except USER_ERRORS as error:
+        if args.traceback:
+            traceback.print_exc()
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f'error: {message}', file=sys.stderr, flush=True)
+        return 1
+    if result.pop('rank') == 0:
+        print(json.dumps(result) if args.json else f'{result["weights"]}\n{metrics_table(result)}')
+    return 0
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog='test', description=__doc__)
+    parser.add_argument(
+        'target',
+        help='a work dir, a checkpoint iter_N or a Hugging Face folder, or a config + --checkpoint',
+    )
+    parser.add_argument('--checkpoint', metavar='PATH', help="weights in place of the target's own")
+    parser.add_argument(
+        '--data', metavar='FOLDER', help="token files in place of the config's val_dataloader"
+    )
+    parser.add_argument('--json', action='store_true', help='print one line of JSON, no table')
+    parser.add_argument(
+        '--launcher', choices=LAUNCHERS, default='none', help='who starts processes'
+    )
+    parser.add_argument('--traceback', action='store_true', help='say where an error came from')
+    parser.add_argument(
+        '--cfg-options', nargs='+', default=[], metavar='a.b=c', help='changes of the config'
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
