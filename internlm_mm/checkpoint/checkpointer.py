@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -83,6 +84,7 @@ class Checkpointer:
                 Checkpoints that are whole stay as they are.
         """
         self.finish()
+        _silence_single_process()
         path = Path(path)
         texts = {**(texts or {}), STATE_FILE: _to_json(state)}
         staging = path.with_name(path.name + '.tmp')
@@ -103,7 +105,8 @@ class Checkpointer:
             'no_dist': not distributed,
         }
         if self.async_save:
-            self._pending = path, dcp.async_save(dict(tensors), **arguments)
+            writing: Any = dcp.async_save(dict(tensors), **arguments)
+            self._pending = path, writing
         else:
             with _one_error(f'saving {path}'):
                 dcp.save(dict(tensors), **arguments)
@@ -123,6 +126,7 @@ class Checkpointer:
         """
         path = Path(path)
         check_tensors(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        _silence_single_process()
         with _one_error(f'loading {path}'):
             dcp.load(
                 dict(tensors),
@@ -191,19 +195,20 @@ def verify(path: str | os.PathLike, checksums: bool = True) -> list[str]:
     """
     path = Path(path)
     try:
-        manifest = json.loads((path / MANIFEST_FILE).read_text())['files']
+        files = json.loads((path / MANIFEST_FILE).read_text())['files']
+        manifest = {name: (entry['size'], entry['crc32']) for name, entry in files.items()}
     except FileNotFoundError:
         return [f'{MANIFEST_FILE} is missing']
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return [f'{MANIFEST_FILE} is damaged']
     problems = []
     readable = []
-    for name, entry in manifest.items():
+    for name, (size, _) in manifest.items():
         file = path / name
         if not file.is_file():
             problems.append(f'{name} is missing')
-        elif file.stat().st_size != entry['size']:
-            problems.append(f'{name} has {file.stat().st_size} bytes instead of {entry["size"]}')
+        elif file.stat().st_size != size:
+            problems.append(f'{name} has {file.stat().st_size} bytes instead of {size}')
         else:
             readable.append(name)
     if checksums:
@@ -211,7 +216,7 @@ def verify(path: str | os.PathLike, checksums: bool = True) -> list[str]:
         problems += [
             f'{name} is damaged: its checksum differs'
             for name, checksum in zip(readable, sums, strict=True)
-            if checksum != manifest[name]['crc32']
+            if checksum != manifest[name][1]
         ]
     return problems
 
@@ -294,6 +299,12 @@ def _publish(
         remove_checkpoint(path)
     os.replace(staging, path)
     _sync_folder(path.parent)
+
+
+def _silence_single_process() -> None:
+    """Have torch not warn of what is meant, also in the thread that writes in the background."""
+    # A context manager would not do: its filters are gone before that thread comes to warn.
+    warnings.filterwarnings('ignore', message='torch.distributed is disabled, unavailable')
 
 
 @contextmanager

@@ -26,7 +26,13 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    LoadPlanner,
+    SavePlan,
+    SavePlanner,
+    WriteItemType,
+)
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
@@ -138,7 +144,12 @@ class SafetensorsWriter(StorageWriter):
         self.path.mkdir(parents=True, exist_ok=True)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """Nothing to add before ranks are known."""
+        """Refuse what a safetensors file cannot hold; the rest follows when ranks are known."""
+        for item in plan.items:
+            if item.type == WriteItemType.BYTE_IO:
+                raise TypeError(
+                    f'{item.index.fqn}: only tensors are stored, scalars belong into state.json'
+                )
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
@@ -180,8 +191,7 @@ class SafetensorsWriter(StorageWriter):
         }
         tensors = {}
         for name, stored in metadata.state_dict_metadata.items():
-            if not isinstance(stored, TensorStorageMetadata):
-                raise TypeError(f'{name}: only tensors are stored, scalars belong into state.json')
+            assert isinstance(stored, TensorStorageMetadata)  # prepare_local_plan saw to it
             tensors[name] = {
                 'dtype': str(stored.properties.dtype).removeprefix('torch.'),
                 'shape': list(stored.size),

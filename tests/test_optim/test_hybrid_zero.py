@@ -189,7 +189,7 @@ def test_bad_clip_grad(clip_grad: dict) -> None:
 
 
 def test_unknown_option_of_the_loss_scale() -> None:
-    with pytest.raises(TypeError, match='initail'):
+    with pytest.raises(ValueError, match=r"initail=4\.0 is unknown\. Did you mean 'initial'"):
         wrapper_of(network(), loss_scale={'initail': 4.0})
 
 

@@ -1,4 +1,10 @@
+"""What FSDP2 holds besides its shards, on a mesh of one rank."""
+
+from collections.abc import Iterator
+
+import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -6,49 +12,59 @@ from internlm_mm.parallel.data import begin_micro_batch, shard_model
 from internlm_mm.parallel.gathered import gathered
 
 
-def layered() -> nn.Module:
-    torch.manual_seed(0)
-    module = nn.Module()
-    module.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(2)])
-    module.head = nn.Linear(4, 3)
-    module.forward = lambda x: module.head(module.layers[1](module.layers[0](x)))
-    return module
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
-def test_a_model_that_is_not_sharded_gathers_nothing() -> None:
-    module = layered()
-    module.forward(torch.ones(1, 4)).sum().backward()
-    assert list(gathered(module)) == []
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({'0': nn.Linear(4, 4), '1': nn.Linear(4, 2)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers['1'](self.layers['0'](x)).sum()
 
 
-def held_on_a_rank() -> dict:
-    module = layered()
-    expected = layered()
-    shard_model(module, init_device_mesh('cpu', (2,)), torch.float32, torch.float32, 'step')
-    names = sorted(name for name, _ in module.named_parameters())
-    before = [entry.name for entry in gathered(module)]
-    begin_micro_batch(module, False, 'step')
-    module(torch.ones(1, 4)).sum().backward()
-    expected.forward(torch.ones(1, 4)).sum().backward()
-    between = {
-        entry.name: (
-            torch.equal(entry.parameter, expected.get_parameter(entry.name)),
-            torch.allclose(entry.gradient, expected.get_parameter(entry.name).grad),
+def held(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Bytes of each whole parameter and of its waiting gradient."""
+    return {
+        one.name: (
+            one.parameter.untyped_storage().nbytes(),
+            0 if one.gradient is None else one.gradient.untyped_storage().nbytes(),
         )
-        for entry in gathered(module)
+        for one in gathered(model)
     }
-    begin_micro_batch(module, True, 'step')
-    module(torch.ones(1, 4)).sum().backward()
-    after = {
-        entry.name: (entry.parameter.untyped_storage().nbytes(), entry.gradient)
-        for entry in gathered(module)
-    }
-    return {'names': names, 'before': before, 'between': between, 'after': after}
 
 
-def test_between_micro_batches_all_is_there_and_afterwards_nothing(two_ranks) -> None:
-    for held in two_ranks(held_on_a_rank):
-        assert held['before'] == []
-        assert sorted(held['between']) == held['names']
-        assert set(held['between'].values()) == {(True, True)}
-        assert set(held['after'].values()) == {(0, None)}
+@pytest.mark.parametrize('reshard', ['step', 'layer'])
+def test_a_step_of_two_micro_batches(reshard: str, process_group: None) -> None:
+    model = Net()
+    names = {name for name, _ in model.named_parameters()}
+    mesh = init_device_mesh('cpu', (1,), mesh_dim_names=('data_shard',))
+    shard_model(model, mesh, torch.bfloat16, torch.float32, reshard)
+    assert held(model) == {}  # nothing was ever gathered
+    x = torch.randn(3, 4)
+
+    begin_micro_batch(model, False, reshard)
+    loss = model(x)
+    assert set(held(model)) == names
+    kept = {name: 0 if reshard == 'layer' else size for name, size in SIZES.items()}
+    assert held(model) == {name: (2 * size, 0) for name, size in kept.items()}
+    loss.backward()
+    assert {name: sizes[1] for name, sizes in held(model).items()} == {
+        name: 4 * size for name, size in SIZES.items()
+    }  # in float32, whole, until the last micro-batch
+
+    begin_micro_batch(model, True, reshard)
+    model(x).backward()
+    assert set(held(model).values()) == {(0, 0)}
+
+
+SIZES = {'layers.0.weight': 16, 'layers.0.bias': 4, 'layers.1.weight': 8, 'layers.1.bias': 2}
+
+
+def test_other_models_have_nothing_gathered() -> None:
+    assert list(gathered(Net())) == []
