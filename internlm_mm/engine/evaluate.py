@@ -60,6 +60,8 @@ def evaluate(
     config.launcher = launcher
     with tempfile.TemporaryDirectory(prefix='internlm_mm_test_') as folder:
         config.work_dir = folder
+        # MMEngine keeps loggers by a name made of this and the second: two runs must not share one.
+        config.experiment_name = Path(folder).name
         check_config(config)
         return _run(config, weights)
 
@@ -137,7 +139,7 @@ def _strip(config: Config, options: Mapping[str, Any]) -> None:
     config.default_hooks, config.custom_hooks = {}, []
     config.visualizer = {'type': 'ScalarVisualizer'}
     config.tokenizer = None  # the one beside the weights is taken
-    config.load_from, config.resume, config.experiment_name = None, False, None
+    config.load_from, config.resume = None, False
     config.randomness = config.get('randomness') or {'seed': 0}
     config.log_level = 'WARNING'
 

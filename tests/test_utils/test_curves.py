@@ -52,7 +52,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
 
 def test_a_name_nothing_was_logged_under(tmp_path: Path) -> None:
     write_start(tmp_path, '20260101_000000', steps(1, 3, grad_norm=1.0))
-    with pytest.raises(KeyError, match="has logged no 'grad_nrom'. Did you mean 'grad_norm'"):
+    with pytest.raises(KeyError, match=r"has logged no 'grad_nrom'\. Did you mean 'grad_norm'"):
         read_run(tmp_path).series('grad_nrom')
     with pytest.raises(KeyError, match='Did you mean'):
         draw_curves([tmp_path], ['los'], tmp_path / 'x.png')
@@ -78,7 +78,7 @@ def test_seconds_and_speed_by_hand(tmp_path: Path) -> None:
     assert run.positions([5, 7, 9], 'time').tolist() == [10, 11, 12]
     assert run.positions([7], 'tokens').tolist() == [700]
     assert run.positions([7], 'iter').tolist() == [7]
-    with pytest.raises(ValueError, match="x='token' is no axis. Did you mean 'tokens'"):
+    with pytest.raises(ValueError, match=r"x='token' is no axis\. Did you mean 'tokens'"):
         run.positions([7], 'token')
 
 

@@ -1,0 +1,61 @@
+"""The command that measures perplexity."""
+
+import json
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import TINY, tiny_runner
+
+TOOL = Path(__file__).parents[2] / 'tools' / 'test.py'
+
+
+def run_tool(*arguments: object) -> int:
+    spec = spec_from_file_location('perplexity_tool', TOOL)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules.pop('perplexity_tool', None)
+    spec.loader.exec_module(module)
+    return module.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture) -> Path:
+    hook = dict(type='StepCheckpointHook')
+    tiny_runner(tmp_path, default_hooks__checkpoint=hook, train_cfg__max_iters=1).train()
+    capsys.readouterr()
+    return tmp_path / 'iter_1'
+
+
+def test_one_line_of_json(checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+    assert run_tool(checkpoint, '--json') == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    result = json.loads(line)
+    assert result['weights'] == str(checkpoint)
+    assert result.keys() == {'weights', 'loss', 'perplexity'}
+
+
+def test_a_table(checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+    options = ['--cfg-options', 'val_dataloader.max_rows=2', 'strategy.attention=reference']
+    assert run_tool(TINY, '--checkpoint', checkpoint, *options) == 0
+    path, header, row = capsys.readouterr().out.splitlines()
+    assert path == str(checkpoint) and header.split() == ['domain', 'loss', 'perplexity']
+    assert row.split()[0] == 'all'
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ([TINY], 'has no weights: give some with --checkpoint'),
+        (['nowhere'], 'nowhere is neither a checkpoint nor a Hugging Face folder'),
+        ([TINY, '--checkpoint', 'nowhere'], 'nowhere'),
+        ([TINY, '--cfg-options', 'model'], "'model' is not of the form a.b=value"),
+    ],
+)
+def test_wrong_input(arguments, message: str, capsys: pytest.CaptureFixture) -> None:
+    assert run_tool(*arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith('error: ') and message in captured.err
+    assert captured.out == ''
