@@ -108,7 +108,7 @@ def test_options_that_cannot_work_are_refused(options, named: str, instead: str)
 
 
 def test_the_runner_refuses_before_it_trains(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='EMAHook .* WarmupStableDecay'):
+    with pytest.raises(ValueError, match=r'EMAHook .* WarmupStableDecay'):
         tiny_runner(tmp_path, custom_hooks=[stock('EMAHook')])
 
 

@@ -46,7 +46,7 @@ def test_a_step_of_two_micro_batches(reshard: str, process_group: None) -> None:
     mesh = init_device_mesh('cpu', (1,), mesh_dim_names=('data_shard',))
     shard_model(model, mesh, torch.bfloat16, torch.float32, reshard)
     assert held(model) == {}  # nothing was ever gathered
-    x = torch.randn(3, 4)
+    x = torch.randn(3, 4, dtype=torch.bfloat16)
 
     begin_micro_batch(model, False, reshard)
     loss = model(x)
