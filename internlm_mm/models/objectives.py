@@ -55,7 +55,7 @@ class NextToken(nn.Module):
         if batch.domain_ids is not None:
             domains = batch.domain_ids.flatten()
             zeros = token_losses.new_zeros(batch.num_domains)
-            counted = (labels != IGNORE_INDEX).float()
+            counted = (labels != IGNORE_INDEX).to(token_losses.dtype)
             outputs['domain_loss'] = zeros.index_add(0, domains, token_losses)
             outputs['domain_targets'] = zeros.index_add(0, domains, counted)
         return outputs
