@@ -33,9 +33,9 @@ class FaultHook(Hook):
     """Do harm on one rank after one step.
 
     Args:
-        kind: 'kill' the process at once, 'kill_in_save' while that step's checkpoint is being
-            written, 'raise' an error, 'signal' for SIGTERM, 'wait' to sleep so that others can signal it, or
-            'inf_grad' for a gradient that is not finite.
+        kind: 'kill' the process at once, 'kill_in_save' while the step's checkpoint is written,
+            'raise' an error, 'signal' for SIGTERM, 'wait' to sleep so that others can signal it,
+            or 'inf_grad' for a gradient that is not finite.
         step: After which step, counted from 1.
         rank: On which rank.
         delay: Seconds before 'kill_in_save' or of 'wait'.

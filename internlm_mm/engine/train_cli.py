@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 from mmengine.config import Config
 
+from internlm_mm.engine.dry_run import dry_run
 from internlm_mm.registry import RUNNERS
 from internlm_mm.utils.config import load_config, parse_cfg_options
 from internlm_mm.utils.config_check import check_config
-from internlm_mm.utils.launch import LAUNCHERS
+from internlm_mm.utils.launch import LAUNCHERS, read_launch
 from internlm_mm.utils.signals import REQUEUE_EXIT_CODE, ignore_stop_signals
 
 INTERRUPTED_EXIT_CODE = 130
@@ -30,8 +31,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog='train.py',
         description='Train a model from a config.',
-        epilog=f'Exit code {REQUEUE_EXIT_CODE}: stopped by SIGTERM or Ctrl-C after saving a checkpoint; '
-        'start again with --resume.',
+        epilog=f'Exit code {REQUEUE_EXIT_CODE}: stopped by SIGTERM or Ctrl-C after saving a '
+        'checkpoint; start again with --resume.',
     )
     parser.add_argument('config', help='a config file, or the name of a shipped one')
     parser.add_argument(
@@ -79,10 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = resolve_config(args)
         if args.dry_run:
-            from internlm_mm.engine.dry_run import dry_run
-
             print(dry_run(config))
             return 0
+        read_launch(config.launcher)  # a wrong launcher is found before anything is written
         runner = RUNNERS.build(config)
         runner.train()
     except USER_ERRORS as error:
@@ -120,7 +120,7 @@ def _leave(code: int) -> int:
     if code not in (0, REQUEUE_EXIT_CODE) and dist.get_world_size() > 1:
         sys.stdout.flush()
         sys.stderr.flush()
-        # Other ranks may be inside a collective; only the launcher can end them, and it waits for us.
+        # Other ranks may be inside a collective; the launcher ends them when we have left.
         os._exit(code)
     if dist.get_world_size() > 1:
         # Nobody leaves before all are done: launchers end the others when one has.

@@ -64,7 +64,9 @@ class HybridZeroOptimWrapper(OptimWrapper):
                         f'optim_wrapper.loss_scale.{key}={value!r} is unknown.'
                         f'{did_you_mean(key, known)}'
                     )
-            self.loss_scale: DynamicLossScale | None = DynamicLossScale(**loss_scale)
+            self.loss_scale: DynamicLossScale | None = DynamicLossScale(
+                **loss_scale  # type: ignore[arg-type]  # the keys say what is an int
+            )
         elif loss_scale is not None:
             self.loss_scale = DynamicLossScale(
                 initial=loss_scale, minimum=loss_scale, maximum=loss_scale

@@ -1,6 +1,7 @@
 """What a run survives: kills, signals, crashes, damaged files, full disks.
 
-A step's numbers are compared as hexadecimal floats and weights byte by byte: resuming is exact or broken.
+A step's numbers are compared as hexadecimal floats and weights bit by bit: resuming is exact or
+broken.
 """
 
 import os
@@ -352,15 +353,14 @@ def test_parts_of_a_checkpoint_can_be_taken(reference: Path, tmp_path: Path) -> 
 
 
 def test_loss_scale_goes_on(tmp_path: Path) -> None:
-    """Two overflows halve it, and a resumed run knows; growth is counted on, too."""
-    scale = [
-        f'optim_wrapper.loss_scale.{k}' for k in ('initial=8.', 'growth_interval=3', 'hysteresis=1')
-    ]
+    """An overflow halves it, and a resumed run knows; the steps to its growth are counted on."""
+    options = ('initial=8.', 'growth_interval=3', 'hysteresis=1')
+    scale = [f'optim_wrapper.loss_scale.{option}' for option in options]
     argv = [FAULTY, '--work-dir', tmp_path / 'work', '--resume']
-    options = [*fault('inf_grad', 2), *scale]
-    code, text = train([*argv, *options, 'train_cfg.max_iters=4'], tmp_path / 'log')
+    argv += [*fault('inf_grad', 2), *scale]
+    code, text = train([*argv, 'train_cfg.max_iters=4'], tmp_path / 'log')
     assert code == 0, text
-    code, text = train([*argv, *options], tmp_path / 'log')
+    code, text = train(argv, tmp_path / 'log')
     assert code == 0, text
     skipped, scales = zip(*(line.split()[4:] for line in trace(tmp_path / 'work')), strict=True)
     assert skipped == ('0', '1', '1', '1', '1', '1', '1', '1')

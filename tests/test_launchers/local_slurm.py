@@ -1,6 +1,6 @@
 """A whole slurm on this machine, for tests: its own munge, controller and nodes, all on 127.0.0.1.
 
-Nothing outside one temporary folder is read or written, and nothing needs root. To try commands by hand:
+Nothing outside one temporary folder is written, and nothing needs root. To try commands by hand:
 
     python tests/test_launchers/local_slurm.py srun -n 2 hostname
 """
@@ -8,6 +8,7 @@ Nothing outside one temporary folder is read or written, and nothing needs root.
 import getpass
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -102,6 +103,10 @@ class LocalSlurm:
         """End jobs and daemons."""
         if self._is_up():
             self.run('scancel', '--full', '--signal=KILL', f'--user={getpass.getuser()}')
+            self.run('scancel', f'--user={getpass.getuser()}')
+            deadline = time.monotonic() + 10  # steps outlive the daemons that started them
+            while self.run('squeue', '--noheader').stdout and time.monotonic() < deadline:
+                time.sleep(0.1)
         for process in reversed(self._processes):
             process.terminate()
         for process in reversed(self._processes):
@@ -174,7 +179,7 @@ class LocalSlurm:
 
 
 def _cgroup_plugin(env: dict[str, str]) -> str:
-    """The plugin that leaves control groups alone; before 23.02 the one for version 1 did, unused."""
+    """The plugin that leaves control groups alone; before 23.02 the one for version 1 does."""
     version = subprocess.run(['srun', '--version'], env=env, capture_output=True, text=True)
     release = version.stdout.split()[-1:] or ['99']
     return 'cgroup/v1' if release[0] < '23.02' else 'disabled'
@@ -193,6 +198,7 @@ def _free_ports(count: int) -> list[int]:
 if __name__ == '__main__':
     if missing := missing_programs():
         sys.exit(f'not installed: {", ".join(missing)} (Debian: apt install slurm-wlm munge)')
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # tidies up, too
     with tempfile.TemporaryDirectory(prefix='slurm') as temporary:
         with LocalSlurm(Path(temporary) / 'run') as slurm:
             code = subprocess.run(sys.argv[1:] or ['sinfo', '-N', '-l'], env=slurm.env).returncode
