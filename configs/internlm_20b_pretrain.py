@@ -1,6 +1,6 @@
 """InternLM-20B from scratch: the 7B run with other sizes.
 
-    srun python tools/train.py configs/internlm_20b_pretrain.py --launcher slurm
+srun python tools/train.py configs/internlm_20b_pretrain.py --launcher slurm
 """
 
 from mmengine.config import read_base

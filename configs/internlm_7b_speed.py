@@ -1,6 +1,6 @@
 """InternLM-7B on random tokens: how fast this machine trains it, without data or tokenizer.
 
-    torchrun --nproc-per-node 2 tools/benchmark.py configs/internlm_7b_speed.py --launcher pytorch
+torchrun --nproc-per-node 2 tools/benchmark.py configs/internlm_7b_speed.py --launcher pytorch
 """
 
 from mmengine.config import read_base

@@ -21,7 +21,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments of the command."""
     parser = argparse.ArgumentParser(prog='benchmark.py', description=__doc__)
     parser.add_argument('config')
-    parser.add_argument('--against', choices=['bare'], help='also time tools/bare_loop.py, in turns')
+    parser.add_argument(
+        '--against', choices=['bare'], help='also time tools/bare_loop.py, in turns'
+    )
     parser.add_argument('--warmup', type=int, default=3, help='steps before measuring')
     parser.add_argument('--steps', type=int, default=5, help='steps in a block')
     parser.add_argument('--blocks', type=int, default=5)

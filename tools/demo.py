@@ -161,12 +161,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'   Hugging Face folder    {folder}')
     print(f'   curves in a browser    tensorboard --logdir {args.work_dir}')
     say('What to try next')
-    print(f'   chat with it           .venv/bin/python tools/chat.py {folder}')
-    print('   train longer           .venv/bin/python tools/train.py configs/internlm_tiny_pretrain.py '
-          '--cfg-options train_cfg.max_iters=2000')
-    print('   plan a real run        .venv/bin/python tools/train.py configs/internlm_7b_pretrain.py '
-          '--dry-run --cfg-options train_dataloader.dataset.type=RandomTokens')
-    print('   your own model         docs/en/plugins.md')
+    python = '.venv/bin/python'
+    for purpose, command in (
+        ('chat with it', f'{python} tools/chat.py {folder}'),
+        (
+            'train longer',
+            f'{python} tools/train.py configs/internlm_tiny_pretrain.py '
+            '--cfg-options train_cfg.max_iters=2000',
+        ),
+        ('plan a 7B run', f'{python} tools/train.py configs/internlm_7b_speed.py --dry-run'),
+        ('measure this machine', f'{python} tools/benchmark.py configs/internlm_tiny_pretrain.py'),
+        ('train on your text', 'docs/en/pretrain.md'),
+        ('your own model, hook or data', 'docs/en/plugins.md'),
+    ):
+        print(f'   {purpose:<30} {command}')
     print(json.dumps(result), flush=True)
     return 0
 

@@ -51,7 +51,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument('--text-key', default='text', help="a record's text (default: text)")
     parser.add_argument(
-        '--add-bos', action='store_true', help='begin documents with the begin token'
+        '--no-bos',
+        dest='add_bos',
+        action='store_false',
+        help='do not begin documents with the begin token',
     )
     parser.add_argument(
         '--min-document-length',

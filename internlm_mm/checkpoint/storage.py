@@ -100,7 +100,11 @@ def write_safetensors(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> tupl
     text += b' ' * (-len(text) % 8)  # the data begins aligned
     size, checksum = 0, 0
     with open(path, 'wb') as file:
-        for data in (len(text).to_bytes(8, 'little'), text, *map(_raw_bytes, (t for _, t in items))):
+        for data in (
+            len(text).to_bytes(8, 'little'),
+            text,
+            *map(_raw_bytes, (t for _, t in items)),
+        ):
             file.write(data)
             size += len(data)
             checksum = zlib.crc32(data, checksum)

@@ -102,7 +102,7 @@ def preprocess(
     validation_inputs: Sequence[str | Path] = (),
     validation_fraction: float = 0.0,
     text_key: str = 'text',
-    add_bos: bool = False,
+    add_bos: bool = True,
     min_document_length: int = 1,
     num_workers: int | None = None,
     overwrite: bool = False,
@@ -145,7 +145,8 @@ def preprocess(
     loaded = load_tokenizer(tokenizer)
     for name, needed in (('eos', True), ('bos', add_bos)):
         if needed and getattr(loaded, f'{name}_id') is None:
-            raise ValueError(f'tokenizer {tokenizer} has no {name} token to put at documents')
+            hint = '; --no-bos leaves it out' if name == 'bos' else ''
+            raise ValueError(f'tokenizer {tokenizer} has no {name} token to put at documents{hint}')
     train_files = _domains_of(inputs)
     validation_files = _domains_of(validation_inputs)
     encoder = _Encoder(

@@ -8,7 +8,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from internlm_mm.engine.hooks.throughput_hook import model_flops
-from internlm_mm.engine.preflight import check_run
+from internlm_mm.engine.preflight import build_data_part, check_run
 from internlm_mm.parallel.mesh import Layout, resolve_layout
 from internlm_mm.registry import (
     DATALOADERS,
@@ -35,12 +35,16 @@ def dry_run(config: Config) -> str:
     init_default_scope(config.get('default_scope', 'internlm_mm'))
     with torch.device('meta'):
         model = MODELS.build(config.model)
-    tokenizer = TOKENIZERS.build(config.tokenizer) if config.get('tokenizer') else None
+    tokenizer = (
+        build_data_part(TOKENIZERS, config.tokenizer, 'tokenizer')
+        if config.get('tokenizer')
+        else None
+    )
     layout = _layout(config)
-    train = _loader(config.train_dataloader, layout, config.get('randomness'), config.train_cfg)
+    train = _loader(config, 'train_dataloader', layout, config.train_cfg)
     loaders = {'train_dataloader': train}
     if config.get('val_dataloader'):
-        loaders['val_dataloader'] = _loader(config.val_dataloader, layout, config.get('randomness'))
+        loaders['val_dataloader'] = _loader(config, 'val_dataloader', layout)
     check_run(model, loaders, tokenizer)
     next(iter(train))  # reads one step: truncated or foreign files show here
     _check_optimizer(config, model)
@@ -64,18 +68,16 @@ def _layout(config: Config) -> Layout:
     return resolve_layout(parallel, world_size, world_size)
 
 
-def _loader(
-    loader: dict, layout: Layout, randomness: Any, train_cfg: dict | None = None
-) -> Any:
-    config = dict(loader)
-    seed = (randomness or {}).get('seed') or 0
-    config['dataset'] = DATASETS.build(dict(config['dataset']), default_args={'seed': seed})
-    config['num_workers'] = 0
+def _loader(config: Config, key: str, layout: Layout, train_cfg: dict | None = None) -> Any:
+    loader = dict(config[key])
+    seed = (config.get('randomness') or {}).get('seed') or 0
+    loader['dataset'] = build_data_part(DATASETS, loader['dataset'], f'{key}.dataset', seed=seed)
+    loader['num_workers'] = 0
     options: dict[str, Any] = {'data_rank': 0, 'data_world_size': layout.data}
     if train_cfg is not None:
         keys = ('global_batch_size', 'micro_batch_size', 'rampup')
         options |= {key: train_cfg.get(key) for key in keys}
-    return DATALOADERS.build(config, default_args=options)
+    return DATALOADERS.build(loader, default_args=options)
 
 
 def _check_optimizer(config: Config, model: nn.Module) -> None:
@@ -136,7 +138,9 @@ def _data_lines(config: Config, loaders: dict[str, Any]) -> list[str]:
 def _tokenizer_lines(config: Config, tokenizer: Any) -> list[str]:
     if tokenizer is None:
         return ['tokenizer  none named: checkpoints and exports will have none']
-    return [f'tokenizer  {tokenizer.vocab_size} tokens of {config.model.get("vocab_size")} in the model']
+    return [
+        f'tokenizer  {tokenizer.vocab_size} tokens of {config.model.get("vocab_size")} in the model'
+    ]
 
 
 def _run_lines(config: Config, train: Any) -> list[str]:

@@ -50,9 +50,7 @@ class TokenTrainLoop(BaseLoop):
         for first, last in skip_batches:
             if not 0 <= first <= last:
                 raise ValueError(f'train_cfg.skip_batches: ({first}, {last}) is not an interval')
-        loader = runner.build_token_loader(
-            dataloader, global_batch_size, micro_batch_size, rampup
-        )
+        loader = runner.build_token_loader(dataloader, global_batch_size, micro_batch_size, rampup)
         super().__init__(runner, loader)
         self._max_iters = max_iters
         self._iter = self._done = 0
@@ -187,7 +185,9 @@ class PerplexityLoop(BaseLoop):
 
     def __init__(self, runner: Any, dataloader: Any, evaluator: Any = None) -> None:
         if evaluator:
-            raise ValueError('val_evaluator is not supported: metrics come from the loop in val_cfg')
+            raise ValueError(
+                'val_evaluator is not supported: metrics come from the loop in val_cfg'
+            )
         super().__init__(runner, runner.build_eval_loader(dataloader))
 
     def run(self) -> dict[str, float]:

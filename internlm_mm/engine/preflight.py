@@ -3,7 +3,34 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mmengine.registry import Registry
 from torch import nn
+
+MAKE_DATA = """
+Two commands make tokenizer and data from a folder of texts (docs/en/data.md):
+  python tools/train_tokenizer.py TEXTS --output data/text/tokenizer --vocab-size 103168
+  python tools/preprocess_data.py TEXTS --output data/text/tokens --tokenizer data/text/tokenizer
+For a speed run neither is needed: dataset=dict(type=RandomTokens, ...), as in internlm_7b_speed.py"""
+
+
+def build_data_part(
+    registry: Registry, config: Mapping[str, Any], key: str, **defaults: Any
+) -> Any:
+    """Build a tokenizer or dataset; where its files are missing, say how they are made.
+
+    Args:
+        registry: TOKENIZERS or DATASETS.
+        config: Its config.
+        key: Where the config stands, for the message.
+        defaults: Arguments that the runner supplies.
+
+    Raises:
+        FileNotFoundError: With the key, the path and the two commands.
+    """
+    try:
+        return registry.build(dict(config), default_args=defaults)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'{key}: {error}{MAKE_DATA}') from error
 
 
 def check_run(model: nn.Module, loaders: Mapping[str, Any], tokenizer: Any = None) -> None:

@@ -61,9 +61,7 @@ class RunState:
             state['param_schedulers'] = strategy.scheduler_state_dict()
         if callback is not None:
             callback(state)
-        self.checkpointer.save(
-            path, tensors, state, extra.get('texts'), extra.get('folders')
-        )
+        self.checkpointer.save(path, tensors, state, extra.get('texts'), extra.get('folders'))
 
     def load(
         self, path: Path, content: Iterable[str], callback: Callable[[dict], None] | None
@@ -76,7 +74,9 @@ class RunState:
             tensors |= {f'model.{k}': v for k, v in strategy.model_state_dict().items()}
         if 'optimizer' in content:
             if 'optim_wrapper' not in state:
-                raise ValueError(f'{path} was saved without optimizer state; use load_from for weights')
+                raise ValueError(
+                    f'{path} was saved without optimizer state; use load_from for weights'
+                )
             check_tensors(
                 path,
                 {f'model.{k}': tuple(v.shape) for k, v in strategy.model_state_dict().items()},
@@ -148,4 +148,3 @@ class RunState:
             for name, entry in index.items()
             if name.startswith(prefix) and (torch.cuda.is_available() or not name.endswith('.cuda'))
         }
-

@@ -19,7 +19,7 @@ from internlm_mm.checkpoint.checkpointer import (
     find_checkpoint,
     newest_whole_checkpoint,
 )
-from internlm_mm.engine.preflight import check_run
+from internlm_mm.engine.preflight import build_data_part, check_run
 from internlm_mm.engine.run_state import RunState
 from internlm_mm.engine.stock_hooks import check_hook
 from internlm_mm.registry import DATALOADERS, DATASETS, HOOKS, RUNNERS, TOKENIZERS
@@ -105,7 +105,7 @@ class LLMRunner(FlexibleRunner):
         _check_writable(Path(work_dir))
         if (val_dataloader is None) != (val_cfg is None):
             raise ValueError('val_dataloader and val_cfg go together: one of them is missing')
-        self.tokenizer = None if tokenizer is None else TOKENIZERS.build(tokenizer)
+        self.tokenizer = tokenizer and build_data_part(TOKENIZERS, tokenizer, 'tokenizer')
         self.run_state: RunState
         self._start: _Start | None = None
         super().__init__(
@@ -155,6 +155,7 @@ class LLMRunner(FlexibleRunner):
         """The training loader, told this rank's share. Called by the training loop."""
         return self._build_loader(
             loader,
+            'train_dataloader',
             global_batch_size=global_batch_size,
             micro_batch_size=micro_batch_size,
             rampup=rampup,
@@ -162,15 +163,15 @@ class LLMRunner(FlexibleRunner):
 
     def build_eval_loader(self, loader: Any) -> Any:
         """A loader that passes once over held-out data. Called by the evaluation loop."""
-        return self._build_loader(loader)
+        return self._build_loader(loader, 'val_dataloader')
 
-    def _build_loader(self, loader: Any, **options: Any) -> Any:
+    def _build_loader(self, loader: Any, key: str, **options: Any) -> Any:
         if not isinstance(loader, dict):
             return loader
         config = dict(loader)
         if isinstance(config['dataset'], dict):
-            config['dataset'] = DATASETS.build(
-                dict(config['dataset']), default_args={'seed': self.seed}
+            config['dataset'] = build_data_part(
+                DATASETS, config['dataset'], f'{key}.dataset', seed=self.seed
             )
         return DATALOADERS.build(
             config,

@@ -129,7 +129,9 @@ class WarmupStableDecay(_StepSchedule):
         if not 0 < decay <= end:
             raise ValueError(f'WarmupStableDecay: decay={decay} must lie in [1, {end}], the run')
         if shape not in ('linear', 'sqrt'):
-            raise ValueError(f"WarmupStableDecay: shape={shape!r} is unknown. Valid: 'linear', 'sqrt'.")
+            raise ValueError(
+                f"WarmupStableDecay: shape={shape!r} is unknown. Valid: 'linear', 'sqrt'."
+            )
         self.warmup, self.decay, self.total = warmup, decay, end
         self.min_ratio, self.shape = min_ratio, shape
         super().__init__(optimizer, 'lr', by_epoch)

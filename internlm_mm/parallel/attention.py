@@ -7,9 +7,7 @@ from internlm_mm.ops.attention import Attend, Documents, choose_attention, needs
 from internlm_mm.registry import ATTENTIONS
 
 
-def apply_attention(
-    model: nn.Module, name: str, device: torch.device, dtype: torch.dtype
-) -> str:
+def apply_attention(model: nn.Module, name: str, device: torch.device, dtype: torch.dtype) -> str:
     """Set `attend` on every module that has one.
 
     'auto' may mean one backend for rows of one document and another for packed rows; which rows come is

@@ -39,7 +39,10 @@ def shard_model(
         reduce_dtype: What gradients are summed in.
         reshard: See `RESHARD`.
     """
-    policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype)
+    # Inputs are not cast: activations have the parameters' dtype already, rotary tables stay fp32.
+    policy = MixedPrecisionPolicy(
+        param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
+    )
     # The outermost unit is needed at both ends of the step; giving it up in between gains nothing.
     for layer in layers_of(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard == 'layer')

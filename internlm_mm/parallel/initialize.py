@@ -39,7 +39,9 @@ def initialize_parameters(model: nn.Module, seed: int, device: torch.device) -> 
     with ThreadPoolExecutor(max_workers=workers) as pool:
         for start in range(0, len(parameters), workers):
             group = parameters[start : start + workers]
-            for (_, parameter), full in zip(group, pool.map(lambda x: draw(*x), group), strict=True):
+            for (_, parameter), full in zip(
+                group, pool.map(lambda x: draw(*x), group), strict=True
+            ):
                 _assign(parameter, full, device)
 
 

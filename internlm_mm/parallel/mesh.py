@@ -44,7 +44,9 @@ def resolve_layout(parallel: Mapping[str, int] | None, world_size: int, local_si
     degrees = dict(parallel or {})
     for axis, degree in degrees.items():
         if axis not in AXES:
-            raise ValueError(f'strategy.parallel: axis {axis!r} is unknown.{did_you_mean(axis, AXES)}')
+            raise ValueError(
+                f'strategy.parallel: axis {axis!r} is unknown.{did_you_mean(axis, AXES)}'
+            )
         if not isinstance(degree, int) or degree == 0 or degree < -1:
             raise ValueError(f'strategy.parallel.{axis}={degree!r}: expected a positive int or -1')
     if not degrees:

@@ -68,7 +68,9 @@ class HybridParallelStrategy(BaseStrategy):
         auto_scale_lr: dict | None = None,
     ) -> None:
         if auto_scale_lr is not None:
-            raise ValueError('auto_scale_lr is not supported: the global batch size is in the config')
+            raise ValueError(
+                'auto_scale_lr is not supported: the global batch size is in the config'
+            )
         if reshard not in RESHARD:
             raise ValueError(f'strategy.reshard={reshard!r}.{did_you_mean(reshard, RESHARD)}')
         names = {'param': 'float32', 'reduce': 'float32'}
@@ -128,7 +130,9 @@ class HybridParallelStrategy(BaseStrategy):
         world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.layout = resolve_layout(self._parallel, world_size, self.local_size)
         if self.needs_mesh:
-            if not dist.is_initialized():  # one process that casts: FSDP2 wants a group all the same
+            if (
+                not dist.is_initialized()
+            ):  # one process that casts: FSDP2 wants a group all the same
                 dist.init_process_group(
                     'cpu:gloo,cuda:nccl' if self.device.type == 'cuda' else 'gloo',
                     store=dist.HashStore(),
@@ -159,7 +163,9 @@ class HybridParallelStrategy(BaseStrategy):
     ) -> tuple:
         """Build, place and initialise everything. Idempotent."""
         if compile:
-            raise ValueError('the top-level key `compile` is not supported: set strategy.compile=True')
+            raise ValueError(
+                'the top-level key `compile` is not supported: set strategy.compile=True'
+            )
         if self._prepared:
             return self._prepared_components()
         self.dispatch_kwargs.update(dispatch_kwargs or {})

@@ -23,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
 
 def test_writes_token_files(folder: Path, capsys) -> None:
     command = ['texts', '-o', 'out', '--tokenizer', 'tokenizer', '--num-workers', '1']
-    assert main([*command, '--validation-fraction', '0.2', '--add-bos']) == 0
+    assert main([*command, '--validation-fraction', '0.2', '--no-bos']) == 0
     for split in ('train', 'validation'):
         dataset = PretrainDataset(folder / 'out' / split, seq_len=16)
         assert dataset.domains == ['web']

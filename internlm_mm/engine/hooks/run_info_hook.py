@@ -21,7 +21,9 @@ class RunInfoHook(RuntimeInfoHook):
         ValueError: If `interval` is less than 1.
     """
 
-    priority = 55  # after NORMAL, where outputs are added; before BELOW_NORMAL, where they are logged
+    priority = (
+        55  # after NORMAL, where outputs are added; before BELOW_NORMAL, where they are logged
+    )
 
     def __init__(self, interval: int = 10) -> None:
         if interval < 1:

@@ -85,7 +85,9 @@ class ThroughputHook(Hook):
 
 def model_flops(model: Any, seq_len: int) -> FlopsPerToken | None:
     """Arithmetic of a decoder with the usual attributes; None for other models."""
-    if not all(hasattr(model, name) for name in ('layers', 'num_heads', 'head_dim', 'embed_tokens')):
+    if not all(
+        hasattr(model, name) for name in ('layers', 'num_heads', 'head_dim', 'embed_tokens')
+    ):
         return None
     total = sum(parameter.numel() for parameter in model.parameters())
     return flops_per_token(
