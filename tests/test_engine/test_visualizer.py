@@ -39,8 +39,9 @@ def test_weights_and_biases_offline(tmp_path: Path) -> None:
     assert list(tmp_path.glob('*/vis_data/wandb/offline-run-*'))
 
 
-def test_mlflow(tmp_path: Path) -> None:
+def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip('mlflow')
+    monkeypatch.setenv('MLFLOW_ALLOW_FILE_STORE', 'true')  # files need no database driver
     backend = dict(type='MLflowVisBackend', tracking_uri=(tmp_path / 'mlruns').as_uri())
     runner = tiny_runner(tmp_path, visualizer__vis_backends=[backend])
     runner.train()
