@@ -2,7 +2,8 @@
 
     srun python tools/train.py configs/internlm_7b_pretrain.py --launcher slurm
 
-Data and tokenizer are made with tools/train_tokenizer.py and tools/preprocess_data.py (docs/en/data.md).
+Data and tokenizer are made with tools/train_tokenizer.py and tools/preprocess_data.py
+(docs/en/data.md).
 """
 
 from mmengine.config import read_base

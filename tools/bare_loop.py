@@ -1,8 +1,8 @@
 """The same model and step in a bare loop: what the framework's overhead is measured against.
 
-Imports our model and nothing else of ours. Same shapes, fused AdamW, clip and finite check; no hooks, no
-data pipeline, no checkpoints. One process in fp32, or FSDP2 over all processes of the job in bf16, kept
-gathered over the step, with one fp32 reduction.
+Imports our model and nothing else of ours. Same shapes, fused AdamW, clip and finite check; no
+hooks, no data pipeline, no checkpoints. One process in fp32, or FSDP2 over all processes of the job
+in bf16, kept gathered over the step, with one fp32 reduction.
 """
 
 import math

@@ -1,7 +1,8 @@
 """From nothing to a trained, exported and proven model: `make demo`.
 
-Takes real text that every machine has, the source of Python's own standard library, and does with it what
-one does with a corpus of any size. Nothing is downloaded. Every step prints the command that does it alone.
+Takes real text that every machine has, the source of Python's own standard library, and does with
+it what one does with a corpus of any size. Nothing is downloaded. Every step prints the command
+that does it alone.
 """
 
 import argparse

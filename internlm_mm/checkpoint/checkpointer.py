@@ -9,7 +9,8 @@
     tokenizer/            the tokenizer, when the run had one
     manifest.json         size and CRC-32 of every file above; written last
 
-Nothing in it is a pickle. A save that did not finish stays behind as `iter_N.tmp` and is never read.
+Nothing in it is a pickle. A save that did not finish stays behind as `iter_N.tmp` and is never
+read.
 """
 
 import json
@@ -52,8 +53,8 @@ class Checkpointer:
     """Saves and loads the state of a run. All methods are collective.
 
     Args:
-        async_save: Whether writing goes on in the background while training continues; the call then
-            only waits for the copy to host memory. At most one save is in flight.
+        async_save: Whether writing goes on in the background while training continues; the call
+            then only waits for the copy to host memory. At most one save is in flight.
     """
 
     def __init__(self, async_save: bool = True) -> None:

@@ -1,8 +1,8 @@
 """Storage of distributed checkpoints without pickle: safetensors shards and JSON metadata.
 
-PyTorch's own file storage unpickles its metadata on every load. This is the same job behind the same
-interface (`torch.distributed.checkpoint.StorageWriter` and `StorageReader`), in files that cannot run
-code and that any safetensors tool opens.
+PyTorch's own file storage unpickles its metadata on every load. This is the same job behind the
+same interface (`torch.distributed.checkpoint.StorageWriter` and `StorageReader`), in files that
+cannot run code and that any safetensors tool opens.
 
 A folder holds one `shard_R.safetensors` for each rank that wrote something and `metadata.json`:
 `tensors[name] = {dtype, shape, chunks: [{offsets, sizes, file, key}]}`.
@@ -292,7 +292,8 @@ class SafetensorsReader(StorageReader):
 class StoredTensors(Mapping[str, Tensor]):
     """The tensors of a checkpoint by name, each read whole when it is asked for.
 
-    Needs no process group and holds nothing in memory, so a tool may walk a checkpoint larger than RAM.
+    Needs no process group and holds nothing in memory, so a tool may walk a checkpoint larger than
+    RAM.
 
     Args:
         path: Checkpoint folder.

@@ -107,9 +107,9 @@ def measure(
         blocks: Blocks of each.
 
     Returns:
-        A JSON-ready report: `framework` and `other` (StepTimes), `tokens_per_second`, `tgs`, `tflops_full`,
-        `mfu_full`, `mfu_causal`, `peak_memory_bytes`, and against another loop `ratio_to_bare`, the
-        median over blocks of framework / other, with `ratios` of all blocks.
+        A JSON-ready report: `framework` and `other` (StepTimes), `tokens_per_second`, `tgs`,
+        `tflops_full`, `mfu_full`, `mfu_causal`, `peak_memory_bytes`, and against another loop
+        `ratio_to_bare`, the median over blocks of framework / other, with `ratios` of all blocks.
     """
     runner = framework.runner
     device = runner.strategy.device

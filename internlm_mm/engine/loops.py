@@ -18,8 +18,8 @@ from internlm_mm.utils.signals import StopSignal
 class TokenTrainLoop(BaseLoop):
     """One iteration is one optimizer step over one global batch.
 
-    The position in the data is one integer that belongs to the loop, so a resumed run reads on where it
-    stopped without reading anything again.
+    The position in the data is one integer that belongs to the loop, so a resumed run reads on
+    where it stopped without reading anything again.
 
     Args:
         runner: Owns strategy, optimizer and hooks.
@@ -27,9 +27,10 @@ class TokenTrainLoop(BaseLoop):
         max_iters: Steps of the run.
         global_batch_size: Rows of `seq_len` tokens in a step, over all ranks.
         micro_batch_size: Rows of one forward on one rank; accumulation follows.
-        rampup: Smaller steps at the beginning: `dict(start=, increment=, interval=)`, rows and steps.
-        skip_batches: Steps whose data is passed over without training, [(first, last), ...], inclusive,
-            steps counted from 0.
+        rampup: Smaller steps at the beginning: `dict(start=, increment=, interval=)`, rows and
+            steps.
+        skip_batches: Steps whose data is passed over without training, [(first, last), ...],
+            inclusive, steps counted from 0.
 
     Raises:
         ValueError: If a size is not positive or an interval is reversed.
@@ -125,7 +126,8 @@ class TokenTrainLoop(BaseLoop):
         rows = self.dataloader.batch_size(self._iter)
         runner.call_hook('before_train_iter', batch_idx=self._iter, data_batch=batches)
         targets = sum(batch.num_targets for batch in batches)
-        # A signal reaches ranks at different moments; the sum makes all of them stop at the same step.
+        # A signal reaches ranks at different moments; the sum makes all of them stop at the same
+        # step.
         num_targets, signals = strategy.sum_over_ranks([targets, signal])
         outputs: dict[str, Any] = {
             'num_tokens': rows * self.dataloader.dataset.seq_len,

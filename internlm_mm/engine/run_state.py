@@ -107,8 +107,8 @@ class RunState:
     def _empty_optimizer_state(self, path: Path) -> dict[str, Tensor]:
         """Give the optimizer the state tensors the checkpoint has, to be filled by the load.
 
-        A tensor of the parameter's shape is laid out like the parameter; any other (AdamW's step) is whole
-        on every rank.
+        A tensor of the parameter's shape is laid out like the parameter; any other (AdamW's step)
+        is whole on every rank.
         """
         index = read_tensor_index(path)
         optimizer = self.strategy.optim_wrapper.optimizer

@@ -57,9 +57,10 @@ class LLMRunner(FlexibleRunner):
         strategy: Config of the strategy: layout, precision, memory.
         default_hooks: Hooks by role, so that a config can replace or drop (None) one.
         custom_hooks: Further hooks.
-        load_from: A checkpoint to start from, weights only, or `dict(path=..., content=[...])` with any
-            of 'model', 'optimizer', 'data', 'scheduler'.
-        resume: True goes on from the newest whole checkpoint of `work_dir` if there is one; a path from there.
+        load_from: A checkpoint to start from, weights only, or `dict(path=..., content=[...])` with
+            any of 'model', 'optimizer', 'data', 'scheduler'.
+        resume: True goes on from the newest whole checkpoint of `work_dir` if there is one; a path
+            from there.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
         env_cfg: `dist_cfg=dict(backend=, timeout=)` and `cudnn_benchmark`.
         log_processor: MMEngine's; used by its stock LoggerHook.

@@ -12,12 +12,12 @@ from torch.distributed.tensor import DTensor
 def gradient_norm(gradients: Iterable[Tensor]) -> Tensor:
     """L2 norm over all gradients as if one rank held them whole. Collective where any is sharded.
 
-    Every gradient is measured where it lies; squares are summed over exactly the mesh axes along which
-    it is sharded, so that a replicated one counts once.
+    Every gradient is measured where it lies; squares are summed over exactly the mesh axes along
+    which it is sharded, so that a replicated one counts once.
 
     Args:
-        gradients: Plain tensors and DTensors on any meshes, on one device. The order and the placements
-            are the same on every rank.
+        gradients: Plain tensors and DTensors on any meshes, on one device. The order and the
+            placements are the same on every rank.
 
     Returns:
         The norm, fp32 (fp64 if the gradients are), [].

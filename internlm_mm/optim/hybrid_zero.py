@@ -21,8 +21,8 @@ from internlm_mm.utils.suggest import did_you_mean
 class HybridZeroOptimWrapper(OptimWrapper):
     """Ends a step whose gradients the strategy has already accumulated and reduced.
 
-    One `update_params()` is one optimizer step, whatever the accumulation. The optimizer holds the fp32
-    master weights as the strategy sharded them, so its state is sharded with them.
+    One `update_params()` is one optimizer step, whatever the accumulation. The optimizer holds the
+    fp32 master weights as the strategy sharded them, so its state is sharded with them.
 
     A step whose gradient norm is not finite changes no weight and no optimizer state. The norm is
     reduced over all ranks, so all of them decide alike.
@@ -156,8 +156,8 @@ class HybridZeroOptimWrapper(OptimWrapper):
     def load_scalar_state(self, state: Mapping[str, Any], scheduled: Collection[str] = ()) -> None:
         """Undo of `scalar_state`.
 
-        Options of the optimizer are the config's, also after a resume, but for those that schedulers
-        carry forward from their last value.
+        Options of the optimizer are the config's, also after a resume, but for those that
+        schedulers carry forward from their last value.
 
         Args:
             state: From `scalar_state`.

@@ -12,7 +12,8 @@ class DynamicLossScale:
         growth_interval: Finite steps from one doubling to the next.
         growth_factor: What the scale is multiplied by then.
         backoff_factor: What it is multiplied by after an overflow.
-        hysteresis: Overflows since the last growth that it takes to back off; with 2 a single bad step is forgiven.
+        hysteresis: Overflows since the last growth that it takes to back off; with 2 a single bad
+            step is forgiven.
         minimum: Never smaller.
         maximum: Never larger.
     """

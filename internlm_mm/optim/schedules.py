@@ -1,7 +1,7 @@
 """Learning-rate and beta2 schedules, as functions of the step alone.
 
-All are MMEngine parameter schedulers that step once an iteration. Their state is one integer, and a value
-never depends on the values before it, so a resumed run continues exactly.
+All are MMEngine parameter schedulers that step once an iteration. Their state is one integer, and a
+value never depends on the values before it, so a resumed run continues exactly.
 """
 
 import math
@@ -69,7 +69,8 @@ class WarmupCosine(_StepSchedule):
     Args:
         optimizer: The optimizer wrapper.
         warmup: Steps of warm-up; step 0 already trains with 1 / warmup of the rate.
-        end: Steps until the minimum is reached; the length of the run by default. Constant afterwards.
+        end: Steps until the minimum is reached; the length of the run by default. Constant
+            afterwards.
         min_ratio: Last value over the peak.
         by_epoch: Must be False.
 

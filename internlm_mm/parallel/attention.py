@@ -10,8 +10,8 @@ from internlm_mm.registry import ATTENTIONS
 def apply_attention(model: nn.Module, name: str, device: torch.device, dtype: torch.dtype) -> str:
     """Set `attend` on every module that has one.
 
-    'auto' may mean one backend for rows of one document and another for packed rows; which rows come is
-    only known batch by batch.
+    'auto' may mean one backend for rows of one document and another for packed rows; which rows
+    come is only known batch by batch.
 
     Args:
         model: Changed in place.

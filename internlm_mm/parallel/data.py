@@ -14,7 +14,8 @@ RESHARD = ('step', 'layer')
 def layers_of(model: nn.Module) -> Iterator[nn.Module]:
     """The repeated layers of a model: what is sharded, compiled and recomputed one by one.
 
-    A model offers them as `layers`, an `nn.ModuleDict` or `nn.ModuleList`. One without is treated whole.
+    A model offers them as `layers`, an `nn.ModuleDict` or `nn.ModuleList`. One without is treated
+    whole.
     """
     layers = getattr(model, 'layers', None)
     if isinstance(layers, nn.ModuleDict):
@@ -33,7 +34,8 @@ def shard_model(
     """Shard every layer, then what is left, in place.
 
     Args:
-        model: On the meta device or not; its parameters become DTensors in their own dtype, the masters.
+        model: On the meta device or not; its parameters become DTensors in their own dtype, the
+            masters.
         mesh: Axes (shard,) or (replicate, shard).
         param_dtype: What layers compute in.
         reduce_dtype: What gradients are summed in.

@@ -17,8 +17,8 @@ def name_seed(seed: int, name: str) -> int:
 def initialize_parameters(model: nn.Module, seed: int, device: torch.device) -> None:
     """Give every parameter its initial value, whatever part of it this rank holds.
 
-    Each full tensor is drawn on the CPU from a generator of its own and then cut, so that one process
-    and a thousand start equal.
+    Each full tensor is drawn on the CPU from a generator of its own and then cut, so that one
+    process and a thousand start equal.
 
     Args:
         model: Has `init_parameter(name, tensor, generator)`, which fills one full tensor.

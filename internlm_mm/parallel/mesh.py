@@ -17,7 +17,8 @@ class Layout:
 
     Attributes:
         data_replicate: Copies of the sharded model.
-        data_shard: Ranks over which parameters, gradients and optimizer state of one copy are spread.
+        data_shard: Ranks over which parameters, gradients and optimizer state of one copy are
+            spread.
     """
 
     data_replicate: int = 1

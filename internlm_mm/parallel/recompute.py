@@ -28,6 +28,7 @@ def recompute_layers(model: nn.Module, fraction: float) -> int:
         raise ValueError(f'strategy.recompute={fraction}: {type(model).__name__} has no `layers`')
     chosen = layers[: round(len(layers) * fraction)]
     for layer in chosen:
-        # Replacing `forward` keeps the layer's name and its parameters' names, which a wrapper would not.
+        # Replacing `forward` keeps the layer's name and its parameters' names, which a wrapper
+        # would not.
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     return len(chosen)

@@ -30,21 +30,23 @@ from internlm_mm.utils.suggest import did_you_mean
 class HybridParallelStrategy(BaseStrategy):
     """Builds a model on the meta device, places it over the mesh, and runs forward and backward.
 
-    Order: attention backend -> recomputation -> compilation -> sharding -> initialisation. The model is
-    single-device code and never learns of any of it.
+    Order: attention backend -> recomputation -> compilation -> sharding -> initialisation. The
+    model is single-device code and never learns of any of it.
 
     Args:
         parallel: Degree of each axis of the mesh; see `resolve_layout`.
-        precision: `param`, what layers compute in, and `reduce`, what gradients are summed in; names of
-            dtypes. Masters are fp32, or fp64 if `param` is.
-        reshard: When gathered parameters are given up: 'step' keeps them from the first forward to the
-            last backward of a step, 'layer' gathers them again for every layer, with less memory.
+        precision: `param`, what layers compute in, and `reduce`, what gradients are summed in;
+            names of dtypes. Masters are fp32, or fp64 if `param` is.
+        reshard: When gathered parameters are given up: 'step' keeps them from the first forward to
+            the last backward of a step, 'layer' gathers them again for every layer, with less
+            memory.
         recompute: Share of the layers whose activations are computed again in backward, 0 to 1.
         compile: Whether each layer is compiled by itself.
         attention: A backend from ATTENTIONS, or 'auto'.
         work_dir: Filled in by the runner.
         experiment_name: Filled in by the runner.
-        env_kwargs: Filled in by the runner: launcher, `dist_cfg` (backend, timeout in seconds) and randomness.
+        env_kwargs: Filled in by the runner: launcher, `dist_cfg` (backend, timeout in seconds) and
+            randomness.
         log_kwargs: Filled in by the runner.
         auto_scale_lr: Must be None: the rate does not follow the number of ranks.
 
@@ -228,7 +230,8 @@ class HybridParallelStrategy(BaseStrategy):
             divisor: The step's trained tokens over all ranks and micro-batches.
 
         Returns:
-            Sums over all ranks and micro-batches of what the model returns ('loss', ...), on the device.
+            Sums over all ranks and micro-batches of what the model returns ('loss', ...), on the
+            device.
         """
         totals: dict[str, Tensor] = {}
         for index, batch in enumerate(batches):
@@ -249,7 +252,8 @@ class HybridParallelStrategy(BaseStrategy):
     def _sum_over_data(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.layout.data == 1:
             return totals
-        # One collective for all of them; fp64 so that large sums keep their last digits on gloo and NCCL.
+        # One collective for all of them; fp64 so that large sums keep their last digits on gloo and
+        # NCCL.
         flat = torch.cat([value.double().reshape(-1) for value in totals.values()])
         dist.all_reduce(flat)
         parts = flat.split([value.numel() for value in totals.values()])
@@ -283,7 +287,8 @@ class HybridParallelStrategy(BaseStrategy):
             filename: The checkpoint's folder, `iter_N`.
             save_optimizer: Whether to include optimizer state and random generators.
             save_param_scheduler: Whether to include schedules.
-            extra_ckpt: What else goes into `state.json`; the keys `texts` and `folders` name further files.
+            extra_ckpt: What else goes into `state.json`; the keys `texts` and `folders` name
+                further files.
             callback: Called with the state before it is written, for hooks that add to it.
         """
         self.run_state.save(

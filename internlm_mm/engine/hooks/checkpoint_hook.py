@@ -13,7 +13,8 @@ from internlm_mm.registry import HOOKS
 class StepCheckpointHook(Hook):
     """Save `WORK_DIR/iter_N` every `interval` steps and at the end, however the end comes.
 
-    An old checkpoint is deleted only when newer ones are whole on disk, so a failing save never costs one.
+    An old checkpoint is deleted only when newer ones are whole on disk, so a failing save never
+    costs one.
 
     Args:
         interval: Steps from one checkpoint to the next; None saves only at the end.

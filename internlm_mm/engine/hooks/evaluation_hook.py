@@ -13,11 +13,12 @@ class EvaluationHook(Hook):
 
     Args:
         interval: Steps from one evaluation to the next; None for none in between.
-        at_start: Whether to evaluate before the first step, untrained, as a baseline. A resumed run does not.
+        at_start: Whether to evaluate before the first step, untrained, as a baseline. A resumed run
+            does not.
         at_end: Whether to evaluate after the last step.
 
-    Writes `runner.message_hub` scalars through the loop's `after_val_epoch` hooks, and its own `history`:
-    {step: metrics}.
+    Writes `runner.message_hub` scalars through the loop's `after_val_epoch` hooks, and its own
+    `history`: {step: metrics}.
 
     Raises:
         ValueError: If `interval` is less than 1.

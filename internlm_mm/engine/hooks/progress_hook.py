@@ -13,8 +13,8 @@ from internlm_mm.registry import HOOKS
 class ProgressHook(Hook):
     """Print a line and write scalars every `interval` steps; print evaluations as they come.
 
-    Every number in `outputs` goes to the visualizer's backends under its own name, evaluations under
-    `val/NAME`, and to `scalars.json` of the run, one JSON object a line.
+    Every number in `outputs` goes to the visualizer's backends under its own name, evaluations
+    under `val/NAME`, and to `scalars.json` of the run, one JSON object a line.
 
     Args:
         interval: Steps from one line to the next.
@@ -83,7 +83,8 @@ def progress_line(step: int, max_iters: int, scalars: dict[str, float]) -> str:
         scalars: Outputs of the step, as numbers.
 
     Returns:
-        For example 'iter 20/400 | loss 5.1234 | lr 3.00e-04 | grad norm 1.23 | 12,345 tokens/s | eta 0:01:22'.
+        For example 'iter 20/400 | loss 5.1234 | lr 3.00e-04 | grad norm 1.23 | 12,345 tokens/s |
+        eta 0:01:22'.
     """
     parts = [f'iter {step:>{len(str(max_iters))}}/{max_iters}']
     if 'loss' in scalars:

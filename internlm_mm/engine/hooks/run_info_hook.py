@@ -11,8 +11,8 @@ from internlm_mm.registry import HOOKS
 class RunInfoHook(RuntimeInfoHook):
     """Copy a step's outputs into the message hub, for MMEngine's stock hooks that look there.
 
-    Only on the interval, since every copy of a tensor waits for the device, and just before the loggers, so
-    that what other hooks added is included.
+    Only on the interval, since every copy of a tensor waits for the device, and just before the
+    loggers, so that what other hooks added is included.
 
     Args:
         interval: Steps from one copy to the next; that of the logger.

@@ -13,14 +13,14 @@ from internlm_mm.utils.flops import FlopsPerToken, flops_per_token
 class ThroughputHook(Hook):
     """Add speed to a step's outputs, every `interval` steps, averaged over them.
 
-    The time is that of whole steps, waiting for data included; evaluation and checkpoints are not steps.
-    The first step of a run pays for warm-up and is left out.
+    The time is that of whole steps, waiting for data included; evaluation and checkpoints are not
+    steps. The first step of a run pays for warm-up and is left out.
 
     Reads `num_tokens`, `time` and `data_time`.
-    Writes `tokens_per_second` (over all ranks), `tgs` (tokens / second / device), `data_share` (part of
-    the time spent waiting for data), `eta` (seconds), and, for models whose sizes are known, `tflops`
-    (per device, attention counted in full) and, on GPUs with a known peak, `mfu_full` and `mfu_causal`
-    (shares of the bf16 peak; recomputation never counts).
+    Writes `tokens_per_second` (over all ranks), `tgs` (tokens / second / device), `data_share`
+    (part of the time spent waiting for data), `eta` (seconds), and, for models whose sizes are
+    known, `tflops` (per device, attention counted in full) and, on GPUs with a known peak,
+    `mfu_full` and `mfu_causal` (shares of the bf16 peak; recomputation never counts).
 
     Args:
         interval: Steps from one reading to the next.
