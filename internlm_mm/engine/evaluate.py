@@ -146,7 +146,7 @@ def _strip(config: Config, options: Mapping[str, Any]) -> None:
 
 def _run(config: Config, weights: Path) -> dict[str, Any]:
     init_default_scope(config.get('default_scope', 'internlm_mm'))
-    hugging_face = is_hf_folder(weights)
+    hugging_face, had_group = is_hf_folder(weights), dist.is_initialized()
     if not hugging_face:
         config.load_from = str(weights)
     runner = LLMRunner.from_cfg(config)
@@ -155,7 +155,7 @@ def _run(config: Config, weights: Path) -> dict[str, Any]:
     runner.tokenizer = load_tokenizer_of(weights)
     metrics = runner.val()
     result = {'weights': str(weights), 'rank': runner.rank, **metrics}
-    if dist.is_initialized():
-        dist.barrier()
+    if dist.is_initialized() and not had_group:
+        dist.barrier()  # launchers end the others when one process has left
         dist.destroy_process_group()
     return result

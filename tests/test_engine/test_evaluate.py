@@ -90,6 +90,24 @@ def test_layout_and_compilation_of_the_run_do_not_bind(tmp_path: Path) -> None:
     assert evaluate(other, checkpoint=tmp_path)['loss'] == metrics['loss']
 
 
+def evaluate_on_a_rank(target: str, data: str) -> dict:
+    return evaluate(target, data=data)
+
+
+@pytest.mark.parametrize('hugging_face', [False, True])
+def test_two_ranks_find_the_same(hugging_face: bool, run, two_ranks, tmp_path: Path) -> None:
+    target, tokens, _ = run
+    if hugging_face:
+        target = tmp_path / 'hf'
+        convert_to_hf(run[0], target, dtype='float32')
+    alone = evaluate(target, data=tokens)
+    first, second = two_ranks(evaluate_on_a_rank, str(target), str(tokens))
+    assert (first.pop('rank'), second.pop('rank')) == (0, 1)
+    assert first == second
+    for key in ('loss', 'loss/code', 'perplexity/prose'):
+        assert first[key] == pytest.approx(alone[key], rel=1e-6)
+
+
 def test_what_is_missing_is_named(run, tmp_path: Path) -> None:
     work_dir, tokens, _ = run
     with pytest.raises(ValueError, match=r'tiny\.py is a config and has no weights.*--checkpoint'):

@@ -1,8 +1,6 @@
 """Bytes by module and kind, against bytes counted by hand."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,40 +118,16 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
         assert not module._forward_hooks and not module._forward_pre_hooks
 
 
-TWO_RANKS = """
-import sys
-from pathlib import Path
-from internlm_mm.engine import LLMRunner
-from tests.helpers import tiny_config
-
-config = tiny_config(
-    Path(sys.argv[1]),
-    custom_hooks=[dict(type='MemoryHook', ranks=None)],
-    default_hooks=dict(),
-    launcher='pytorch',
-    train_cfg__max_iters=2,
-    train_cfg__global_batch_size=8,
-)
-LLMRunner.from_cfg(config).train()
-"""
+def train_on_a_rank(work_dir: str) -> None:
+    changes = dict(train_cfg__max_iters=2, train_cfg__global_batch_size=8)
+    hook = dict(type='MemoryHook', ranks=None)
+    tiny_runner(Path(work_dir), custom_hooks=[hook], default_hooks={}, **changes).train()
 
 
-def test_two_ranks_hold_half_each(tmp_path: Path) -> None:
-    script = tmp_path / 'run.py'
-    script.write_text(TWO_RANKS)
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node=2', '--standalone']
-    root = Path(__file__).parents[3]
-    done = subprocess.run(
-        [*command, str(script), str(tmp_path)],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    reports = [
-        json.loads(path.read_text()) for path in sorted(tmp_path.glob('*/memory_rank?.json'))
-    ]
+def test_two_ranks_hold_half_each(two_ranks, tmp_path: Path) -> None:
+    two_ranks(train_on_a_rank, str(tmp_path))
+    files = sorted(tmp_path.glob('*/memory_rank?.json'))
+    reports = [json.loads(file.read_text()) for file in files]
     assert [report['rank'] for report in reports] == [0, 1]
     for kind in ('parameters', 'gradients'):
         assert [report['bytes'][kind] for report in reports] == [2 * TOTAL] * 2
