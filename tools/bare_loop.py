@@ -41,7 +41,7 @@ class BareLoop:
         compile: bool,  # noqa: A002
     ) -> None:
         with torch.device('meta'):
-            self.model: nn.Module = getattr(models, model)(**options)
+            self.model: Any = getattr(models, model)(**options)
         for layer in self.model.layers.values():
             if compile:
                 layer.compile()
@@ -53,7 +53,7 @@ class BareLoop:
         self.model.to_empty(device=device)
         for parameter in self.model.parameters():
             nn.init.normal_(parameter, std=0.006)
-        groups = [
+        groups: list[dict[str, Any]] = [
             {'params': [p for p in self.model.parameters() if p.ndim >= 2]},
             {'params': [p for p in self.model.parameters() if p.ndim < 2], 'weight_decay': 0.0},
         ]
@@ -62,13 +62,13 @@ class BareLoop:
         )
 
     @staticmethod
-    def _shard(module: nn.Module) -> None:
+    def _shard(module: Any) -> None:
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         fully_shard(module, mp_policy=policy, reshard_after_forward=False)
         module.set_gradient_divide_factor(1.0)
 
     def step(self, batches: Sequence[Any]) -> float:
-        """One optimizer step over a list of micro-batches. Returns the mean loss of this rank's share."""
+        """One optimizer step over micro-batches. Returns the mean loss of this rank's share."""
         targets = torch.tensor(sum(batch.num_targets for batch in batches))
         if self.sharded:
             dist.all_reduce(targets)
@@ -82,7 +82,7 @@ class BareLoop:
             loss = self.model(batch.to(self.device))['loss'] / divisor
             loss.backward()
             total += loss.detach()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
+        norm: Any = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
         if math.isfinite(norm.full_tensor().item() if self.sharded else norm.item()):
             self.optimizer.step()
         self.optimizer.zero_grad()

@@ -5,10 +5,11 @@ import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch.distributed as dist
 from bare_loop import BareLoop  # beside this file
+from mmengine.config import Config
 
 from internlm_mm.engine.benchmark import FrameworkSteps, measure, render
 from internlm_mm.engine.runner import LLMRunner
@@ -33,7 +34,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def bare_step(framework: FrameworkSteps, config) -> object:
+def bare_step(framework: FrameworkSteps, config: Config) -> Callable[[], float]:
     """One step of the bare loop over batches of the same shapes."""
     model = dict(config.model)
     named = model.pop('type')

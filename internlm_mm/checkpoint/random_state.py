@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 def random_state() -> dict[str, Tensor]:
     """State of this process's random generators, as uint8 tensors."""
     version, internal, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
+    numpy_state: Any = np.random.get_state()
+    kind, keys, position, has_gauss, cached = numpy_state
     text = json.dumps(
         {
             'python': [version, list(internal), gauss],

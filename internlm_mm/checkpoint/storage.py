@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
@@ -113,8 +115,8 @@ def write_safetensors(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> tupl
     return size, checksum
 
 
-def _raw_bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+def _raw_bytes(tensor: Tensor) -> Any:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 class SafetensorsWriter(StorageWriter):
@@ -143,7 +145,12 @@ class SafetensorsWriter(StorageWriter):
         if checkpoint_id is not None:
             self.path = Path(checkpoint_id)
 
-    def set_up_storage_writer(self, is_coordinator: bool, *args: object, **kwargs: object) -> None:
+    def set_up_storage_writer(
+        self,
+        is_coordinator: bool,  # noqa: ARG002  torch's signature
+        *args: object,
+        **kwargs: object,
+    ) -> None:
         """Make the folder."""
         self.path.mkdir(parents=True, exist_ok=True)
 
@@ -172,7 +179,8 @@ class SafetensorsWriter(StorageWriter):
             done.set_result([])
             return done
         size, checksum = write_safetensors(
-            self.path / file, [(key, planner.resolve_data(item).cpu()) for key, item in items]
+            self.path / file,
+            [(key, cast(Tensor, planner.resolve_data(item)).cpu()) for key, item in items],
         )
         done.set_result(
             [
@@ -236,7 +244,7 @@ class SafetensorsReader(StorageReader):
     def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
         """Names, shapes and chunks of everything stored."""
         described = read_tensor_index(self.path)
-        tensors = {}
+        tensors: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
         for name, entry in described.items():
             tensors[name] = TensorStorageMetadata(
                 properties=TensorProperties(dtype=getattr(torch, entry['dtype'])),
@@ -254,7 +262,11 @@ class SafetensorsReader(StorageReader):
         return Metadata(state_dict_metadata=tensors, storage_data=self._locations)
 
     def set_up_storage_reader(
-        self, metadata: Metadata, is_coordinator: bool, *args: object, **kwargs: object
+        self,
+        metadata: Metadata,
+        is_coordinator: bool,  # noqa: ARG002  torch's signature
+        *args: object,
+        **kwargs: object,
     ) -> None:
         """Take over where the chunks lie, which only the coordinator may have read."""
         self._locations = metadata.storage_data

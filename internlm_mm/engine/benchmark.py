@@ -175,8 +175,10 @@ def render(report: dict[str, Any]) -> str:
     """The report as lines for a person."""
     ours = report['framework']
     lines = [
-        f'{report["devices"]} x {report["device"]}, torch {report["torch"]}, {report["threads"]} threads',
-        f'step {ours["median"] * 1e3:.1f} ms (median of {ours["steps"]}, {ours["minimum"] * 1e3:.1f} to '
+        f'{report["devices"]} x {report["device"]}, torch {report["torch"]}, '
+        f'{report["threads"]} threads',
+        f'step {ours["median"] * 1e3:.1f} ms (median of {ours["steps"]}, '
+        f'{ours["minimum"] * 1e3:.1f} to '
         f'{ours["maximum"] * 1e3:.1f}, spread {ours["spread"]:.1%})',
         f'{report["tokens_per_second"]:,.0f} tokens/s, {report["tgs"]:,.0f} per device'
         + (f', {report["tflops_full"]:.2f} TFLOP/s per device' if 'tflops_full' in report else '')

@@ -115,7 +115,8 @@ def _layout_lines(config: Config, layout: Layout, model: nn.Module) -> list[str]
     return [
         f'layout     data_replicate={layout.data_replicate}, data_shard={layout.data_shard}; '
         f'compute in {precision["param"]}, reduce in {precision["reduce"]}',
-        f'memory     {states / gib:.2f} GiB masters and moments, {gradients / gib:.2f} GiB gradients'
+        f'memory     {states / gib:.2f} GiB masters and moments, '
+        f'{gradients / gib:.2f} GiB gradients'
         + (f', {gathered / gib:.2f} GiB gathered weights' if gathered else '')
         + ' a rank, and activations',
     ]
@@ -151,9 +152,11 @@ def _run_lines(config: Config, train: Any) -> list[str]:
     tokens = rows * train.dataset.seq_len
     accumulation = cfg.global_batch_size // (cfg.micro_batch_size * train.data_world_size)
     return [
-        f'step       {cfg.global_batch_size} rows = {cfg.global_batch_size * train.dataset.seq_len:,} '
+        f'step       {cfg.global_batch_size} rows = '
+        f'{cfg.global_batch_size * train.dataset.seq_len:,} '
         f'tokens: {accumulation} micro-batches of {cfg.micro_batch_size} rows on each of '
         f'{train.data_world_size} data ranks',
-        f'run        {cfg.max_iters:,} steps, {tokens:,} tokens, {rows / len(train.dataset):.2f} epochs, '
+        f'run        {cfg.max_iters:,} steps, {tokens:,} tokens, '
+        f'{rows / len(train.dataset):.2f} epochs, '
         f'into {config.work_dir}',
     ]

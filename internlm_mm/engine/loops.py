@@ -234,7 +234,7 @@ class PerplexityLoop(BaseLoop):
 
 
 def _means(sums: Mapping[str, Tensor], num_targets: int, domains: Sequence[str]) -> dict[str, Any]:
-    """Sums over a step -> means per trained token; a domain the step has no token of is left out."""
+    """Sums over a step -> means per trained token, without domains that the step has none of."""
     means: dict[str, Any] = {'loss': sums['loss'] / num_targets}
     if 'domain_loss' in sums:
         losses, counts = sums['domain_loss'].tolist(), sums['domain_targets'].tolist()

@@ -56,7 +56,8 @@ def check_run(model: nn.Module, loaders: Mapping[str, Any], tokenizer: Any = Non
         dataset = loader.dataset
         if longest is not None and dataset.seq_len > longest:
             raise ValueError(
-                f'{key}.dataset.seq_len={dataset.seq_len} is longer than model.max_seq_len={longest}'
+                f'{key}.dataset.seq_len={dataset.seq_len} is longer than '
+                f'model.max_seq_len={longest}'
             )
         data_vocab = getattr(dataset, 'vocab_size', None)
         if vocab_size is not None and data_vocab is not None and data_vocab > vocab_size:

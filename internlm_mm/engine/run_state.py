@@ -129,7 +129,7 @@ class RunState:
         return tensors
 
     def _empty_random_state(self, path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Room for this rank's generators; none if the layout changed, since ranks then mean other things."""
+        """Room for this rank's generators; none if the layout changed: ranks mean other things."""
         layout = self.strategy.layout
         same = state['layout'] == {
             'data_replicate': layout.data_replicate,
@@ -137,8 +137,8 @@ class RunState:
         }
         if not same:
             self.strategy.logger.warning(
-                f'the checkpoint was written on layout {json.dumps(state["layout"])}: random generators '
-                'start from the seed; weights, optimizer and data go on'
+                f'the checkpoint was written on layout {json.dumps(state["layout"])}: '
+                'random generators start from the seed; weights, optimizer and data go on'
             )
             return {}
         index = read_tensor_index(path)

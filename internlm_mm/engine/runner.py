@@ -106,8 +106,15 @@ class LLMRunner(FlexibleRunner):
         _check_writable(Path(work_dir))
         if (val_dataloader is None) != (val_cfg is None):
             raise ValueError('val_dataloader and val_cfg go together: one of them is missing')
-        self.tokenizer = tokenizer and build_data_part(TOKENIZERS, tokenizer, 'tokenizer')
+        self.tokenizer: Any = tokenizer and build_data_part(TOKENIZERS, tokenizer, 'tokenizer')
         self.run_state: RunState
+        # MMEngine keeps a config here until it has built the part.
+        self._train_loop: Any
+        self._val_loop: Any
+        self.model: Any
+        self.optim_wrapper: Any
+        self.param_schedulers: Any
+        self._has_loaded: bool
         self._start: _Start | None = None
         super().__init__(
             model=model,
@@ -197,7 +204,8 @@ class LLMRunner(FlexibleRunner):
         Path(self.log_dir).mkdir(parents=True, exist_ok=True)
         (Path(self.log_dir) / 'environment.txt').write_text('\n'.join(lines) + '\n')
         self.logger.info(
-            f'{self.world_size} process{"es" if self.world_size > 1 else ""} on {self.strategy.device.type}, '
+            f'{self.world_size} process{"es" if self.world_size > 1 else ""} on '
+            f'{self.strategy.device.type}, '
             f'seed {self.seed}, work dir {self.work_dir}'
         )
 

@@ -9,8 +9,9 @@ from internlm_mm.registry import VISUALIZERS
 
 @VISUALIZERS.register_module()
 class ScalarVisualizer(Visualizer):
-    """MMEngine's Visualizer for numbers only: it sets up no figure, which takes a second and
-    memory.
+    """MMEngine's Visualizer for numbers only.
+
+    It sets up no figure, which takes a second and memory.
 
     Args and use as MMEngine's; `vis_backends` takes any backend by name.
     """

@@ -52,7 +52,8 @@ class HybridZeroOptimWrapper(OptimWrapper):
         self.max_norm = options.pop('max_norm', None)
         if options or (clip_grad and not (self.max_norm and self.max_norm > 0)):
             raise ValueError(
-                f'optim_wrapper.clip_grad={clip_grad!r}: expected dict(max_norm=NORM) with NORM > 0, or None'
+                f'optim_wrapper.clip_grad={clip_grad!r}: expected dict(max_norm=NORM) '
+                'with NORM > 0, or None'
             )
         self.skip_nonfinite = skip_nonfinite
         self.num_skipped = 0
@@ -80,7 +81,7 @@ class HybridZeroOptimWrapper(OptimWrapper):
         yield
 
     def scale_loss(self, loss: Tensor) -> Tensor:
-        """Apply the loss scale. Accumulation is no business of this class: the divisor is in the loss."""
+        """Apply the loss scale. The loss is divided by the step's tokens already."""
         return loss if self.loss_scale is None else loss * self.loss_scale.scale
 
     def step(self, **kwargs: Any) -> None:
@@ -169,7 +170,8 @@ class HybridZeroOptimWrapper(OptimWrapper):
         groups = self.optimizer.param_groups
         if len(groups) != len(state['param_groups']):
             raise ValueError(
-                f'the checkpoint has {len(state["param_groups"])} parameter groups, this run {len(groups)}'
+                f'the checkpoint has {len(state["param_groups"])} parameter groups, '
+                f'this run {len(groups)}'
             )
         for group, saved in zip(groups, state['param_groups'], strict=True):
             for key in scheduled:

@@ -37,8 +37,8 @@ class DynamicLossScale:
             )
         if self.growth_interval < 1 or self.hysteresis < 1:
             raise ValueError(
-                f'loss_scale: growth_interval={self.growth_interval} and hysteresis={self.hysteresis} '
-                'must be at least 1'
+                f'loss_scale: growth_interval={self.growth_interval} and '
+                f'hysteresis={self.hysteresis} must be at least 1'
             )
         self.scale = self.initial
 

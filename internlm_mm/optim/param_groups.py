@@ -23,15 +23,15 @@ class DecayGroupsConstructor(DefaultOptimWrapperConstructor):
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
         if paramwise_cfg:
             raise ValueError(
-                'optim_wrapper.paramwise_cfg is not supported by DecayGroupsConstructor: register a '
-                'constructor of your own for other groups (docs/en/plugins.md)'
+                'optim_wrapper.paramwise_cfg is not supported by DecayGroupsConstructor: register '
+                'a constructor of your own for other groups (docs/en/plugins.md)'
             )
         super().__init__(optim_wrapper_cfg)
 
     def __call__(self, model: nn.Module) -> Any:
         """Build the optimizer over `model`'s trainable parameters, and its wrapper."""
         parameters = [p for p in model.parameters() if p.requires_grad]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {'params': [p for p in parameters if p.ndim >= 2]},
             {'params': [p for p in parameters if p.ndim < 2], 'weight_decay': 0.0},
         ]

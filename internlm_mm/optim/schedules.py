@@ -18,17 +18,14 @@ class _StepSchedule(_ParamScheduler):
         optimizer: The optimizer wrapper.
         param_name: Key of the parameter groups.
         by_epoch: Must be False; here so that a config that says so is understood.
-        end: Filled in by the strategy with the length of the run.
     """
 
-    def __init__(
-        self, optimizer: object, param_name: str, by_epoch: bool = False, end: int = INF
-    ) -> None:
+    def __init__(self, optimizer: object, param_name: str, by_epoch: bool = False) -> None:
         if by_epoch:
             raise ValueError(f'{type(self).__name__}: by_epoch=True, but steps are all there is')
         super().__init__(optimizer, param_name, begin=0, end=INF, by_epoch=False)
 
-    def factor(self, step: int) -> float:
+    def factor(self, step: int) -> float:  # noqa: ARG002  for subclasses
         """What the initial value is multiplied by at a step, counted from 0."""
         raise RuntimeError(f'{type(self).__name__} does not define factor')
 
@@ -160,7 +157,11 @@ class Beta2Schedule(_StepSchedule):
     """
 
     def __init__(
-        self, optimizer: object, exponent: float = 0.8, end: int = INF, by_epoch: bool = False
+        self,
+        optimizer: object,
+        exponent: float = 0.8,
+        end: int = INF,  # noqa: ARG002  the strategy offers it to every schedule
+        by_epoch: bool = False,
     ) -> None:
         if exponent < 0:
             raise ValueError(f'Beta2Schedule: exponent={exponent} must not be negative')

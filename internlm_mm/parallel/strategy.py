@@ -87,6 +87,7 @@ class HybridParallelStrategy(BaseStrategy):
         self.device: torch.device
         self.layout: Layout
         self.mesh: DeviceMesh | None = None
+        self._prepared: bool  # set by MMEngine
         self.run_state: Any = None  # the runner's RunState: saves and loads
         super().__init__(
             work_dir=work_dir,
@@ -109,7 +110,7 @@ class HybridParallelStrategy(BaseStrategy):
 
     @property
     def needs_mesh(self) -> bool:
-        """Whether parameters are sharded or cast by FSDP2; on one fp32 process it would only cost time."""
+        """Whether FSDP2 shards or casts parameters; on one fp32 process it would only cost time."""
         wide = self.param_dtype in (torch.float32, torch.float64)
         return self.layout.data > 1 or not wide
 
@@ -207,7 +208,8 @@ class HybridParallelStrategy(BaseStrategy):
                 config = {'by_epoch': False, **config}
                 if config['by_epoch']:
                     raise ValueError(
-                        f'param_scheduler.{index}.by_epoch=True: training has no epochs, only iterations'
+                        f'param_scheduler.{index}.by_epoch=True: training has no epochs, '
+                        'only iterations'
                     )
             filled.append(config)
         return super().build_param_scheduler(filled, optim_wrapper, default_args)

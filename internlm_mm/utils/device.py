@@ -31,7 +31,8 @@ def pick_device(local_rank: int = 0) -> torch.device:
     count = torch.cuda.device_count()
     if local_rank >= count:
         raise ValueError(
-            f'process {local_rank} of this machine has no GPU: {count} visible. Start {count} a machine.'
+            f'process {local_rank} of this machine has no GPU: {count} visible. '
+            f'Start {count} a machine.'
         )
     return torch.device('cuda', local_rank)
 
