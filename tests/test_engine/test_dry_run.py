@@ -1,0 +1,103 @@
+import time
+from pathlib import Path
+
+import pytest
+
+from internlm_mm.engine.dry_run import dry_run
+from internlm_mm.engine.train_cli import main, parse_args, resolve_config
+from tests.helpers import tiny_config
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+RANDOM = [
+    'tokenizer=None',
+    'val_dataloader=None',
+    'val_cfg=None',
+    'train_dataloader.dataset=None',  # given up, to be filled anew
+    'train_dataloader.dataset.type=RandomTokens',
+    'train_dataloader.dataset.vocab_size=103168',
+    'train_dataloader.dataset.seq_len=4096',
+]
+
+
+def plan(name: str, folder: Path, *options: str) -> str:
+    arguments = [str(CONFIGS / name), '--work-dir', str(folder / 'run')]
+    return dry_run(resolve_config(parse_args([*arguments, '--cfg-options', *RANDOM, *options])))
+
+
+@pytest.mark.parametrize(
+    ('name', 'parameters', 'full', 'causal'),
+    [
+        ('internlm_7b_pretrain.py', '7,321,948,160', '47.839', '44.617'),
+        ('internlm_20b_pretrain.py', '20,089,943,040', '132.470', '124.920'),
+    ],
+)
+def test_large_models_are_counted_to_the_last_parameter(
+    tmp_path: Path, name: str, parameters: str, full: str, causal: str
+) -> None:
+    start = time.perf_counter()
+    text = plan(name, tmp_path)
+    assert time.perf_counter() - start < 20  # no weight is drawn, no memory taken
+    assert f'InternLM, {parameters} parameters' in text
+    assert f'{full} GFLOP a token at 4096 tokens ({causal} counted causally)' in text
+    assert '1024 rows = 4,194,304 tokens' in text
+    assert '250,000 steps, 1,048,576,000,000 tokens' in text
+    assert text.endswith('nothing was trained')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_memory_of_a_layout(tmp_path: Path) -> None:
+    """7.32e9 parameters: 12 bytes of master and moments, 4 of gradient, 2 gathered."""
+    text = plan('internlm_7b_pretrain.py', tmp_path, 'strategy.parallel.data_shard=8')
+    n = 7_321_948_160
+    assert f'{12 * n / 8 / 2**30:.2f} GiB masters and moments' in text
+    assert f'{4 * n / 8 / 2**30:.2f} GiB gradients' in text
+    assert f'{2 * n / 2**30:.2f} GiB gathered weights' in text
+    assert 'data_replicate=1, data_shard=8' in text
+    assert '64 micro-batches of 2 rows on each of 8 data ranks' in text
+
+
+def test_a_small_run(tmp_path: Path) -> None:
+    text = dry_run(tiny_config(tmp_path))
+    embedding = 2 * 64 * 32
+    layer = 4 * (32 * 32 + 32) + 3 * 32 * 48 + 2 * 32
+    assert f'{embedding + 2 * layer + 32:,} parameters' in text
+    assert '4 rows = 128 tokens: 2 micro-batches of 2 rows on each of 1 data ranks' in text
+    assert '6 steps, 768 tokens' in text
+    assert 'val        RandomTokens: 6 rows of 32 tokens = 192 an epoch' in text
+    assert 'none named: checkpoints and exports will have none' in text
+
+
+def test_ramp_up_counts(tmp_path: Path) -> None:
+    text = dry_run(tiny_config(tmp_path, train_cfg__rampup=dict(start=2, increment=2, interval=3)))
+    assert f'6 steps, {(3 * 2 + 3 * 4) * 32:,} tokens' in text
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (
+            {'train_dataloader__dataset__vocab_size': 65},
+            'vocabulary of 65, but model.vocab_size=64',
+        ),
+        (
+            {'train_dataloader__dataset__seq_len': 65},
+            'seq_len=65 is longer than model.max_seq_len=64',
+        ),
+        ({'train_cfg__global_batch_size': 7}, '7'),
+        ({'model__num_heads': 3}, 'num_heads=3 does not divide'),
+        ({'strategy__parallel': {'data_shard': 3}}, '3'),
+        ({'optim_wrapper__clip_grad': {'max_norm': -1}}, 'max_norm'),
+    ],
+)
+def test_what_the_run_would_refuse_is_refused(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dry_run(tiny_config(tmp_path, **changes))
+
+
+def test_without_data_it_says_how_to_make_some(tmp_path: Path, capsys) -> None:
+    arguments = [str(CONFIGS / 'internlm_7b_pretrain.py'), '--dry-run', '--work-dir', str(tmp_path)]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert 'data/text/tokenizer' in error
+    assert 'train_tokenizer.py' in error and 'preprocess_data.py' in error
+    assert 'RandomTokens' in error

@@ -1,0 +1,69 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from internlm_mm.engine.preflight import build_data_part, check_run
+from internlm_mm.models import InternLM
+from internlm_mm.registry import DATASETS, TOKENIZERS
+
+
+def model() -> InternLM:
+    with torch.device('meta'):
+        return InternLM(
+            vocab_size=100, hidden_size=8, intermediate_size=8, num_layers=1, num_heads=2,
+            max_seq_len=64,
+        )  # fmt: skip
+
+
+def loaders(**attributes) -> dict:
+    return {'train_dataloader': SimpleNamespace(dataset=SimpleNamespace(**attributes))}
+
+
+def tokenizer(size: int = 90, digest: str = 'a' * 64) -> SimpleNamespace:
+    return SimpleNamespace(vocab_size=size, hash=digest)
+
+
+def test_what_fits() -> None:
+    made_by = {'type': 'sentencepiece', 'hash': 'a' * 64}
+    check_run(model(), loaders(seq_len=64, vocab_size=100, tokenizer=made_by), tokenizer(100))
+    check_run(model(), loaders(seq_len=1), None)  # a dataset that says nothing
+    check_run(torch.nn.Linear(1, 1), loaders(seq_len=10**6), tokenizer())  # nor does the model
+
+
+@pytest.mark.parametrize(
+    ('attributes', 'tokens', 'message'),
+    [
+        (
+            {'seq_len': 65},
+            None,
+            r'train_dataloader\.dataset\.seq_len=65 is longer than model\.max_seq_len=64',
+        ),
+        ({'seq_len': 8, 'vocab_size': 101}, None, r'vocabulary of 101, but model\.vocab_size=100'),
+        ({'seq_len': 8}, tokenizer(101), r'model\.vocab_size=100 is too small .* has 101 tokens'),
+        (
+            {'seq_len': 8, 'tokenizer': {'hash': 'b' * 64}},
+            tokenizer(),
+            r'another tokenizer \(b{12}\.\.\.\) than the config names \(a{12}\.\.\.\)',
+        ),
+    ],
+)
+def test_what_does_not_fit(attributes: dict, tokens, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_run(model(), loaders(**attributes), tokens)
+
+
+def test_missing_files_come_with_the_commands_that_make_them() -> None:
+    from internlm_mm.datasets import PretrainDataset
+    from internlm_mm.tokenizers import SentencePieceTokenizer
+
+    parts = [
+        (DATASETS, dict(type=PretrainDataset, data_root='no/tokens', seq_len=8), 'train.dataset'),
+        (TOKENIZERS, dict(type=SentencePieceTokenizer, path='no/tokenizer'), 'tokenizer'),
+    ]
+    for registry, config, key in parts:
+        with pytest.raises(FileNotFoundError) as caught:
+            build_data_part(registry, config, key)
+        text = str(caught.value)
+        assert text.startswith(f'{key}: ') and 'no/token' in text
+        assert 'train_tokenizer.py' in text and 'preprocess_data.py' in text

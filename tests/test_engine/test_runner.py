@@ -1,0 +1,144 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from internlm_mm.checkpoint.storage import StoredTensors
+from internlm_mm.engine import LLMRunner
+from internlm_mm.utils.config import check_config, load_config
+from tests.helpers import tiny_config, tiny_runner
+
+CHECKPOINT = dict(type='StepCheckpointHook', interval=6)
+
+
+def test_training_from_the_dump_repeats_the_run(tmp_path: Path) -> None:
+    first = tiny_runner(tmp_path / 'a', default_hooks__checkpoint=CHECKPOINT)
+    first.train()
+    dumps = [tmp_path / 'a' / 'tiny.py', tmp_path / 'a' / 'iter_6' / 'config.py']
+    for index, dump in enumerate(dumps):
+        config = load_config(dump, {'experiment_name': f'again_{index}'})
+        config.work_dir = str(tmp_path / f'again_{index}')
+        check_config(config)
+        LLMRunner.from_cfg(config).train()
+        one, two = (
+            StoredTensors(Path(folder) / 'iter_6') for folder in (tmp_path / 'a', config.work_dir)
+        )
+        assert list(one) == list(two)
+        for name in one:
+            assert torch.equal(one[name], two[name]), name
+
+
+def test_two_runs_are_equal_and_a_seed_makes_another(tmp_path: Path) -> None:
+    runs = []
+    for index, seed in enumerate((1, 1, 2)):
+        runner = tiny_runner(tmp_path / str(index), randomness=dict(seed=seed))
+        runner.train()
+        runs.append(runner.model.state_dict())
+    for name, value in runs[0].items():
+        assert torch.equal(value, runs[1][name]), name
+    assert not torch.equal(runs[0]['lm_head.weight'], runs[2]['lm_head.weight'])
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'custom_hooks': [dict(type='StepCheckpointHok')]}, 'StepCheckpointHook'),
+        ({'custom_hooks': [dict(type='StepCheckpointHook', intervall=3)]}, 'interval'),
+        ({'default_hooks__progress__interval': 0}, 'interval=0'),
+        ({'default_hooks__throughput__type': 'ThruputHook'}, 'ThroughputHook'),
+    ],
+)
+def test_unknown_hooks_and_options(tmp_path: Path, changes: dict, message: str) -> None:
+    with pytest.raises((ValueError, TypeError, KeyError), match=message):
+        tiny_runner(tmp_path, **changes)
+
+
+def test_a_role_can_be_dropped_or_given_to_another(tmp_path: Path) -> None:
+    runner = tiny_runner(
+        tmp_path, default_hooks__progress=None, default_hooks__checkpoint=CHECKPOINT
+    )
+    names = [type(hook).__name__ for hook in runner.hooks]
+    assert 'ProgressHook' not in names
+    assert names.count('StepCheckpointHook') == 1
+    assert runner.get_hooks_info().split() == [part for n in names for part in (n, '->')][:-1]
+
+
+@pytest.mark.parametrize('missing', ['val_cfg', 'val_dataloader'])
+def test_half_an_evaluation_is_refused(tmp_path: Path, missing: str) -> None:
+    with pytest.raises(ValueError, match='val_dataloader and val_cfg go together'):
+        LLMRunner.from_cfg(config_without(tmp_path, missing))
+
+
+def config_without(folder: Path, *keys: str):
+    config = tiny_config(folder)
+    for key in keys:
+        config[key] = None
+    return config
+
+
+def test_evaluation_needs_its_config(tmp_path: Path) -> None:
+    runner = LLMRunner.from_cfg(config_without(tmp_path, 'val_cfg', 'val_dataloader'))
+    with pytest.raises(ValueError, match='val needs val_dataloader and val_cfg'):
+        runner.val()
+
+
+def test_training_needs_its_config(tmp_path: Path) -> None:
+    keys = ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler')
+    runner = LLMRunner.from_cfg(config_without(tmp_path, *keys))
+    with pytest.raises(
+        ValueError, match='train needs train_dataloader, train_cfg and optim_wrapper'
+    ):
+        runner.train()
+
+
+def test_a_work_dir_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(PermissionError, match=re.escape(f"work_dir='{tmp_path / 'file' / 'run'}'")):
+        tiny_runner(tmp_path / 'file' / 'run')
+
+
+@pytest.mark.parametrize(
+    'options', [{'filename': 'epoch_6'}, {'filename': 'iter_5', 'by_epoch': True}]
+)
+def test_names_no_tool_would_find_are_refused(tmp_path: Path, options: dict) -> None:
+    runner = tiny_runner(tmp_path)
+    runner.train()
+    with pytest.raises(ValueError, match="folders are called iter_N, here 'iter_6'"):
+        runner.save_checkpoint(str(tmp_path), **options)
+
+
+def test_hooks_add_to_the_state_and_read_it_back(tmp_path: Path) -> None:
+    class Keeper(Hook):
+        def __init__(self) -> None:
+            self.read = None
+
+        def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+            checkpoint['keeper'] = {'secret': 42}
+
+        def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+            self.read = checkpoint['keeper']
+
+    tiny_runner(tmp_path, hooks=[Keeper()], default_hooks__checkpoint=CHECKPOINT).train()
+    again = Keeper()
+    runner = tiny_runner(tmp_path, hooks=[again], resume=True, train_cfg__max_iters=7)
+    runner.train()
+    assert again.read == {'secret': 42}
+    assert runner.iter == 7
+
+
+def test_what_it_ran_on_is_kept(tmp_path: Path) -> None:
+    runner = tiny_runner(tmp_path)
+    text = (Path(runner.log_dir) / 'environment.txt').read_text()
+    assert 'PyTorch: ' in text and 'seed: 1024' in text
+
+
+def test_bad_load_from(tmp_path: Path) -> None:
+    for load_from, message in [
+        ({'content': ['model']}, r'expected dict\(path=\.\.\., content='),
+        ({'path': 'x', 'contents': []}, r'expected dict\(path=\.\.\., content='),
+        ({'path': 'x', 'content': ['modle']}, "'modle' is unknown. Did you mean 'model'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            tiny_runner(tmp_path, load_from=load_from).train()

@@ -1,0 +1,53 @@
+import pytest
+import torch
+
+from internlm_mm.utils.device import dtype_of, peak_flops, pick_device, synchronize
+
+
+def test_the_cpu_where_there_is_no_gpu(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert pick_device(3) == torch.device('cpu')
+
+
+def test_one_gpu_a_process(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    assert pick_device(1) == torch.device('cuda', 1)
+    with pytest.raises(ValueError, match='process 2 of this machine has no GPU: 2 visible'):
+        pick_device(2)
+
+
+@pytest.mark.parametrize(
+    ('name', 'peak'),
+    [
+        ('NVIDIA H200', 989e12),
+        ('NVIDIA H100 80GB HBM3', 989e12),
+        ('NVIDIA H100 PCIe', 756e12),
+        ('NVIDIA H100 NVL', 835e12),
+        ('NVIDIA A100-SXM4-80GB', 312e12),
+        ('NVIDIA L40S', 362e12),
+        ('NVIDIA L4', 121e12),
+        ('NVIDIA B200', 2250e12),
+        ('NVIDIA GeForce RTX 4090', 165e12),
+        ('NVIDIA L40', 181e12),
+        ('Some other thing', None),
+    ],
+)
+def test_peaks(monkeypatch, name: str, peak: float | None) -> None:
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: name)
+    assert peak_flops(torch.device('cuda', 0)) == peak
+
+
+def test_no_peak_of_a_cpu() -> None:
+    assert peak_flops(torch.device('cpu')) is None
+
+
+def test_waiting_for_a_cpu_is_nothing() -> None:
+    synchronize(torch.device('cpu'))
+
+
+def test_dtypes_by_name() -> None:
+    assert dtype_of('bfloat16') is torch.bfloat16
+    for name in ('bf16', 'int8', 'Tensor', 'torch.float32', ''):
+        with pytest.raises(ValueError, match=r'is not a floating-point dtype\. Valid: float32'):
+            dtype_of(name)
