@@ -79,7 +79,10 @@ def train(argv: Sequence[object], log: Path, **options) -> tuple[int, str]:
 
 
 def start_ranks(
-    argv: Sequence[object], log: Path, limits: Sequence[int | None] = (None, None)
+    argv: Sequence[object],
+    log: Path,
+    limits: Sequence[int | None] = (None, None),
+    prelude: str | None = None,
 ) -> list[Run]:
     """The processes of one job, without a launcher that would watch over them.
 
@@ -87,6 +90,7 @@ def start_ranks(
         argv: Arguments of all of them.
         log: Their outputs go to `log_RANK` beside it.
         limits: See `Run`, one for each process.
+        prelude: See `Run`.
     """
     port = free_port()
     return [
@@ -101,6 +105,7 @@ def start_ranks(
                 'MASTER_PORT': port,
             },
             limit,
+            prelude,
         )
         for rank, limit in enumerate(limits)
     ]

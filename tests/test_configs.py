@@ -37,6 +37,8 @@ def test_leaf_passes_the_check(leaf: Path) -> None:
 
 
 def test_leaf_reads_the_same_in_mmengine(leaf: Path) -> None:
+    if 'projects' in leaf.parts:
+        pytest.skip('inherits by the name of a package, which MMEngine 0.10.7 cannot')
     theirs = {k: v for k, v in Config.fromfile(str(leaf)).to_dict().items() if k[0] != '_'}
     assert to_plain(load_config(leaf)._cfg_dict) == theirs
 

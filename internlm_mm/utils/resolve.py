@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from mmengine.config.lazy import LazyAttr, LazyObject
@@ -94,8 +95,10 @@ def import_lazy(lazy: LazyObject | LazyAttr, where: str) -> Any:
             names = dir(import_module(str(lazy.module)))
         except ImportError:
             names = []
+        hint = did_you_mean(str(lazy), names)
+        if find_spec(str(lazy.module).partition('.')[0]) is None:
+            hint = ' Is it on PYTHONPATH?'
         location = lazy.location or 'the config'
         raise ConfigError(
-            f'{where}: {location} imports {lazy} from {lazy.module}: '
-            f'{error}.{did_you_mean(str(lazy), names)}'
+            f'{where}: {location} imports {lazy} from {lazy.module}: {error}.{hint}'
         ) from error
