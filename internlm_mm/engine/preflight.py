@@ -1,6 +1,8 @@
 """What must fit together before any time is spent."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mmengine.registry import Registry
@@ -71,3 +73,20 @@ def check_run(model: nn.Module, loaders: Mapping[str, Any], tokenizer: Any = Non
                 f'{key}.dataset was tokenised with another tokenizer '
                 f'({made_by[:12]}...) than the config names ({tokenizer.hash[:12]}...)'
             )
+
+
+def check_writable(work_dir: Path) -> None:
+    """Make the work dir and try to write into it.
+
+    Raises:
+        PermissionError: If that fails, with the path and the system's reason.
+    """
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        probe = work_dir / f'.write_test_{os.getpid()}'
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PermissionError(
+            f'work_dir={str(work_dir)!r} cannot be written: {error.strerror}'
+        ) from error

@@ -3,10 +3,9 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
@@ -15,27 +14,13 @@ from mmengine.runner import FlexibleRunner, Priority
 from internlm_mm.checkpoint.checkpointer import (
     TOKENIZER_FOLDER,
     check_tensors,
-    check_whole,
-    find_checkpoint,
-    newest_whole_checkpoint,
 )
-from internlm_mm.engine.preflight import build_data_part, check_run
+from internlm_mm.engine.preflight import build_data_part, check_run, check_writable
 from internlm_mm.engine.run_state import RunState
+from internlm_mm.engine.start import Start, choose_start
 from internlm_mm.engine.stock_hooks import check_hook
 from internlm_mm.registry import DATALOADERS, DATASETS, HOOKS, RUNNERS, TOKENIZERS
 from internlm_mm.utils.config import dump_config
-from internlm_mm.utils.suggest import did_you_mean
-
-CONTENT = ('model', 'optimizer', 'data', 'scheduler')
-"""What `load_from=dict(path=..., content=[...])` can take from a checkpoint."""
-
-
-class _Start(NamedTuple):
-    """Where a run begins: a checkpoint, what to take from it, whether random generators go on."""
-
-    path: Path
-    content: tuple[str, ...]
-    random: bool
 
 
 @RUNNERS.register_module()
@@ -103,7 +88,7 @@ class LLMRunner(FlexibleRunner):
         experiment_name: str | None = None,
         cfg: Config | None = None,
     ) -> None:
-        _check_writable(Path(work_dir))
+        check_writable(Path(work_dir))
         if (val_dataloader is None) != (val_cfg is None):
             raise ValueError('val_dataloader and val_cfg go together: one of them is missing')
         self.tokenizer: Any = tokenizer and build_data_part(TOKENIZERS, tokenizer, 'tokenizer')
@@ -115,7 +100,7 @@ class LLMRunner(FlexibleRunner):
         self.optim_wrapper: Any
         self.param_schedulers: Any
         self._has_loaded: bool
-        self._start: _Start | None = None
+        self._start: Start | None = None
         super().__init__(
             model=model,
             work_dir=work_dir,
@@ -292,12 +277,9 @@ class LLMRunner(FlexibleRunner):
 
     def _choose_start(self, training: bool) -> None:
         """Decide what to load, before anything is allocated. Resume wins. Collective."""
-        resume_from = self._agree(self._find_resume)
-        if resume_from is not None:
-            self._start = _Start(resume_from, CONTENT if training else ('model',), training)
-        elif self._load_from is not None:
-            path, content = _parse_load_from(self._load_from)
-            self._start = _Start(self._agree(lambda: _whole_checkpoint(path)), content, False)
+        self._start = choose_start(
+            self._resume, self._load_from, self.work_dir, training, self.logger
+        )
         if self._start is not None and {'model', 'optimizer'} & set(self._start.content):
             weights = self.model.state_dict()
             shapes = {f'model.{name}': tuple(value.shape) for name, value in weights.items()}
@@ -308,33 +290,6 @@ class LLMRunner(FlexibleRunner):
         if self._start is not None and not self._has_loaded:
             self._take(*self._start)
         self._has_loaded = True
-
-    def _find_resume(self) -> Path | None:
-        if isinstance(self._resume, str):
-            return _whole_checkpoint(self._resume)
-        if not self._resume:
-            return None
-        newest, damaged = newest_whole_checkpoint(self.work_dir)
-        for folder, why in damaged.items():
-            self.logger.warning(f'{folder} is not whole ({why}); looking for an older one')
-        if newest is None:
-            self.logger.info(f'nothing to resume in {self.work_dir}: starting from the beginning')
-        return newest
-
-    def _agree(self, decide: Any) -> Any:
-        """What rank 0 decides, on every rank; an error there is raised everywhere."""
-        if self.world_size == 1:
-            return decide()
-        answer: list[Any] = [None]
-        if self.rank == 0:
-            try:
-                answer = [decide()]
-            except (OSError, ValueError) as error:
-                answer = [error]
-        dist.broadcast_object_list(answer)
-        if isinstance(answer[0], Exception):
-            raise answer[0]
-        return answer[0]
 
     def _take(self, path: Path, content: tuple[str, ...], random: bool = False) -> None:
         parts = [part for part in content if part != 'data'] + (['random'] if random else [])
@@ -395,37 +350,3 @@ class LLMRunner(FlexibleRunner):
         if self.rank == 0:
             name = Path(self.cfg.filename).name if self.cfg.filename else f'{self.timestamp}.py'
             (Path(self.work_dir) / name).write_text(dump_config(self.cfg)[0])
-
-
-def _whole_checkpoint(path: str) -> Path:
-    folder = find_checkpoint(path)
-    check_whole(folder)
-    return folder
-
-
-def _parse_load_from(load_from: str | Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-    if isinstance(load_from, str):
-        return load_from, ('model',)
-    options = dict(load_from)
-    path = options.pop('path', None)
-    content = tuple(options.pop('content', ('model',)))
-    if path is None or options:
-        raise ValueError(f'load_from={dict(load_from)}: expected dict(path=..., content=[...])')
-    for part in content:
-        if part not in CONTENT:
-            raise ValueError(
-                f'load_from.content: {part!r} is unknown.{did_you_mean(part, CONTENT)}'
-            )
-    return path, content
-
-
-def _check_writable(work_dir: Path) -> None:
-    try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-        probe = work_dir / f'.write_test_{os.getpid()}'
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise PermissionError(
-            f'work_dir={str(work_dir)!r} cannot be written: {error.strerror}'
-        ) from error

@@ -14,9 +14,10 @@ class ThroughputHook(Hook):
     """Add speed to a step's outputs, every `interval` steps, averaged over them.
 
     The time is that of whole steps, waiting for data included; evaluation and checkpoints are not
-    steps. The first step of a run pays for warm-up and is left out.
+    steps. The first step of a run pays for warm-up and is left out, as are steps whose data
+    `skip_batches` passes over.
 
-    Reads `num_tokens`, `time` and `data_time`.
+    Reads `num_tokens`, `time`, `data_time` and `passed_over`.
     Writes `tokens_per_second` (over all ranks), `tgs` (tokens / second / device), `data_share`
     (part of the time spent waiting for data), `eta` (seconds), and, for models whose sizes are
     known, `tflops` (per device, attention counted in full) and, on GPUs with a known peak,
@@ -49,22 +50,20 @@ class ThroughputHook(Hook):
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Add up; on the interval, write the reading."""
-        if self._warm:
+        trained = not outputs.get('passed_over')  # such a step takes no time and would flatter
+        if self._warm and trained:
+            self._steps += 1
             self._tokens += outputs['num_tokens']
             self._seconds += outputs['time']
             self._waiting += outputs['data_time']
         due = self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner)
         if due and self._seconds:
             outputs |= self._reading(runner.world_size)
-            steps = self._steps or 1
-            outputs['eta'] = self._seconds / steps * (runner.max_iters - runner.iter - 1)
+            outputs['eta'] = self._seconds / self._steps * (runner.max_iters - runner.iter - 1)
             self._reset()
-        elif self._warm:
-            self._steps += 1
-        self._warm = True
+        self._warm = self._warm or trained
 
     def _reading(self, world_size: int) -> dict[str, float]:
-        self._steps += 1
         speed = self._tokens / self._seconds
         reading = {
             'tokens_per_second': speed,
