@@ -7,6 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+SOURCE_HASH = 'sentencepiece_hash'
+"""Key of tokenizer_config.json: hash of the model that tokenizer.json was made from."""
+
 
 class Tokenizer(ABC):
     """Text to token ids and back.
@@ -42,11 +45,12 @@ class Tokenizer(ABC):
         """Copy the files to `folder`, so that `load_tokenizer(folder)` equals this one."""
 
 
-def hash_files(paths: Iterable[Path]) -> str:
+def hash_files(paths: Iterable[Path], name: str | None = None) -> str:
     """Hash names and contents of files, in the order given.
 
     Args:
         paths: Files; their folders do not count.
+        name: Taken for the files' own names, where a copy may be called otherwise.
 
     Returns:
         sha256 in hexadecimal.
@@ -54,6 +58,6 @@ def hash_files(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         content = path.read_bytes()
-        digest.update(f'{path.name}\0{len(content)}\0'.encode())
+        digest.update(f'{name or path.name}\0{len(content)}\0'.encode())
         digest.update(content)
     return digest.hexdigest()

@@ -9,6 +9,9 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 
+from internlm_mm.tokenizers.base import SOURCE_HASH, hash_files
+from internlm_mm.tokenizers.sentencepiece_tokenizer import MODEL_NAME
+
 _SPACE_MARK = '\u2581'
 # Values of ModelProto.SentencePiece.Type.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
@@ -41,7 +44,7 @@ def write_hf_tokenizer(model_file: str | Path, folder: str | Path, add_bos: bool
     tokenizer = _build(proto, add_bos)
     folder = Path(folder)
     tokenizer.save(str(folder / 'tokenizer.json'))
-    config = _config(proto)
+    config = _config(proto) | {SOURCE_HASH: hash_files([Path(model_file)], MODEL_NAME)}
     (folder / 'tokenizer_config.json').write_text(
         json.dumps(config, indent=2, ensure_ascii=False) + '\n', encoding='utf-8'
     )

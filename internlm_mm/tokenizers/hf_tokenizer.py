@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from internlm_mm.registry import TOKENIZERS
-from internlm_mm.tokenizers.base import Tokenizer, hash_files
+from internlm_mm.tokenizers.base import SOURCE_HASH, Tokenizer, hash_files
+from internlm_mm.tokenizers.sentencepiece_tokenizer import MODEL_NAME
 
 JSON_NAME = 'tokenizer.json'
 _FILES = (
@@ -16,7 +18,7 @@ _FILES = (
     'special_tokens_map.json',
     'added_tokens.json',
     'chat_template.jinja',
-    'tokenizer.model',
+    MODEL_NAME,
     'vocab.json',
     'merges.txt',
 )
@@ -52,7 +54,15 @@ class HFTokenizer(Tokenizer):
         self.eos_id = self._tokenizer.eos_token_id
         self.pad_id = self._tokenizer.pad_token_id
         self._files = [self.path / name for name in _FILES if (self.path / name).is_file()]
-        self.hash = hash_files(self._files)
+        self.hash = self._source_hash() or hash_files(self._files)
+
+    def _source_hash(self) -> str | None:
+        """Hash of the SentencePiece model this was converted from: the ids are the same."""
+        config, model = self.path / 'tokenizer_config.json', self.path / MODEL_NAME
+        if not (config.is_file() and model.is_file()):
+            return None
+        source = hash_files([model], MODEL_NAME)
+        return source if json.loads(config.read_text()).get(SOURCE_HASH) == source else None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without special tokens; text that spells one is plain text."""

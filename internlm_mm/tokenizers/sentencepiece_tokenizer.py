@@ -42,7 +42,7 @@ class SentencePieceTokenizer(Tokenizer):
             None if index < 0 else index
             for index in (self._model.bos_id(), self._model.eos_id(), self._model.pad_id())
         )
-        self.hash = hash_files([self.path])
+        self.hash = hash_files([self.path], MODEL_NAME)  # also of `my.model`: checkpoints rename it
         mark = [self._model.piece_to_id(f'<0x{byte:02X}>') for byte in _SPACE_MARK.encode()]
         self._mark_ids = mark if all(self._model.is_byte(index) for index in mark) else None
 

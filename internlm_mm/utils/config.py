@@ -104,7 +104,7 @@ def parse_cfg_options(items: Sequence[str]) -> dict[str, Any]:
     """`['a.b=1', 'c=(x,y)']` as `{'a.b': 1, 'c': ('x', 'y')}`, in MMEngine's syntax.
 
     Raises:
-        ConfigError: If an item is not `key=value`.
+        ConfigError: If an item is not `key=value`, or its value nothing that can be written so.
     """
     options: dict[str, Any] = {}
     for item in items:
@@ -113,7 +113,13 @@ def parse_cfg_options(items: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f'--cfg-options {item!r} is not of the form a.b=value')
         plain = ' ' in text and not re.search(r'[,\[\](){}]', text)
         # MMEngine deletes blanks, which is right for lists and wrong for text.
-        options[key] = text if plain else DictAction._parse_iterable(text)
+        try:
+            options[key] = text if plain else DictAction._parse_iterable(text)
+        except (AssertionError, RecursionError) as error:  # how MMEngine stumbles over calls
+            raise ConfigError(
+                f'--cfg-options {item!r}: values are numbers, True, False, None, text, '
+                f'[a,b] or (a,b); write a dict key by key: {key}.KEY=VALUE'
+            ) from error
     return options
 
 

@@ -276,6 +276,10 @@ def test_nothing_whole_is_an_error_that_says_why(tmp_path: Path) -> None:
         find_checkpoint(tmp_path)
     with pytest.raises(FileNotFoundError, match='does not exist'):
         find_checkpoint(tmp_path / 'elsewhere')
+    (tmp_path / 'hf').mkdir()
+    (tmp_path / 'hf' / 'model.safetensors').touch()
+    with pytest.raises(FileNotFoundError, match='is a Hugging Face folder'):
+        find_checkpoint(tmp_path / 'hf')
 
 
 def test_checkpoints_are_listed_by_number(tmp_path: Path) -> None:

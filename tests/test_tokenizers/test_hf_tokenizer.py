@@ -8,7 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from internlm_mm.registry import TOKENIZERS
-from internlm_mm.tokenizers import HFTokenizer
+from internlm_mm.tokenizers import HFTokenizer, SentencePieceTokenizer
+from internlm_mm.tokenizers.convert import write_hf_tokenizer
 
 
 @pytest.fixture(scope='module')
@@ -81,3 +82,13 @@ def test_is_registered(tokenizer: HFTokenizer, folder: Path) -> None:
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r'tokenizer\.json is missing'):
         HFTokenizer(tmp_path)
+
+
+def test_a_converted_model_is_the_same_tokenizer(
+    trained: SentencePieceTokenizer, tmp_path: Path
+) -> None:
+    trained.save(tmp_path)
+    write_hf_tokenizer(tmp_path / 'tokenizer.model', tmp_path)
+    assert HFTokenizer(tmp_path).hash == trained.hash
+    (tmp_path / 'tokenizer.model').write_bytes(b'another')
+    assert HFTokenizer(tmp_path).hash != trained.hash

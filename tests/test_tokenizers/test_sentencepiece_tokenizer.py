@@ -44,6 +44,13 @@ def test_saved_tokenizer_is_the_same(trained: SentencePieceTokenizer, tmp_path: 
     assert copy.encode('lazy dog') == trained.encode('lazy dog')
 
 
+def test_the_name_of_the_file_does_not_count(
+    trained: SentencePieceTokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / 'my.model').write_bytes(trained.path.read_bytes())
+    assert SentencePieceTokenizer(tmp_path / 'my.model').hash == trained.hash
+
+
 def test_is_registered(trained: SentencePieceTokenizer) -> None:
     built = TOKENIZERS.build(dict(type='SentencePieceTokenizer', path=str(trained.path)))
     assert built.hash == trained.hash

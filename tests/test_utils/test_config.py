@@ -97,6 +97,11 @@ def test_options_that_are_none(item: str) -> None:
         parse_cfg_options([item])
 
 
+def test_a_dict_is_written_key_by_key() -> None:
+    with pytest.raises(ConfigError, match=r'key by key: a\.b\.KEY=VALUE'):
+        parse_cfg_options(['a.b=dict(start=4,increment=4)'])
+
+
 def test_options_reach_everywhere() -> None:
     cfg = Config(dict(a=dict(b=1), c=[dict(d=1), 2], e=None, f=dict(g=dict(h=1))))
     apply_options(cfg, {'a.b': 2, 'c.0.d': 3, 'c.1': 4, 'e.x.y': 5, 'a.new': 6, 'f.g': None})

@@ -47,6 +47,23 @@ def test_speed_over_the_interval_without_the_first_step() -> None:
     assert 'tflops' not in steps[5]  # a model of unknown sizes
 
 
+def test_steps_passed_over_do_not_flatter() -> None:
+    hook, runner = ThroughputHook(interval=4), fake_runner(nn.Linear(2, 2))
+    hook.before_train(runner)
+    for runner.iter, outputs in enumerate(
+        [
+            {'time': 9},
+            {'time': 2},
+            {'time': 0.01, 'passed_over': 1},
+            last := {'time': 2},
+        ]
+    ):
+        outputs |= {'num_tokens': 1000, 'data_time': 0.0}
+        hook.after_train_iter(runner, runner.iter, outputs=outputs)
+    assert last['tokens_per_second'] == 500
+    assert last['eta'] == 2 * (runner.max_iters - 4)
+
+
 def test_every_step() -> None:
     steps = run(ThroughputHook(interval=1), fake_runner(nn.Linear(2, 2)), [9, 2, 4])
     assert 'tgs' not in steps[0]
