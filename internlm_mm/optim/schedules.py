@@ -150,7 +150,7 @@ class Beta2Schedule(_StepSchedule):
     Args:
         optimizer: The optimizer wrapper; its `betas[1]` is the initial value.
         exponent: Larger means a faster rise; 0 leaves beta2 alone.
-        end: Accepted because the strategy offers it; the schedule has no end.
+        end: Steps of the schedule; the length of the run by default. Constant afterwards.
         by_epoch: Must be False.
 
     Source: Shazeer and Stern, https://arxiv.org/abs/1804.04235, section 7.2.
@@ -165,11 +165,11 @@ class Beta2Schedule(_StepSchedule):
     ) -> None:
         if exponent < 0:
             raise ValueError(f'Beta2Schedule: exponent={exponent} must not be negative')
-        self.exponent = exponent
+        self.exponent, self.total = exponent, end
         for group in optimizer.param_groups:  # type: ignore[attr-defined]
             group.setdefault('initial_betas', tuple(group['betas']))
         super().__init__(optimizer, 'betas', by_epoch)
 
     def _get_value(self) -> list:
-        rise = 1 - float(self.last_step + 1) ** -self.exponent
+        rise = 1 - float(min(self.last_step + 1, self.total)) ** -self.exponent
         return [(beta1, max(beta2, rise)) for beta1, beta2 in self.base_values]

@@ -137,6 +137,13 @@ def test_beta2_rises_from_its_initial_value() -> None:
     assert betas[99][1] == pytest.approx(0.974881135684904, rel=1e-12)  # 1 - 10 ** -1.6
 
 
+def test_beta2_stays_where_it_is_at_the_end() -> None:
+    optim = wrapper(betas=(0.9, 0.5))
+    betas = run(optim, Beta2Schedule(optim, exponent=1.0, end=4), 7, 'betas')
+    # max(1 / 2, 1 - 1 / step), steps counted from 1
+    assert [beta2 for _, beta2 in betas] == [0.5, 0.5, 1 - 1 / 3, 0.75, 0.75, 0.75, 0.75]
+
+
 def test_beta2_with_exponent_0_is_left_alone() -> None:
     optim = wrapper(betas=(0.9, 0.95))
     assert run(optim, Beta2Schedule(optim, exponent=0.0), 5, 'betas') == [(0.9, 0.95)] * 5
