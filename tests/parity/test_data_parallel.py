@@ -6,6 +6,7 @@ a number of trained tokens that differs from row to row, from rank to rank, from
 micro-batch.
 """
 
+import shutil
 import tempfile
 from contextlib import nullcontext
 from dataclasses import replace
@@ -25,6 +26,7 @@ from internlm_mm.optim import DecayGroupsConstructor, HybridZeroOptimWrapper
 from internlm_mm.parallel import HybridParallelStrategy
 from internlm_mm.parallel.data import begin_micro_batch
 from internlm_mm.structures import IGNORE_INDEX
+from tests.ranks import Ranks
 
 STEPS, ROWS, MICRO_ROWS = 3, 8, 2  # on two ranks two micro-batches each, on one rank four
 # A large eps, or Adam would make whole steps of the rounding in gradients that are nearly zero.
@@ -105,7 +107,7 @@ def whole(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor).clone()
 
 
-def training(options: dict, fault: str | None = None) -> dict:
+def training(options: dict, fault: str | None = None, micro_rows: int = MICRO_ROWS) -> dict:
     """The same steps through strategy, wrapper and loader."""
     with tempfile.TemporaryDirectory() as folder, FAULTS[fault]():
         strategy = HybridParallelStrategy(
@@ -126,7 +128,7 @@ def training(options: dict, fault: str | None = None) -> dict:
             ),
         )  # fmt: skip
         loader = TokenLoader(
-            UnevenRows(), global_batch_size=ROWS, micro_batch_size=MICRO_ROWS,
+            UnevenRows(), global_batch_size=ROWS, micro_batch_size=micro_rows,
             data_rank=strategy.data_rank, data_world_size=strategy.data_world_size,
         )  # fmt: skip
         losses, gradients, norms = [], [], []
@@ -259,6 +261,13 @@ def test_one_process(expected: dict, options: dict, tolerance: float) -> None:
     assert_close(training(options), expected, tolerance)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a compiler on CPUs')
+@pytest.mark.parametrize('recompute', [0.0, 0.5])
+def test_compiled(expected: dict, recompute: float) -> None:
+    assert_close(training({'compile': True, 'recompute': recompute}), expected, 1e-5)
+
+
 TWO_PROCESSES = [
     ({'parallel': SHARD, 'precision': FLOAT64}, 1e-9),
     ({'parallel': REPLICATE, 'precision': FLOAT64}, 1e-9),
@@ -274,6 +283,21 @@ TWO_PROCESSES = [
 def test_two_processes(two_ranks, expected: dict, options: dict, tolerance: float) -> None:
     for result in two_ranks(training, options):
         assert_close(result, expected, tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('reshard', ['step', 'layer'])
+def test_four_processes_sharded_and_replicated(
+    tmp_path: Path, expected: dict, reshard: str
+) -> None:
+    ranks = Ranks(tmp_path, world_size=4)
+    parallel = {'data_replicate': 2, 'data_shard': 2}
+    options = {'parallel': parallel, 'precision': FLOAT64, 'reshard': reshard, 'recompute': 0.5}
+    try:
+        for result in ranks(training, options, None, 1):
+            assert_close(result, expected, 1e-9)
+    finally:
+        ranks.close()
 
 
 @pytest.mark.parametrize('parallel', [SHARD, REPLICATE], ids=str)

@@ -1,9 +1,10 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from internlm_mm.engine.preflight import build_data_part, check_run
+from internlm_mm.engine.preflight import build_data_part, check_run, check_writable
 from internlm_mm.models import InternLM
 from internlm_mm.registry import DATASETS, TOKENIZERS
 
@@ -67,3 +68,16 @@ def test_missing_files_come_with_the_commands_that_make_them() -> None:
         text = str(caught.value)
         assert text.startswith(f'{key}: ') and 'no/token' in text
         assert 'train_tokenizer.py' in text and 'preprocess_data.py' in text
+
+
+def test_a_folder_is_made_and_left_empty(tmp_path: Path) -> None:
+    check_writable(tmp_path / 'deep' / 'run')
+    assert list((tmp_path / 'deep' / 'run').iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(
+        PermissionError, match=r"work_dir='.*/file/run' cannot be written: Not a dir"
+    ):
+        check_writable(tmp_path / 'file' / 'run')
