@@ -262,6 +262,7 @@ def test_one_process(expected: dict, options: dict, tolerance: float) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings('default')  # torch's compiler warns of what it does itself
 @pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a compiler on CPUs')
 @pytest.mark.parametrize('recompute', [0.0, 0.5])
 def test_compiled(expected: dict, recompute: float) -> None:
