@@ -11,7 +11,8 @@ from torch import nn
 MAKE_DATA = """
 Two commands make tokenizer and data from a folder of texts (docs/en/data.md):
   python tools/train_tokenizer.py TEXTS --output data/text/tokenizer --vocab-size 103168
-  python tools/preprocess_data.py TEXTS --output data/text/tokens --tokenizer data/text/tokenizer
+  python tools/preprocess_data.py TEXTS --output data/text/tokens \\
+      --tokenizer data/text/tokenizer --validation-fraction 0.001
 For a speed run neither is needed: dataset=dict(type=RandomTokens, ...), as in
 internlm_7b_speed.py"""
 
