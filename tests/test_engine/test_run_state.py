@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from internlm_mm.checkpoint.checkpointer import read_state
@@ -101,3 +102,16 @@ def test_another_model_is_refused_before_training(alone, tmp_path: Path) -> None
     folder, _ = alone
     with pytest.raises(ValueError, match=r'checkpoint of another model.*embed_tokens'):
         run(tmp_path, resume=str(folder / 'iter_2'), model__vocab_size=128)
+
+
+def test_one_process_in_bf16_goes_on_exactly(tmp_path: Path) -> None:
+    """FSDP2 casts here, in a group of one that the strategy makes for it."""
+    changes = dict(strategy__precision={'param': 'bfloat16', 'reduce': 'float32'})
+    try:
+        expected = run(tmp_path / 'a', **changes)
+        found = run(tmp_path / 'b', resume=str(tmp_path / 'a' / 'iter_4'), **changes)
+    finally:
+        dist.destroy_process_group()
+    for name, value in expected.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(found[name], value), name
