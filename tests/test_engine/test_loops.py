@@ -3,9 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from mmengine.hooks import Hook
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from internlm_mm.datasets import EvalLoader, RandomTokens, TokenLoader
 from internlm_mm.datasets.packing import Row, collate_rows
@@ -27,7 +29,10 @@ class Recorder(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         self.outputs.append(dict(outputs))
-        self.weights.append({n: p.detach().clone() for n, p in runner.model.named_parameters()})
+        weights = {name: p.detach() for name, p in runner.model.named_parameters()}
+        # FSDP2's are the whole ones too, in the one process of these tests.
+        whole = {n: w.to_local() if isinstance(w, DTensor) else w for n, w in weights.items()}
+        self.weights.append({name: weight.clone() for name, weight in whole.items()})
         self.rows.append([ids for batch in data_batch for ids in batch.input_ids.tolist()])
 
     def numbers(self, key: str) -> list[float]:
@@ -111,6 +116,29 @@ def test_the_batch_grows(tmp_path: Path) -> None:
     assert [outputs['num_tokens'] for outputs in run.outputs] == [
         32 * n for n in (2, 2, 6, 6, 8, 8)
     ]
+
+
+def test_fp16_finds_its_scale(tmp_path: Path) -> None:
+    """The first scale overflows: those steps are skipped and counted, and time goes on."""
+    try:
+        run = trained(
+            tmp_path,
+            train_cfg__max_iters=10,
+            strategy__precision={'param': 'float16', 'reduce': 'float32'},
+            optim_wrapper__loss_scale=dict(initial=2.0**24, hysteresis=1),
+        )
+    finally:
+        dist.destroy_process_group()
+    skipped = run.numbers('skipped')
+    overflows = int(sum(skipped))
+    assert 1 < overflows < 9 and skipped == [1] * overflows + [0] * (10 - overflows)
+    assert run.numbers('num_skipped') == [min(n + 1, overflows) for n in range(10)]
+    assert run.numbers('loss_scale') == [2.0 ** (24 - min(n, overflows)) for n in range(10)]
+    for name, value in run.weights[0].items():
+        assert torch.equal(run.weights[overflows - 1][name], value), name
+        assert not torch.equal(run.weights[-1][name], value), name
+    assert run.numbers('lr')[:3] == pytest.approx([0.005, 0.01, 0.01], rel=1e-12)
+    assert run.outputs[-1]['consumed_tokens'] == 10 * 4 * 32
 
 
 class Masked(RandomTokens):
