@@ -157,10 +157,11 @@ def test_killed_worker_raises() -> None:
 
 @pytest.mark.skipif(not hasattr(signal, 'sigwaitinfo'), reason='macOS does not say who signals')
 def test_workers_outlive_a_launchers_signals() -> None:
+    before = multiprocessing.active_children()  # of other tests
     loader = TokenLoader(Numbered(), global_batch_size=2, micro_batch_size=2, num_workers=1)
     iterator = iter(loader)
     next(iterator)
-    (worker,) = multiprocessing.active_children()
+    (worker,) = set(multiprocessing.active_children()) - set(before)
     for name in ('INT', 'TERM'):
         subprocess.run(['kill', f'-{name}', str(worker.pid)], check=True)  # not its parent
     rows = [rows_of_step(step) for step in islice(iterator, 20)]
