@@ -149,6 +149,8 @@ def test_error_in_a_row_comes_through(num_workers: int) -> None:
         list(islice(loader, 5))
 
 
+# PyTorch may tell of the death a second time, while it tidies up.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_killed_worker_raises() -> None:
     loader = TokenLoader(Failing(kill=True), global_batch_size=2, micro_batch_size=2, num_workers=1)
     with pytest.raises(RuntimeError, match=r'exited unexpectedly|killed by signal'):
