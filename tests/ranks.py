@@ -14,6 +14,13 @@ import torch.distributed as dist
 SECONDS = 120
 
 
+def forking_context() -> Any:
+    """Processes forked from one that has imported everything, which takes most of their time."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['internlm_mm.engine', 'internlm_mm.models'])
+    return context
+
+
 class Ranks:
     """A gloo group of processes on this machine.
 
@@ -26,7 +33,7 @@ class Ranks:
     """
 
     def __init__(self, folder: Path, world_size: int = 2) -> None:
-        context = multiprocessing.get_context('spawn')
+        context = forking_context()
         self._pipes = []
         self._processes = []
         for rank in range(world_size):

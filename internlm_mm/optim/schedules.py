@@ -160,7 +160,7 @@ class Beta2Schedule(_StepSchedule):
         self,
         optimizer: object,
         exponent: float = 0.8,
-        end: int = INF,  # noqa: ARG002  the strategy offers it to every schedule
+        end: int = INF,
         by_epoch: bool = False,
     ) -> None:
         if exponent < 0:

@@ -1,11 +1,11 @@
 import datetime
-import multiprocessing
 
 import torch
 import torch.distributed as dist
 
 from internlm_mm.parallel.launch import join_process_group
 from internlm_mm.utils.launch import Launch
+from tests.ranks import forking_context
 
 CPU = torch.device('cpu')
 MINUTE = datetime.timedelta(seconds=60)
@@ -33,7 +33,7 @@ def free_port() -> int:
 
 
 def test_launchers_without_a_store_of_their_own_meet_at_rank_0() -> None:
-    context = multiprocessing.get_context('spawn')
+    context = forking_context()
     answers = context.SimpleQueue()
     port = free_port()
     processes = [context.Process(target=join, args=(rank, port, answers)) for rank in range(2)]

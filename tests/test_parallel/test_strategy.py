@@ -26,9 +26,12 @@ OPTIM = dict(
     optimizer=dict(type=AdamW, lr=0.1),
 )
 
+FOLDERS: list[tempfile.TemporaryDirectory] = []  # gone when the process ends
+
 
 def strategy(**options) -> HybridParallelStrategy:
-    folder = tempfile.mkdtemp()
+    FOLDERS.append(tempfile.TemporaryDirectory())
+    folder = FOLDERS[-1].name
     options.setdefault('env_kwargs', {'launcher': 'none', 'randomness': {'seed': 3}})
     return HybridParallelStrategy(
         work_dir=folder,
