@@ -1,5 +1,7 @@
 """Options, placement and sums. That steps are right is shown in tests/parity."""
 
+import atexit
+import shutil
 import tempfile
 from collections.abc import Mapping
 
@@ -26,12 +28,10 @@ OPTIM = dict(
     optimizer=dict(type=AdamW, lr=0.1),
 )
 
-FOLDERS: list[tempfile.TemporaryDirectory] = []  # gone when the process ends
-
 
 def strategy(**options) -> HybridParallelStrategy:
-    FOLDERS.append(tempfile.TemporaryDirectory())
-    folder = FOLDERS[-1].name
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     options.setdefault('env_kwargs', {'launcher': 'none', 'randomness': {'seed': 3}})
     return HybridParallelStrategy(
         work_dir=folder,
