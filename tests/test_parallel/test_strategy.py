@@ -52,7 +52,7 @@ def no_group_left_behind():
     ('options', 'message'),
     [
         ({'reshard': 'never'}, r"strategy\.reshard='never'.*layer, step"),
-        ({'precision': {'params': 'float32'}}, r'precision\.params\..*param'),
+        ({'precision': {'params': 'float32'}}, r"precision\.params='float32'.*'param'"),
         ({'precision': {'param': 'bf16'}}, "'bf16' is not a floating-point dtype"),
         ({'precision': {'reduce': 'int64'}}, "'int64' is not"),
         ({'auto_scale_lr': {'enable': True}}, 'auto_scale_lr'),
