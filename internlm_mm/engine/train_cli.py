@@ -36,7 +36,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('config', help='a config file, or the name of a shipped one')
     parser.add_argument(
-        '--launcher', choices=LAUNCHERS, default='none', help='who starts the processes'
+        '--launcher', choices=LAUNCHERS, help='who starts the processes (default: none)'
     )
     parser.add_argument('--work-dir', help='logs and checkpoints; work_dirs/CONFIG by default')
     parser.add_argument(
@@ -64,7 +64,7 @@ def resolve_config(args: argparse.Namespace) -> Config:
     config = load_config(args.config, parse_cfg_options(args.cfg_options))
     name = Path(config.filename).stem if config.filename else 'run'
     config.work_dir = args.work_dir or config.get('work_dir') or str(Path('work_dirs') / name)
-    config.launcher = args.launcher
+    config.launcher = args.launcher or config.get('launcher', 'none')
     if args.resume is not None:
         config.resume = args.resume
     if args.load_from is not None:

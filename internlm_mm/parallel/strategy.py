@@ -78,7 +78,9 @@ class HybridParallelStrategy(BaseStrategy):
         names = {'param': 'float32', 'reduce': 'float32'}
         for key, name in (precision or {}).items():
             if key not in names:
-                raise ValueError(f'strategy.precision.{key}.{did_you_mean(key, names)}')
+                raise ValueError(
+                    f'strategy.precision.{key}={name!r} is unknown.{did_you_mean(key, names)}'
+                )
             names[key] = name
         self.param_dtype, self.reduce_dtype = dtype_of(names['param']), dtype_of(names['reduce'])
         self.reshard, self.recompute, self.compile = reshard, recompute, compile

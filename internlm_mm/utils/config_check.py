@@ -113,6 +113,11 @@ CALLS = (
     'param_scheduler strategy default_hooks custom_hooks log_processor visualizer'
 ).split()
 
+_SHAPES: dict[tuple[str | int, ...], type] = {('default_hooks',): dict, ('custom_hooks',): list}
+_SHAPE_NAMES: dict[type, str] = {
+    dict: 'a dict of hooks by role',
+    list: 'a list of hooks, [dict(type=CLASS), ...]',
+}
 _CONTAINERS = ('default_hooks', 'custom_hooks', 'param_scheduler')
 
 
@@ -159,11 +164,18 @@ def _top_level(cfg: Config) -> Iterator[str]:
 def _walk(value: Any, path: tuple[str | int, ...]) -> Iterator[str]:
     """Problems of `value`, which stands at `path`, and of everything inside it."""
     if isinstance(value, dict):
+        if _SHAPES.get(path) is list:
+            yield f'{path[0]}={_short(value)}: expected {_SHAPE_NAMES[list]}'
+            return
         if 'type' in value or _must_be_call(path):
             yield from _check_call(value, path)
         for key, item in dict.items(value):
             if key != 'type':
                 yield from _walk(item, (*path, key))
+    elif _is_member(path) and value is not None:
+        yield f'{_dotted(path)}={_short(value)}: expected dict(type=CLASS, ...)'
+    elif path in _SHAPES and not isinstance(value, _SHAPES[path]):
+        yield f'{path[0]}={_short(value)}: expected {_SHAPE_NAMES[_SHAPES[path]]}'
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
             yield from _walk(item, (*path, index))
