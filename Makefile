@@ -88,8 +88,9 @@ lint: $(VENV)/.tests
 	@$(PY) -m mypy
 	@$(PY) -m codespell_lib $$(git ls-files)
 
+# --quiet would hide the warnings that --strict is there for.
 docs: $(VENV)/.docs
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet --site-dir site
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --site-dir site
 	@echo 'open site/index.html'
 
 clean:

@@ -58,20 +58,22 @@ def set_up(vocab_size: int) -> None:
     text, tokenizer, tokens = DATA / 'text', DATA / 'tokenizer', DATA / 'tokens'
     step(
         'Corpus: the standard library of this Python, with held-out files',
-        'python -m internlm_mm.datasets.stdlib_corpus',
+        'python -c "from internlm_mm.datasets.stdlib_corpus import write_stdlib_corpus; '
+        f"write_stdlib_corpus('{text}')\"",
         text,
         lambda: write_stdlib_corpus(text),
     )
     step(
         'Tokenizer: byte-pair encoding learned from the training text',
-        f'python tools/train_tokenizer.py {text / "train"} {tokenizer} --vocab-size {vocab_size}',
+        f'python tools/train_tokenizer.py {text / "train"} --output {tokenizer} '
+        f'--vocab-size {vocab_size}',
         tokenizer,
         lambda: train_tokenizer(texts_of(text / 'train'), tokenizer, vocab_size=vocab_size),
     )
     step(
         'Tokens: memory-mapped files, a folder for each domain',
-        f'python tools/preprocess_data.py {text / "train"} {tokens} --tokenizer {tokenizer} '
-        f'--validation {text / "validation"}',
+        f'python tools/preprocess_data.py {text / "train"} --output {tokens} '
+        f'--tokenizer {tokenizer} --validation-inputs {text / "validation"}',
         tokens,
         lambda: preprocess(
             [text / 'train'], tokens, tokenizer=tokenizer, validation_inputs=[text / 'validation']
