@@ -276,10 +276,14 @@ def read_model_state(path: str | os.PathLike) -> StoredTensors:
 
 def remove_checkpoint(path: Path) -> None:
     """Delete a checkpoint; once begun it can no longer be taken for a whole one."""
+    shutil.rmtree(_set_aside(path))
+
+
+def _set_aside(path: Path) -> Path:
     doomed = path.with_name(path.name + '.removed')
     shutil.rmtree(doomed, ignore_errors=True)
     os.replace(path, doomed)
-    shutil.rmtree(doomed)
+    return doomed
 
 
 def _publish(
@@ -301,10 +305,12 @@ def _publish(
     manifest = {name: {'size': size, 'crc32': crc} for name, (size, crc) in sorted(files.items())}
     write_file(staging / MANIFEST_FILE, json.dumps({'files': manifest}, indent=1).encode())
     _sync_folder(staging)
-    if path.exists():
-        remove_checkpoint(path)
+    # Two renames apart, an older checkpoint of the same step is gone only when the new one is there.
+    older = _set_aside(path) if path.exists() else None
     os.replace(staging, path)
     _sync_folder(path.parent)
+    if older is not None:
+        shutil.rmtree(older)
 
 
 def _silence_single_process() -> None:

@@ -150,7 +150,7 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
                     f'--cfg-options {dotted}={value!r}: {where}={to_plain(node)!r} holds no keys'
                 )
             if last:
-                node[place] = value
+                node[place] = to_plain(value)  # classes by name, so that the dump loads again
             else:
                 node = node[place]
 

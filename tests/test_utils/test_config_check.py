@@ -207,5 +207,5 @@ def test_hooks_have_their_shape() -> None:
         check_config(tiny)
     tiny = load_config('internlm_tiny_pretrain')
     tiny.custom_hooks = {'a': 1}
-    with pytest.raises(ConfigError, match='custom_hooks=.*expected a list of hooks'):
+    with pytest.raises(ConfigError, match=r'custom_hooks=.*expected a list of hooks'):
         check_config(tiny)
