@@ -57,7 +57,7 @@ OPTIM_WRAPPER_CONSTRUCTORS = _child(mm.OPTIM_WRAPPER_CONSTRUCTORS, 'optim')
 PARAM_SCHEDULERS = _child(mm.PARAM_SCHEDULERS, 'optim')  # _ParamScheduler with by_epoch=False
 
 # evaluation and the rest
-METRICS = _child(mm.METRICS, 'evaluation')
+METRICS = _child(mm.METRICS)
 EVALUATOR = _child(mm.EVALUATOR)
 TASK_UTILS = _child(mm.TASK_UTILS)
 INFERENCERS = _child(mm.INFERENCERS)

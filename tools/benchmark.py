@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         framework = FrameworkSteps(LLMRunner.from_cfg(config))
         other = bare_step(framework, config) if args.against else None
         report = measure(framework, other, args.warmup, args.steps, args.blocks)
+        framework.close()
         rank = framework.runner.rank
     if rank == 0:
         report['command'] = ' '.join(['tools/benchmark.py', *(argv or sys.argv[1:])])

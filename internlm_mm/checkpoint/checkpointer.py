@@ -305,7 +305,7 @@ def _publish(
     manifest = {name: {'size': size, 'crc32': crc} for name, (size, crc) in sorted(files.items())}
     write_file(staging / MANIFEST_FILE, json.dumps({'files': manifest}, indent=1).encode())
     _sync_folder(staging)
-    # Two renames apart, an older checkpoint of the same step is gone only when the new one is there.
+    # By renames alone: an older one of the same step goes only when the new one is there.
     older = _set_aside(path) if path.exists() else None
     os.replace(staging, path)
     _sync_folder(path.parent)

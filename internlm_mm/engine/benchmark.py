@@ -69,6 +69,11 @@ class FrameworkSteps:
         """One iteration of the training loop."""
         self.runner.train_loop.run_next(self._steps)
 
+    def close(self) -> None:
+        """Let hooks end what they began."""
+        self.runner.call_hook('after_train')
+        self.runner.call_hook('after_run')
+
     def sample(self, count: int) -> list[list[Batch]]:
         """Batches of the first steps, for a loop that has no data pipeline."""
         loader = self.runner.train_loop.dataloader

@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 import random
 import signal
@@ -158,19 +157,32 @@ def test_killed_worker_raises() -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, 'sigwaitinfo'), reason='macOS does not say who signals')
-def test_workers_outlive_a_launchers_signals() -> None:
-    before = multiprocessing.active_children()  # of other tests
-    loader = TokenLoader(Numbered(), global_batch_size=2, micro_batch_size=2, num_workers=1)
-    iterator = iter(loader)
-    next(iterator)
-    (worker,) = set(multiprocessing.active_children()) - set(before)
-    for name in ('INT', 'TERM'):
-        subprocess.run(['kill', f'-{name}', str(worker.pid)], check=True)  # not its parent
-    rows = [rows_of_step(step) for step in islice(iterator, 20)]
-    assert rows[-1] == [40, 41]
-    worker.terminate()
-    worker.join(10)
-    assert worker.exitcode == 0
+def test_workers_outlive_a_launchers_signals(tmp_path: Path) -> None:
+    # In a process of its own: PyTorch watches the workers of all loaders of a process at once.
+    script = tmp_path / 'script.py'
+    script.write_text(
+        'import multiprocessing, subprocess\n'
+        'from itertools import islice\n'
+        'from internlm_mm.datasets import RandomTokens, TokenLoader\n'
+        'data = RandomTokens(vocab_size=9, seq_len=8)\n'
+        'loader = TokenLoader(data, global_batch_size=1, micro_batch_size=1, num_workers=1)\n'
+        'iterator = iter(loader)\n'
+        'next(iterator)\n'
+        '(worker,) = multiprocessing.active_children()\n'
+        "for name in ('INT', 'TERM'):\n"
+        "    subprocess.run(['kill', f'-{name}', str(worker.pid)], check=True)  # not its parent\n"
+        'for step, (batch,) in enumerate(islice(iterator, 20), start=1):\n'
+        '    assert batch.input_ids[0].tolist() == data[step].input_ids.tolist()\n'
+        'worker.terminate()\n'
+        'worker.join(10)\n'
+        'assert worker.exitcode == 0, worker.exitcode\n'
+        'raise SystemExit(8)\n'
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, script], cwd=root, timeout=60, env={'PYTHONPATH': str(root)}
+    )
+    assert done.returncode == 8
 
 
 def test_a_process_that_fails_ends_its_workers(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import gc
 import math
 import statistics
 import time
@@ -107,6 +108,8 @@ def test_the_real_thing(tmp_path: Path) -> None:
     parameters = 64 * 32 + 2 * (4 * (32 * 32 + 32) + 3 * 32 * 48 + 2 * 32) + 32
     flops = 6 * parameters + 12 * 2 * 32 * 32
     assert report['tflops_full'] == pytest.approx(report['tgs'] * flops / 1e12)
+    steps.close()
+    assert gc.isenabled()  # hooks have given back what they took
     assert 'mfu_full' not in report  # a CPU has no peak that is known
     assert math.isfinite(report['framework']['spread'])
 

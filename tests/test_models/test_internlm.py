@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[2] / 'configs' / '_base_' / 'models'
     [
         ('internlm_7b', 7_321_948_160),
         ('internlm_20b', 20_089_943_040),
-        ('internlm_tiny', 6_849_792),
+        ('internlm_tiny', 3_347_136),
     ],
 )
 def test_parameter_counts(name, parameters):
