@@ -21,7 +21,7 @@ from internlm_mm.utils.launch import LAUNCHERS
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments of the command."""
     parser = argparse.ArgumentParser(prog='benchmark.py', description=__doc__)
-    parser.add_argument('config')
+    parser.add_argument('config', help='a config file, or the name of a shipped one')
     parser.add_argument(
         '--against', choices=['bare'], help='also time tools/bare_loop.py, in turns'
     )
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config.resume = False
     with tempfile.TemporaryDirectory() as work_dir:
         config.work_dir = work_dir
-        config.log_level = 'WARNING' if args.json else 'INFO'
+        config.log_level = 'WARNING'  # no progress towards a last step that never comes
         check_config(config)
         framework = FrameworkSteps(LLMRunner.from_cfg(config))
         other = bare_step(framework, config) if args.against else None

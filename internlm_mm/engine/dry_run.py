@@ -1,5 +1,7 @@
 """A run built on the meta device: everything checked, nothing trained."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,15 +11,21 @@ from torch import nn
 
 from internlm_mm.engine.hooks.throughput_hook import model_flops
 from internlm_mm.engine.preflight import build_data_part, check_run
+from internlm_mm.engine.stock_hooks import check_hook
+from internlm_mm.parallel.attention import apply_attention
 from internlm_mm.parallel.mesh import Layout, resolve_layout
+from internlm_mm.parallel.recompute import recompute_layers
+from internlm_mm.parallel.strategy import check_options
 from internlm_mm.registry import (
     DATALOADERS,
     DATASETS,
+    HOOKS,
     MODELS,
     OPTIM_WRAPPER_CONSTRUCTORS,
+    PARAM_SCHEDULERS,
     TOKENIZERS,
 )
-from internlm_mm.utils.device import dtype_of
+from internlm_mm.utils.device import dtype_of, pick_device
 
 
 def dry_run(config: Config) -> str:
@@ -47,7 +55,7 @@ def dry_run(config: Config) -> str:
         loaders['val_dataloader'] = _loader(config, 'val_dataloader', layout)
     check_run(model, loaders, tokenizer)
     next(iter(train))  # reads one step: truncated or foreign files show here
-    _check_optimizer(config, model)
+    _check_parts(config, model)
     lines = [
         *_model_lines(config, model, train.dataset.seq_len),
         *_layout_lines(config, layout, model),
@@ -80,11 +88,28 @@ def _loader(config: Config, key: str, layout: Layout, train_cfg: dict | None = N
     return DATALOADERS.build(loader, default_args=options)
 
 
-def _check_optimizer(config: Config, model: nn.Module) -> None:
-    wrapper = dict(config.optim_wrapper)
-    constructor = wrapper.pop('constructor', 'DecayGroupsConstructor')
-    build = {'type': constructor, 'optim_wrapper_cfg': wrapper}
-    OPTIM_WRAPPER_CONSTRUCTORS.build(build)(model)
+def _check_parts(config: Config, model: nn.Module) -> None:
+    """Build what needs no data: strategy options, optimizer, schedules, loops' pairing, hooks."""
+    strategy = config.get('strategy', {})
+    dtype, _ = check_options(strategy.get('precision'), strategy.get('reshard', 'step'))
+    apply_attention(model, strategy.get('attention', 'auto'), pick_device(), dtype)
+    recompute_layers(model, strategy.get('recompute', 0.0))
+    wrapper_cfg = dict(config.optim_wrapper)
+    constructor = wrapper_cfg.pop('constructor', 'DecayGroupsConstructor')
+    build = {'type': constructor, 'optim_wrapper_cfg': wrapper_cfg}
+    wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(build)(model)
+    for schedule in config.get('param_scheduler') or []:
+        defaults = {'by_epoch': False, 'end': config.train_cfg.max_iters}
+        PARAM_SCHEDULERS.build({**defaults, **schedule}, default_args={'optimizer': wrapper})
+    if (config.get('val_dataloader') is None) != (config.get('val_cfg') is None):
+        raise ValueError('val_dataloader and val_cfg go together: one of them is missing')
+    named = [hook for hook in (config.get('default_hooks') or {}).values() if hook is not None]
+    for hook in (*named, *(config.get('custom_hooks') or [])):
+        check_hook(HOOKS.build({k: v for k, v in hook.items() if k != 'priority'}))
+    folder = Path(config.work_dir).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise PermissionError(f'work_dir={config.work_dir!r} cannot be made: {existing}')
 
 
 def _model_lines(config: Config, model: nn.Module, seq_len: int) -> list[str]:

@@ -305,7 +305,7 @@ class LLMRunner(FlexibleRunner):
                 position['iter'] = state['train_loop']['iter']
             loop.load_state_dict(position)
         where = f' at iteration {self.iter}' if loop is not None else ''
-        self.logger.info(f'loaded {", ".join(parts)} from {path}{where}')
+        self.logger.info(f'loaded {", ".join(content)} from {path}{where}')
 
     def save_checkpoint(
         self,

@@ -31,7 +31,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog='train.py',
         description='Train a model from a config.',
-        epilog=f'Exit code {REQUEUE_EXIT_CODE}: stopped by SIGTERM or Ctrl-C after saving a '
+        epilog='Examples: train.py internlm_tiny_pretrain; train.py my.py --resume; '
+        'torchrun --nproc-per-node 8 tools/train.py my.py --launcher pytorch '
+        '--cfg-options train_cfg.max_iters=100. '
+        f'Exit code {REQUEUE_EXIT_CODE}: stopped by SIGTERM or Ctrl-C after saving a '
         'checkpoint; start again with --resume.',
     )
     parser.add_argument('config', help='a config file, or the name of a shipped one')

@@ -73,16 +73,7 @@ class HybridParallelStrategy(BaseStrategy):
             raise ValueError(
                 'auto_scale_lr is not supported: the global batch size is in the config'
             )
-        if reshard not in RESHARD:
-            raise ValueError(f'strategy.reshard={reshard!r}.{did_you_mean(reshard, RESHARD)}')
-        names = {'param': 'float32', 'reduce': 'float32'}
-        for key, name in (precision or {}).items():
-            if key not in names:
-                raise ValueError(
-                    f'strategy.precision.{key}={name!r} is unknown.{did_you_mean(key, names)}'
-                )
-            names[key] = name
-        self.param_dtype, self.reduce_dtype = dtype_of(names['param']), dtype_of(names['reduce'])
+        self.param_dtype, self.reduce_dtype = check_options(precision, reshard)
         self.reshard, self.recompute, self.compile = reshard, recompute, compile
         self.attention = attention
         self._parallel = parallel
@@ -327,6 +318,30 @@ class HybridParallelStrategy(BaseStrategy):
         if resume_param_scheduler:
             content.append('scheduler')
         return self.run_state.load(Path(filename), tuple(content), callback)
+
+
+def check_options(
+    precision: Mapping[str, str] | None, reshard: str
+) -> tuple[torch.dtype, torch.dtype]:
+    """Options that can be judged before there is a process group.
+
+    Returns:
+        What layers compute in, and what gradients are summed in.
+
+    Raises:
+        ValueError: With the key, the value and the nearest choice.
+    """
+    if reshard not in RESHARD:
+        raise ValueError(f'strategy.reshard={reshard!r}.{did_you_mean(reshard, RESHARD)}')
+    names = {'param': 'float32', 'reduce': 'float32'}
+    for key, name in (precision or {}).items():
+        if key not in names:
+            raise ValueError(
+                f'strategy.precision.{key}={name!r} is unknown.{did_you_mean(key, names)}'
+            )
+        names[key] = name
+    param, reduce = (dtype_of(names[key], f'strategy.precision.{key}') for key in names)
+    return param, reduce
 
 
 def _accumulate(totals: dict[str, Tensor], sums: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,8 @@
 
 import torch
 
+from internlm_mm.utils.suggest import did_you_mean
+
 PEAK_BF16_FLOPS = {
     # Dense bf16 tensor-core peak in FLOP/s, from the vendors' data sheets. Longest match first.
     'H200': 989e12,
@@ -51,14 +53,20 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def dtype_of(name: str) -> torch.dtype:
+def dtype_of(name: str, key: str = 'dtype') -> torch.dtype:
     """`'bfloat16'` -> `torch.bfloat16`. Configs hold dtypes as strings.
+
+    Args:
+        name: Name of the dtype.
+        key: Where it stands in the config, for the message.
 
     Raises:
         ValueError: If no floating-point dtype has that name.
     """
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        valid = 'float32, bfloat16, float16, float64'
-        raise ValueError(f'{name!r} is not a floating-point dtype. Valid: {valid}.')
+        valid = ('float32', 'bfloat16', 'float16', 'float64')
+        raise ValueError(
+            f'{key}={name!r} is not a floating-point dtype.{did_you_mean(name, valid)}'
+        )
     return dtype

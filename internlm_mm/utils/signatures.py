@@ -147,4 +147,8 @@ def describe(hint: Any) -> str:
         return ' or '.join(map(repr, arguments))
     if hint is types.NoneType:
         return 'None'
+    if hint in _MAPPINGS or origin in _MAPPINGS:
+        return 'dict'
+    if hint in _SEQUENCES or origin in _SEQUENCES:
+        return f'list of {describe(arguments[0])}' if arguments else 'list'
     return hint.__name__ if isinstance(hint, type) and not arguments else str(hint)

@@ -49,5 +49,5 @@ def test_waiting_for_a_cpu_is_nothing() -> None:
 def test_dtypes_by_name() -> None:
     assert dtype_of('bfloat16') is torch.bfloat16
     for name in ('bf16', 'int8', 'Tensor', 'torch.float32', ''):
-        with pytest.raises(ValueError, match=r'is not a floating-point dtype\. Valid: float32'):
+        with pytest.raises(ValueError, match='is not a floating-point dtype'):
             dtype_of(name)

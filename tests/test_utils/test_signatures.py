@@ -113,4 +113,5 @@ def test_which_values_fit(hint: Any, value: Any, fits: bool) -> None:
 def test_descriptions() -> None:
     assert describe(int | None) == 'int or None'
     assert describe(Literal['a', 'b']) == "'a' or 'b'"
-    assert describe(list[int]) == 'list[int]'
+    assert describe(list[int]) == 'list of int'
+    assert describe(Mapping[str, int]) == 'dict'
