@@ -22,7 +22,8 @@ def join_process_group(
         launch: This process's place.
         device: The process's device.
         timeout: How long a collective may wait for a rank.
-        backend: gloo on CPUs, gloo and NCCL on GPUs by default.
+        backend: For tensors on the device: gloo on CPUs and NCCL on GPUs by default. Small counts
+            always travel through gloo from host memory, so that they never wait for a GPU.
 
     Returns:
         Processes on this machine (the smallest number over all machines).
@@ -42,7 +43,7 @@ def join_process_group(
             )
         )
         dist.init_process_group(
-            backend or ('cpu:gloo,cuda:nccl' if cuda else 'gloo'),
+            with_host_backend(backend, cuda),
             store=store,
             rank=launch.rank,
             world_size=launch.world_size,
@@ -54,3 +55,10 @@ def join_process_group(
     hosts: list[str] = [''] * dist.get_world_size()
     dist.all_gather_object(hosts, host_name())
     return min(hosts.count(host) for host in hosts)
+
+
+def with_host_backend(backend: str | None, cuda: bool) -> str:
+    """torch's name for a backend that serves host memory, too: 'nccl' -> 'cpu:gloo,cuda:nccl'."""
+    if backend is not None and (':' in backend or backend == 'gloo'):
+        return backend
+    return f'cpu:gloo,cuda:{backend or "nccl"}' if cuda else backend or 'gloo'

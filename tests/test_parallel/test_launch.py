@@ -1,9 +1,10 @@
 import datetime
 
+import pytest
 import torch
 import torch.distributed as dist
 
-from internlm_mm.parallel.launch import join_process_group
+from internlm_mm.parallel.launch import join_process_group, with_host_backend
 from internlm_mm.utils.launch import Launch
 from tests.ranks import forking_context
 
@@ -51,3 +52,20 @@ def local_size_of_a_group_that_is_there() -> int:
 
 def test_a_group_that_is_there_is_used(two_ranks) -> None:
     assert two_ranks(local_size_of_a_group_that_is_there) == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ('backend', 'cuda', 'name'),
+    [
+        (None, False, 'gloo'),
+        (None, True, 'cpu:gloo,cuda:nccl'),
+        ('nccl', True, 'cpu:gloo,cuda:nccl'),
+        ('gloo', True, 'gloo'),
+        ('cpu:gloo,cuda:ucc', True, 'cpu:gloo,cuda:ucc'),
+        ('mpi', False, 'mpi'),
+    ],
+)
+def test_counts_always_find_a_backend_for_host_memory(
+    backend: str | None, cuda: bool, name: str
+) -> None:
+    assert with_host_backend(backend, cuda) == name
