@@ -20,7 +20,9 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +93,7 @@ class Checkpointer:
         staging = path.with_name(path.name + '.tmp')
         distributed = dist.is_initialized() and dist.get_world_size() > 1
         if not distributed or dist.get_rank() == 0:
-            for left_over in path.parent.glob('iter_*.tmp'):  # of saves that did not finish
-                shutil.rmtree(left_over, ignore_errors=True)
+            _sweep(path.parent)
         if distributed:
             dist.barrier(group=self._control_group())
         writer = SafetensorsWriter(
@@ -112,12 +113,16 @@ class Checkpointer:
             with _one_error(f'saving {path}'):
                 dcp.save(dict(tensors), **arguments)
 
-    def finish(self) -> None:
-        """Wait for the save in flight, if any; raises what went wrong with it."""
+    def finish(self, timeout: float | None = None) -> None:
+        """Wait for the save in flight, if any; raises what went wrong with it.
+
+        Args:
+            timeout: Seconds to wait at most; then the save is given up without a word.
+        """
         if self._pending is not None:
             (path, pending), self._pending = self._pending, None
-            with _one_error(f'saving {path}'):
-                pending.result()
+            with _one_error(f'saving {path}'), suppress(FutureTimeout):
+                pending.result(timeout)
 
     def load(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         """Fill `tensors` in place from a checkpoint of any layout.
@@ -276,14 +281,34 @@ def read_model_state(path: str | os.PathLike) -> StoredTensors:
 
 def remove_checkpoint(path: Path) -> None:
     """Delete a checkpoint; once begun it can no longer be taken for a whole one."""
-    shutil.rmtree(_set_aside(path))
+    shutil.rmtree(set_aside(path, 'removed'))
 
 
-def _set_aside(path: Path) -> Path:
-    doomed = path.with_name(path.name + '.removed')
-    shutil.rmtree(doomed, ignore_errors=True)
-    os.replace(path, doomed)
-    return doomed
+def set_aside(path: Path, why: str) -> Path:
+    """Rename `iter_N` to `iter_N.WHY`, where nobody looks; with a number if that exists."""
+    names = (f'{path.name}.{why}{number or ""}' for number in count())
+    renamed = next(path.with_name(name) for name in names if not path.with_name(name).exists())
+    os.replace(path, renamed)
+    return renamed
+
+
+def step_of(path: Path) -> int:
+    """N of `iter_N`."""
+    match = _STEP_FOLDER.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])
+
+
+def _sweep(work_dir: Path) -> None:
+    """Clear up after processes that were killed: saves half written, deletions half done."""
+    for left_over in work_dir.glob('iter_*.tmp'):
+        shutil.rmtree(left_over, ignore_errors=True)
+    for left_over in work_dir.glob('iter_*.removed*'):
+        path = left_over.with_name(left_over.name.split('.')[0])
+        if not path.exists() and not verify(left_over, checksums=False):
+            os.replace(left_over, path)  # killed between the two renames of a replacement
+        else:
+            shutil.rmtree(left_over, ignore_errors=True)
 
 
 def _publish(
@@ -306,7 +331,7 @@ def _publish(
     write_file(staging / MANIFEST_FILE, json.dumps({'files': manifest}, indent=1).encode())
     _sync_folder(staging)
     # By renames alone: an older one of the same step goes only when the new one is there.
-    older = _set_aside(path) if path.exists() else None
+    older = set_aside(path, 'removed') if path.exists() else None
     os.replace(staging, path)
     _sync_folder(path.parent)
     if older is not None:

@@ -1,5 +1,6 @@
 """A run built on the meta device: everything checked, nothing trained."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from internlm_mm.checkpoint.checkpointer import check_tensors
 from internlm_mm.engine.hooks.throughput_hook import model_flops
 from internlm_mm.engine.preflight import build_data_part, check_run
+from internlm_mm.engine.start import choose_start
 from internlm_mm.engine.stock_hooks import check_hook
 from internlm_mm.parallel.attention import apply_attention
 from internlm_mm.parallel.mesh import Layout, resolve_layout
 from internlm_mm.parallel.recompute import recompute_layers
-from internlm_mm.parallel.strategy import check_options
+from internlm_mm.parallel.strategy import check_dist_cfg, check_loss_scale, check_options
 from internlm_mm.registry import (
     DATALOADERS,
     DATASETS,
@@ -26,6 +29,8 @@ from internlm_mm.registry import (
     TOKENIZERS,
 )
 from internlm_mm.utils.device import dtype_of, pick_device
+
+LOG = logging.getLogger(__name__)
 
 
 def dry_run(config: Config) -> str:
@@ -98,6 +103,9 @@ def _check_parts(config: Config, model: nn.Module) -> None:
     constructor = wrapper_cfg.pop('constructor', 'DecayGroupsConstructor')
     build = {'type': constructor, 'optim_wrapper_cfg': wrapper_cfg}
     wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(build)(model)
+    check_loss_scale(dtype, wrapper)
+    check_dist_cfg((config.get('env_cfg') or {}).get('dist_cfg') or {})
+    _check_start(config, model)
     for schedule in config.get('param_scheduler') or []:
         defaults = {'by_epoch': False, 'end': config.train_cfg.max_iters}
         PARAM_SCHEDULERS.build({**defaults, **schedule}, default_args={'optimizer': wrapper})
@@ -110,6 +118,16 @@ def _check_parts(config: Config, model: nn.Module) -> None:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise PermissionError(f'work_dir={config.work_dir!r} cannot be made: {existing}')
+
+
+def _check_start(config: Config, model: nn.Module) -> None:
+    """Find and verify what the run would begin from, and compare shapes."""
+    start = choose_start(
+        config.get('resume', False), config.get('load_from'), Path(config.work_dir), True, LOG
+    )
+    if start is not None and 'model' in start.content:
+        shapes = {f'model.{k}': tuple(v.shape) for k, v in model.state_dict().items()}
+        check_tensors(start.path, shapes)
 
 
 def _model_lines(config: Config, model: nn.Module, seq_len: int) -> list[str]:

@@ -1,6 +1,6 @@
 """What must fit together before any time is spent."""
 
-import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,9 +84,9 @@ def check_writable(work_dir: Path) -> None:
     """
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
-        probe = work_dir / f'.write_test_{os.getpid()}'
-        probe.touch()
-        probe.unlink()
+        # A name of its own: ranks of several machines do this in one shared folder at once.
+        with tempfile.NamedTemporaryFile(dir=work_dir, prefix='.write_test_'):
+            pass
     except OSError as error:
         raise PermissionError(
             f'work_dir={str(work_dir)!r} cannot be written: {error.strerror}'

@@ -86,6 +86,11 @@ class RunState:
         tensors |= generators
         self.checkpointer.load(path, tensors)
         if 'scheduler' in content and hasattr(strategy, 'param_schedulers'):
+            if 'param_schedulers' not in state:
+                raise ValueError(
+                    f'{path} was saved without schedules, but the config has param_scheduler; '
+                    "take the rest with load_from=dict(path=..., content=['model', ...])"
+                )
             strategy.load_scheduler_state_dict(state['param_schedulers'])
         if 'optimizer' in content:
             scheduled = {

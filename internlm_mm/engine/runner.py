@@ -14,6 +14,7 @@ from mmengine.runner import FlexibleRunner, Priority
 from internlm_mm.checkpoint.checkpointer import (
     TOKENIZER_FOLDER,
     check_tensors,
+    read_state,
 )
 from internlm_mm.engine.preflight import build_data_part, check_run, check_writable
 from internlm_mm.engine.run_state import RunState
@@ -233,6 +234,8 @@ class LLMRunner(FlexibleRunner):
                 'train needs train_dataloader, train_cfg and optim_wrapper in the config'
             )
         self.model = self.strategy.build_model(self.model)
+        self._choose_start(training=True)
+        self._keep_seed()
         self._train_loop = self.build_train_loop(self._train_loop)
         if self._val_loop is not None:
             self._val_loop = self.build_val_loop(self._val_loop)
@@ -240,7 +243,6 @@ class LLMRunner(FlexibleRunner):
         if self._val_loop is not None:
             loaders['val_dataloader'] = self.val_dataloader
         check_run(self.model, loaders, self.tokenizer)
-        self._choose_start(training=True)
         self._prepare(
             optim_wrapper=self.optim_wrapper,
             param_scheduler=self.param_schedulers,
@@ -284,6 +286,19 @@ class LLMRunner(FlexibleRunner):
             weights = self.model.state_dict()
             shapes = {f'model.{name}': tuple(value.shape) for name, value in weights.items()}
             check_tensors(self._start.path, shapes)
+
+    def _keep_seed(self) -> None:
+        """Go on with the seed of the run that is resumed: it decides the order of the data."""
+        if self._start is None or not self._start.random:
+            return
+        saved, configured = read_state(self._start.path)['seed'], self._randomness_cfg.get('seed')
+        if configured is None:
+            self.strategy.adopt_seed(saved)
+        elif configured != saved:
+            self.logger.warning(
+                f'randomness.seed={configured} differs from {saved}, which the checkpoint was '
+                'trained with: the data goes on in another order'
+            )
 
     def load_or_resume(self) -> None:
         """Load what was chosen, if anything."""

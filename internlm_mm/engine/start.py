@@ -115,6 +115,7 @@ def _find_resume(resume: str | bool, work_dir: Path, logger: Logger) -> Path | N
 
 
 def _whole_checkpoint(path: str) -> Path:
-    folder = find_checkpoint(path)
-    check_whole(folder)
+    folder = find_checkpoint(path)  # of a work dir, the newest that it has verified
+    if folder == Path(path):
+        check_whole(folder)
     return folder

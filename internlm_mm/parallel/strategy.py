@@ -115,13 +115,9 @@ class HybridParallelStrategy(BaseStrategy):
         if self.device.type == 'cuda':
             torch.cuda.set_device(self.device)
         options = dict(dist_cfg or {})
-        timeout = datetime.timedelta(seconds=options.pop('timeout', 1800))
-        backend = options.pop('backend', None)
-        if options:
-            key = next(iter(options))
-            raise ValueError(
-                f'env_cfg.dist_cfg.{key} is unknown.{did_you_mean(key, ("backend", "timeout"))}'
-            )
+        check_dist_cfg(options)
+        timeout = datetime.timedelta(seconds=options.get('timeout', 1800))
+        backend = options.get('backend')
         self.local_size = join_process_group(launcher, launch, self.device, timeout, backend)
         world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.layout = resolve_layout(self._parallel, world_size, self.local_size)
@@ -138,6 +134,14 @@ class HybridParallelStrategy(BaseStrategy):
                 )
             self.mesh = build_mesh(self.layout, self.device.type)
         super()._setup_env(launcher=launcher, dist_cfg=None, **kwargs)
+
+    def _set_randomness(self, seed: int | None = None, deterministic: bool = False) -> None:
+        """Seed every rank alike: weights and the order of the data must not depend on the rank."""
+        super()._set_randomness(seed, False, deterministic)
+
+    def adopt_seed(self, seed: int) -> None:
+        """Take over the seed of the run that is resumed; before data and weights are made of it."""
+        self._seed = seed
 
     # -------------------------------------------------------------------------------- building
 
@@ -169,6 +173,7 @@ class HybridParallelStrategy(BaseStrategy):
         self._place(self.model)
         if optim_wrapper is not None:
             self.optim_wrapper = self.build_optim_wrapper(optim_wrapper, self.model)
+            check_loss_scale(self.param_dtype, self.optim_wrapper)
         if param_scheduler is not None:
             self.param_schedulers = self.build_param_scheduler(param_scheduler, self.optim_wrapper)
         self._prepared = True
@@ -318,6 +323,23 @@ class HybridParallelStrategy(BaseStrategy):
         if resume_param_scheduler:
             content.append('scheduler')
         return self.run_state.load(Path(filename), tuple(content), callback)
+
+
+def check_dist_cfg(dist_cfg: Mapping[str, Any]) -> None:
+    """Raise ValueError for a key that the process group has no use for."""
+    for key in dist_cfg:
+        if key not in ('backend', 'timeout'):
+            hint = did_you_mean(key, ('backend', 'timeout'))
+            raise ValueError(f'env_cfg.dist_cfg.{key}={dist_cfg[key]!r} is unknown.{hint}')
+
+
+def check_loss_scale(param_dtype: torch.dtype, optim_wrapper: Any) -> None:
+    """Raise ValueError if fp16 would train without a loss scale: small gradients would vanish."""
+    if param_dtype == torch.float16 and getattr(optim_wrapper, 'loss_scale', None) is None:
+        raise ValueError(
+            "strategy.precision.param='float16' needs optim_wrapper.loss_scale=dict(); "
+            "'bfloat16' needs none"
+        )
 
 
 def check_options(

@@ -102,7 +102,7 @@ SETTINGS: dict[str, Any] = {
 """Top-level keys that are no calls, with what they hold."""
 
 GROUPS = {
-    'randomness': ('seed', 'diff_rank_seed', 'deterministic'),
+    'randomness': ('seed', 'deterministic'),
     'env_cfg': ('cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'),
     'custom_imports': ('imports', 'allow_failed_imports'),
 }
@@ -151,6 +151,8 @@ def _top_level(cfg: Config) -> Iterator[str]:
                 yield _mismatch(key, value, SETTINGS[key])
             elif isinstance(value, dict) and key in GROUPS:
                 for name, item in dict.items(value):
+                    if (key, name) == ('randomness', 'seed') and not accepts(int | None, item):
+                        yield _mismatch('randomness.seed', item, int | None)
                     if name not in GROUPS[key]:
                         hint = did_you_mean(name, GROUPS[key])
                         yield f'{key}.{name}={_short(item)}: {key} has no option {name!r}.{hint}'

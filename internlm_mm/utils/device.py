@@ -63,10 +63,9 @@ def dtype_of(name: str, key: str = 'dtype') -> torch.dtype:
     Raises:
         ValueError: If no floating-point dtype has that name.
     """
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        valid = ('float32', 'bfloat16', 'float16', 'float64')
+    valid = ('float32', 'bfloat16', 'float16', 'float64')
+    if name not in valid:
         raise ValueError(
-            f'{key}={name!r} is not a floating-point dtype.{did_you_mean(name, valid)}'
+            f'{key}={name!r} is not a floating-point dtype to train in.{did_you_mean(name, valid)}'
         )
-    return dtype
+    return getattr(torch, name)

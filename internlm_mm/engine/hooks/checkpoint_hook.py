@@ -5,7 +5,13 @@ from typing import Any
 
 from mmengine.hooks import Hook
 
-from internlm_mm.checkpoint.checkpointer import list_checkpoints, remove_checkpoint
+from internlm_mm.checkpoint.checkpointer import (
+    list_checkpoints,
+    remove_checkpoint,
+    set_aside,
+    step_of,
+    verify,
+)
 from internlm_mm.registry import HOOKS
 
 
@@ -46,6 +52,7 @@ class StepCheckpointHook(Hook):
         """Hand the choice of background writing to the checkpointer."""
         runner.run_state.checkpointer.async_save = self.async_save
         self._saved = runner.iter if runner.iter else None  # resumed from it
+        self._set_aside_newer(runner)
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -61,6 +68,25 @@ class StepCheckpointHook(Hook):
         runner.run_state.checkpointer.finish()
         self._tidy(runner, 0)
 
+    def on_error(self, runner: Any) -> None:
+        """Give a save in flight some time to finish before the process goes down."""
+        runner.run_state.checkpointer.finish(timeout=60)
+
+    def _set_aside_newer(self, runner: Any) -> None:
+        """Take checkpoints beyond the step that training begins at out of a later resume's way.
+
+        They are damaged, or of a branch that was given up, or of another run in the same folder.
+        """
+        if runner.rank != 0:
+            return
+        for path in list_checkpoints(runner.work_dir):
+            if step_of(path) > runner.iter:
+                renamed = set_aside(path, 'abandoned')
+                runner.logger.warning(
+                    f'{path} is beyond iteration {runner.iter}, where training begins: '
+                    f'renamed to {renamed.name}'
+                )
+
     def _save(self, runner: Any) -> None:
         step = runner.train_loop.state_dict()['iter']
         runner.save_checkpoint(
@@ -74,10 +100,11 @@ class StepCheckpointHook(Hook):
     def _tidy(self, runner: Any, in_flight: int) -> None:
         if self.keep_last is None or runner.rank != 0:
             return
-        steps = [
+        whole = [
             path
             for path in list_checkpoints(runner.work_dir)
             if not (in_flight and path.name == f'iter_{self._saved}')
+            and not verify(path, checksums=False)
         ]
-        for path in steps[: max(len(steps) - self.keep_last, 0)]:
+        for path in whole[: max(len(whole) - self.keep_last, 0)]:
             remove_checkpoint(path)

@@ -45,7 +45,9 @@ class EvaluationHook(Hook):
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """The interval."""
-        if self.interval is not None and self.every_n_train_iters(runner, self.interval):
+        stopped = runner.train_loop.stopped_by_signal  # little time is left: it is for saving
+        due = self.interval is not None and self.every_n_train_iters(runner, self.interval)
+        if due and not stopped:
             self._evaluate(runner, runner.iter + 1)
 
     def after_train(self, runner: Any) -> None:
