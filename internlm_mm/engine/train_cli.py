@@ -1,6 +1,7 @@
 """The command line of training: config, overrides, dry run, exit codes."""
 
 import argparse
+import logging
 import os
 import sys
 import traceback
@@ -117,16 +118,21 @@ def _how_to_go_on(runner: Any) -> str:
 
 
 def _leave(code: int) -> int:
-    """Close the process group, or, after an error, leave without waiting for ranks that hang."""
+    """Leave a job of several processes at once; return the code in a process of its own.
+
+    After an error nobody waits for ranks that may hang inside a collective: the launcher ends them
+    when this one has left. After success all leave together, since launchers end the others when
+    one has.
+    """
     if not dist.is_initialized():
         return code
-    if code not in (0, REQUEUE_EXIT_CODE) and dist.get_world_size() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # Other ranks may be inside a collective; the launcher ends them when we have left.
-        os._exit(code)
-    if dist.get_world_size() > 1:
-        # Nobody leaves before all are done: launchers end the others when one has.
+    if dist.get_world_size() == 1:
+        dist.destroy_process_group()
+        return code
+    if code in (0, REQUEUE_EXIT_CODE):
         dist.all_reduce(torch.zeros(1))
-    dist.destroy_process_group()
-    return code
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads of process groups that are torn down with the interpreter can abort the process.
+    os._exit(code)

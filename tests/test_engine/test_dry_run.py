@@ -1,4 +1,3 @@
-import time
 from pathlib import Path
 
 import pytest
@@ -34,9 +33,7 @@ def plan(name: str, folder: Path, *options: str) -> str:
 def test_large_models_are_counted_to_the_last_parameter(
     tmp_path: Path, name: str, parameters: str, full: str, causal: str
 ) -> None:
-    start = time.perf_counter()
     text = plan(name, tmp_path)
-    assert time.perf_counter() - start < 20  # no weight is drawn, no memory taken
     assert f'InternLM, {parameters} parameters' in text
     assert f'{full} GFLOP a token at 4096 tokens ({causal} counted causally)' in text
     assert '1024 rows = 4,194,304 tokens' in text

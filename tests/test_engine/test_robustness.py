@@ -164,7 +164,7 @@ def test_a_crash_of_one_rank_ends_the_others(tmp_path: Path) -> None:
     assert 'planted on rank 1' in ranks[1].text
     start = time.monotonic()
     assert ranks[0].wait() not in (0, REQUEUE_EXIT_CODE), ranks[0].text
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60  # far less than the collective's timeout
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_mpirun_ends_when_one_rank_crashes_and_without_its_launcher(tmp_path: Pa
 @pytest.fixture(scope='module')
 def slurm() -> Iterator[LocalSlurm]:
     # Not under pytest's folders: names of sockets are short.
-    folder = Path(f'/tmp/internlm_mm_slurm_{os.getpid()}')
+    folder = Path(tempfile.mkdtemp(prefix='imm_'))
     try:
         with LocalSlurm(folder) as running:
             running.env['OMP_NUM_THREADS'] = '1'

@@ -57,7 +57,10 @@ def no_group_left_behind():
         ({'precision': {'reduce': 'int64'}}, "'int64' is not"),
         ({'auto_scale_lr': {'enable': True}}, 'auto_scale_lr'),
         ({'parallel': {'data_shard': 4}}, 'there are 1'),
-        ({'env_kwargs': {'dist_cfg': {'time_out': 3}}}, r'dist_cfg\.time_out=3 is unknown.*timeout'),
+        (
+            {'env_kwargs': {'dist_cfg': {'time_out': 3}}},
+            r'dist_cfg\.time_out=3 is unknown.*timeout',
+        ),
     ],
 )
 def test_bad_options(options: dict, message: str) -> None:

@@ -48,6 +48,10 @@ class ProgressHook(Hook):
         runner.logger.info(progress_line(step, runner.max_iters, scalars))
         runner.visualizer.add_scalars(scalars, step=step, file_path=self.json_path)
 
+    def after_run(self, runner: Any) -> None:
+        """Have the backends write what they still hold."""
+        runner.visualizer.close()
+
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Print an evaluation, a line for each domain."""
         metrics = metrics or {}
