@@ -44,7 +44,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--tgt_folder', help="InternLM's name for OUT")
     tokenizer_help = 'a .model file or a tokenizer folder; by default the one in the checkpoint'
     parser.add_argument('--tokenizer', help=tokenizer_help)
-    parser.add_argument('--dtype', choices=DTYPES, default='bfloat16', help='of the weights')
+    parser.add_argument(
+        '--dtype', choices=DTYPES, help='of the weights (default: what the run computed in)'
+    )
     parser.add_argument('--max-shard-size', type=parse_size, default='5GB', help='e.g. 5GB')
     parser.add_argument('--overwrite', action='store_true', help='replace OUT if it exists')
     no_bos_help = 'the exported tokenizer does not begin texts with bos: the data had none'

@@ -83,7 +83,10 @@ def set_up(vocab_size: int) -> None:
 
 def train(config: Any, work_dir: Path) -> None:
     """Pre-train, or go on where an interrupted demo stopped."""
-    say('Pre-training', f'python tools/train.py configs/{Path(config.filename).name}')
+    say(
+        'Pre-training',
+        f'python tools/train.py configs/{Path(config.filename).name} --work-dir {work_dir}',
+    )
     config.work_dir = str(work_dir)
     config.resume = bool(list_checkpoints(work_dir))
     check_config(config)

@@ -14,6 +14,7 @@ read.
 """
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -48,6 +49,7 @@ STATE_FILE = 'state.json'
 MANIFEST_FILE = 'manifest.json'
 CONFIG_FILE = 'config.json'
 TOKENIZER_FOLDER = 'tokenizer'
+LOG = logging.getLogger(__name__)
 _STEP_FOLDER = re.compile(r'iter_(\d+)')
 
 
@@ -165,6 +167,8 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
             f'{path} does not exist: expected a checkpoint iter_N or a work dir'
         )
     newest, damaged = newest_whole_checkpoint(path)
+    for folder, why in damaged.items():
+        LOG.warning(f'{folder} is passed over: {why}')
     if newest is None:
         if any(path.glob('*.safetensors')):
             raise FileNotFoundError(
@@ -261,6 +265,26 @@ def check_tensors(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
             raise ValueError(
                 f'{path} is a checkpoint of another model: {name!r} has shape '
                 f'{stored[name]["shape"]} there and {list(shape)} here'
+            )
+
+
+def check_model(path: Path, model: Any) -> None:
+    """Compare a whole model with a checkpoint, both ways: a smaller model would lose layers unseen.
+
+    Args:
+        path: Checkpoint folder.
+        model: May be on the meta device.
+
+    Raises:
+        ValueError: Naming the first tensor that does not fit.
+    """
+    wanted = {f'model.{name}': tuple(value.shape) for name, value in model.state_dict().items()}
+    check_tensors(path, wanted)
+    for name in read_tensor_index(path):
+        if name.startswith('model.') and name not in wanted:
+            raise ValueError(
+                f'{path} is a checkpoint of another model: it holds {name!r}, '
+                'which this model does not have'
             )
 
 

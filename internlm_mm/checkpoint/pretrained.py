@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from internlm_mm.checkpoint.hf_files import INDEX_NAME, SINGLE_NAME
 from internlm_mm.checkpoint.huggingface import export_hf, fill_model, import_hf
 from internlm_mm.registry import MODELS
 from internlm_mm.tokenizers import Tokenizer, load_tokenizer
+
+LOG = logging.getLogger(__name__)
 
 
 def load_model(
@@ -57,7 +61,7 @@ def convert_to_hf(
     out: str | Path,
     *,
     tokenizer: str | Path | None = None,
-    dtype: str = 'bfloat16',
+    dtype: str | None = None,
     max_shard_bytes: int = 5 * 10**9,
     overwrite: bool = False,
     add_bos: bool = True,
@@ -68,7 +72,8 @@ def convert_to_hf(
         checkpoint: A work dir or a checkpoint `iter_N`.
         out: The folder to make.
         tokenizer: Path of the tokenizer; by default the one stored in the checkpoint, if any.
-        dtype: Of the weights: 'float32', 'float16' or 'bfloat16'.
+        dtype: Of the weights: 'float32', 'float16' or 'bfloat16'; None for what the run computed
+            in, so that nothing is rounded that the run did not round.
         max_shard_bytes: Largest weight file.
         overwrite: Whether an existing `out` is replaced.
         add_bos: Whether the exported tokenizer begins texts with bos, as the training data should.
@@ -83,7 +88,11 @@ def convert_to_hf(
             vocabularies do not fit or the logits differ.
     """
     folder = _whole_checkpoint(checkpoint)
-    model = _build_on_meta(read_config(folder)['model'])
+    config = read_config(folder)
+    if dtype is None:
+        dtype = computed_in(config)
+    LOG.info(f'exporting {folder} in {dtype}')
+    model = _build_on_meta(config['model'])
     if not hasattr(model, 'hf_config'):
         raise ValueError(f'{type(model).__name__} has no Hugging Face form: no method hf_config')
     difference = export_hf(
@@ -117,3 +126,10 @@ def _whole_checkpoint(path: str | Path) -> Path:
 def _build_on_meta(config: dict[str, Any]) -> nn.Module:
     with torch.device('meta'):
         return MODELS.build(dict(config))
+
+
+def computed_in(config: Mapping[str, Any]) -> str:
+    """Dtype that a run's layers computed in, as one that Hugging Face folders are written in."""
+    precision = (config.get('strategy') or {}).get('precision') or {}
+    dtype = precision.get('param', 'float32')
+    return 'float32' if dtype == 'float64' else dtype

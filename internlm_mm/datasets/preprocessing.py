@@ -184,7 +184,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:
-        raise FileExistsError(f'output {output} exists; say overwrite to replace it')
+        raise FileExistsError(f'output {output} exists; --overwrite replaces it')
     if not (output / SUMMARY_NAME).is_file():
         raise FileExistsError(
             f'output {output} was not made by preprocessing (it has no {SUMMARY_NAME}), '

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from internlm_mm.checkpoint.checkpointer import check_tensors
+from internlm_mm.checkpoint.checkpointer import check_model
 from internlm_mm.engine.hooks.throughput_hook import model_flops
 from internlm_mm.engine.preflight import build_data_part, check_run
 from internlm_mm.engine.start import choose_start
@@ -53,6 +53,8 @@ def dry_run(config: Config) -> str:
         if config.get('tokenizer')
         else None
     )
+    if config.train_cfg.max_iters < 1:
+        raise ValueError(f'train_cfg.max_iters={config.train_cfg.max_iters} must be at least 1')
     layout = _layout(config)
     train = _loader(config, 'train_dataloader', layout, config.train_cfg)
     loaders = {'train_dataloader': train}
@@ -125,9 +127,8 @@ def _check_start(config: Config, model: nn.Module) -> None:
     start = choose_start(
         config.get('resume', False), config.get('load_from'), Path(config.work_dir), True, LOG
     )
-    if start is not None and 'model' in start.content:
-        shapes = {f'model.{k}': tuple(v.shape) for k, v in model.state_dict().items()}
-        check_tensors(start.path, shapes)
+    if start is not None and {'model', 'optimizer'} & set(start.content):
+        check_model(start.path, model)
 
 
 def _model_lines(config: Config, model: nn.Module, seq_len: int) -> list[str]:
@@ -154,15 +155,18 @@ def _layout_lines(config: Config, layout: Layout, model: nn.Module) -> list[str]
     states = parameters * 3 * master / layout.data_shard
     gathered = parameters * dtype_of(precision['param']).itemsize if layout.data_shard > 1 else 0
     gradients = parameters * dtype_of(precision['reduce']).itemsize / layout.data_shard
-    gib = 2**30
     return [
         f'layout     data_replicate={layout.data_replicate}, data_shard={layout.data_shard}; '
         f'compute in {precision["param"]}, reduce in {precision["reduce"]}',
-        f'memory     {states / gib:.2f} GiB masters and moments, '
-        f'{gradients / gib:.2f} GiB gradients'
-        + (f', {gathered / gib:.2f} GiB gathered weights' if gathered else '')
+        f'memory     {_bytes(states)} masters and moments, '
+        f'{_bytes(gradients)} gradients'
+        + (f', {_bytes(gathered)} gathered weights' if gathered else '')
         + ' a rank, and activations',
     ]
+
+
+def _bytes(size: float) -> str:
+    return f'{size / 2**30:.2f} GiB' if size >= 2**30 else f'{size / 2**20:.1f} MiB'
 
 
 def _data_lines(config: Config, loaders: dict[str, Any]) -> list[str]:

@@ -88,6 +88,11 @@ class TokenTrainLoop(BaseLoop):
         """
         runner = self.runner
         try:
+            if self._iter >= self._max_iters:
+                runner.logger.info(
+                    f'nothing left to train: {self._iter} steps are done and '
+                    f'train_cfg.max_iters={self._max_iters}'
+                )
             with StopSignal() as signal:  # also while the last hooks save
                 steps = self.begin()
                 while self._iter < self._max_iters and not self.stop_training:

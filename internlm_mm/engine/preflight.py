@@ -9,7 +9,8 @@ from mmengine.registry import Registry
 from torch import nn
 
 MAKE_DATA = """
-Two commands make tokenizer and data from a folder of texts (docs/en/data.md):
+Paths are taken from the current folder, {folder}
+`make demo` makes the data of internlm_tiny_pretrain.py. Your own, from a folder of texts:
   python tools/train_tokenizer.py TEXTS --output data/text/tokenizer --vocab-size 103168
   python tools/preprocess_data.py TEXTS --output data/text/tokens \\
       --tokenizer data/text/tokenizer --validation-fraction 0.001
@@ -34,7 +35,8 @@ def build_data_part(
     try:
         return registry.build(dict(config), default_args=defaults)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f'{key}: {error}{MAKE_DATA}') from error
+        hint = MAKE_DATA.format(folder=Path.cwd())
+        raise FileNotFoundError(f'{key}: {error}{hint}') from error
 
 
 def check_run(model: nn.Module, loaders: Mapping[str, Any], tokenizer: Any = None) -> None:

@@ -13,7 +13,7 @@ from mmengine.runner import FlexibleRunner, Priority
 
 from internlm_mm.checkpoint.checkpointer import (
     TOKENIZER_FOLDER,
-    check_tensors,
+    check_model,
     read_state,
 )
 from internlm_mm.engine.preflight import build_data_part, check_run, check_writable
@@ -102,6 +102,7 @@ class LLMRunner(FlexibleRunner):
         self.param_schedulers: Any
         self._has_loaded: bool
         self._start: Start | None = None
+        self._is_checked = False
         super().__init__(
             model=model,
             work_dir=work_dir,
@@ -269,6 +270,8 @@ class LLMRunner(FlexibleRunner):
         return metrics
 
     def _prepare(self, **arguments: Any) -> None:
+        self._is_checked = True
+        self.dump_config()
         self.strategy.prepare(self.model, **arguments)
         self.model = self.strategy.model
         self.run_state = self.strategy.run_state = RunState(self.strategy)
@@ -283,9 +286,7 @@ class LLMRunner(FlexibleRunner):
             self._resume, self._load_from, self.work_dir, training, self.logger
         )
         if self._start is not None and {'model', 'optimizer'} & set(self._start.content):
-            weights = self.model.state_dict()
-            shapes = {f'model.{name}': tuple(value.shape) for name, value in weights.items()}
-            check_tensors(self._start.path, shapes)
+            check_model(self._start.path, self.model)
 
     def _keep_seed(self) -> None:
         """Go on with the seed of the run that is resumed: it decides the order of the data."""
@@ -361,7 +362,11 @@ class LLMRunner(FlexibleRunner):
         )
 
     def dump_config(self) -> None:
-        """Write the resolved config into the work dir; training from that file repeats the run."""
-        if self.rank == 0:
+        """Write the resolved config into the work dir; training from that file repeats the run.
+
+        MMEngine calls this before anything is checked; it waits until then, so that a start that
+        fails leaves the config of an earlier run alone.
+        """
+        if self.rank == 0 and self._is_checked:
             name = Path(self.cfg.filename).name if self.cfg.filename else f'{self.timestamp}.py'
             (Path(self.work_dir) / name).write_text(dump_config(self.cfg)[0])

@@ -55,7 +55,7 @@ def train_tokenizer(
     if path.suffix != '.model':
         path = path / MODEL_NAME
     if path.exists() and not overwrite:
-        raise FileExistsError(f'{path} exists; give another output or say overwrite')
+        raise FileExistsError(f'{path} exists; give another output, or --overwrite')
     sentencepiece.SetMinLogLevel(2)  # else hundreds of lines on stderr
     model = io.BytesIO()
     chunks = list(_chunks(texts))  # an error in a file would lose its message inside the trainer

@@ -6,6 +6,7 @@ import torch
 
 from internlm_mm.checkpoint.checkpointer import Checkpointer
 from internlm_mm.engine.start import CONTENT, Start, choose_start
+from tests.helpers import tiny_runner
 
 LOG = logging.getLogger('test_start')
 
@@ -71,3 +72,63 @@ def test_resume_wins_over_load_from(work_dir: Path) -> None:
 def test_what_is_not_understood(tmp_path: Path, load_from, error, message: str) -> None:
     with pytest.raises(error, match=message):
         start(tmp_path, load_from=load_from)
+
+
+def steps_of(work_dir: Path) -> list[str]:
+    return sorted(path.name for path in work_dir.glob('iter_*'))
+
+
+def saving(every: int, keep: int | None = None) -> dict:
+    return {'type': 'StepCheckpointHook', 'interval': every, 'keep_last': keep}
+
+
+def test_a_rewound_run_keeps_its_own_checkpoints(tmp_path: Path) -> None:
+    tiny_runner(tmp_path, default_hooks__checkpoint=saving(2)).train()
+    assert steps_of(tmp_path) == ['iter_2', 'iter_4', 'iter_6']
+    tiny_runner(
+        tmp_path, default_hooks__checkpoint=saving(1, keep=1), resume=str(tmp_path / 'iter_2'),
+        train_cfg__max_iters=4,
+    ).train()  # fmt: skip
+    assert steps_of(tmp_path) == ['iter_4', 'iter_4.abandoned', 'iter_6.abandoned']
+    assert start(tmp_path, resume=True).path == tmp_path / 'iter_4'
+
+
+def test_a_new_run_in_a_used_folder_is_not_mixed_with_the_old(tmp_path: Path) -> None:
+    tiny_runner(tmp_path, default_hooks__checkpoint=saving(6)).train()
+    new = tiny_runner(tmp_path, default_hooks__checkpoint=saving(2, 1), train_cfg__max_iters=2)
+    new.train()
+    assert steps_of(tmp_path) == ['iter_2', 'iter_6.abandoned']
+
+
+def test_damaged_checkpoints_do_not_count_as_kept(tmp_path: Path) -> None:
+    tiny_runner(tmp_path, default_hooks__checkpoint=saving(2), train_cfg__max_iters=4).train()
+    (tmp_path / 'iter_4' / 'shard_0.safetensors').write_bytes(b'')
+    tiny_runner(tmp_path, default_hooks__checkpoint=saving(1, keep=1), resume=True).train()
+    assert steps_of(tmp_path) == ['iter_4.abandoned', 'iter_6']
+    assert start(tmp_path, resume=True).path == tmp_path / 'iter_6'
+
+
+def test_a_smaller_model_is_another_model(tmp_path: Path) -> None:
+    tiny_runner(tmp_path, default_hooks__checkpoint=saving(6)).train()
+    smaller = tiny_runner(tmp_path, model__num_layers=1, resume=True)
+    with pytest.raises(ValueError, match=r"it holds 'model\.layers\.1\..*does not have"):
+        smaller.train()
+
+
+def test_a_start_that_fails_leaves_the_resolved_config_alone(tmp_path: Path) -> None:
+    tiny_runner(tmp_path).train()
+    before = (tmp_path / 'tiny.py').read_text()
+    with pytest.raises(ValueError, match='num_heads=5'):
+        tiny_runner(tmp_path, model__num_heads=5).train()
+    assert (tmp_path / 'tiny.py').read_text() == before
+
+
+def test_an_unnamed_seed_goes_on_with_the_run(tmp_path: Path) -> None:
+    first = tiny_runner(
+        tmp_path, randomness={'seed': None}, default_hooks__checkpoint=saving(6)
+    )  # fmt: skip
+    first.train()
+    second = tiny_runner(tmp_path, randomness={'seed': None}, resume=True, train_cfg__max_iters=7)
+    second.train()
+    assert second.seed == first.seed
+    assert second.train_dataloader.dataset.seed == first.seed
