@@ -102,7 +102,8 @@ def measure(
 ) -> dict[str, Any]:
     """Time the framework, and `other` in turns with it.
 
-    Machines drift; taking turns and comparing block by block lets both meet the same weather.
+    Machines drift; taking turns, step by step, and comparing block by block lets both meet the same
+    weather.
 
     Args:
         framework: The steps to measure.
@@ -127,13 +128,17 @@ def measure(
     theirs: list[float] = []
     ratios: list[float] = []
     for block in range(blocks):
-        first = time_steps(framework.step, steps, device) if block % 2 == 0 or other is None else []
-        if other is not None:
-            second = time_steps(other, steps, device)
-            first = first or time_steps(framework.step, steps, device)
-            theirs += second
-            ratios.append(statistics.median(first) / statistics.median(second))
-        ours += first
+        mine: list[float] = []
+        bare: list[float] = []
+        for number in range(steps):
+            # In turns within the block, too, and each as often first: machines drift in seconds.
+            turns = [(framework.step, mine)] + ([] if other is None else [(other, bare)])
+            for step, seconds in turns if (block + number) % 2 == 0 else reversed(turns):
+                seconds += time_steps(step, 1, device)
+        if bare:
+            ratios.append(statistics.median(mine) / statistics.median(bare))
+        ours += mine
+        theirs += bare
     return _report(runner, ours, theirs, ratios)
 
 

@@ -206,6 +206,8 @@ def choose_attention(
     kind = torch.device(device).type
     half = dtype in (torch.float16, torch.bfloat16)
     if name == 'auto':
+        if kind == 'cuda' and half and not _has_flash(device):
+            return 'sdpa', 'this GPU is older than sm_80, which the faster kernels need'
         if kind == 'cuda' and half and packed:
             return 'varlen', 'documents are packed: FlashAttention skips work across boundaries'
         if kind == 'cuda' and half:
@@ -222,6 +224,11 @@ def choose_attention(
     if name == 'cudnn' and packed:
         raise ValueError("attention='cudnn' takes one document a row; use 'varlen' or 'auto'")
     return name, 'named in the config'
+
+
+def _has_flash(device: torch.device | str) -> bool:
+    """Whether the GPU runs FlashAttention; True where there is none to ask."""
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -183,3 +183,11 @@ def test_cuda_kernels(name, lengths, kv_heads):
         grads, torch.autograd.grad(expected, inputs, weight.double()), strict=True
     ):
         torch.testing.assert_close(grad.double(), want.double(), rtol=5e-2, atol=1e-1)
+
+
+def test_auto_keeps_off_kernels_that_an_old_gpu_has_not(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 5))
+    for packed in (False, True):
+        name, why = choose_attention('auto', 'cuda', torch.float16, packed)
+        assert name == 'sdpa' and 'sm_80' in why
