@@ -1,18 +1,18 @@
 # Everything lives in .venv; nothing outside it is changed.
-#   make install | demo | test | test-slow | lint | docs | clean
+#   make install | demo | test | test-parallel | test-slow | lint | docs | clean
 #   make install TORCH='torch==2.11.0'     another build of PyTorch
 #   make install PYTHON=/opt/python3.12    another interpreter (3.11, 3.12 or 3.13)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: help install demo test test-slow lint docs clean
+.PHONY: help install demo test test-parallel test-slow lint docs clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 CONSTRAINTS := requirements/constraints.txt
 WORKERS ?= 2
-FAST := not slow and not gpu and not multi_gpu and not launcher
+FAST := not slow and not gpu and not multi_gpu and not launcher and not parallel
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -78,6 +78,10 @@ demo: $(VENV)/.runtime
 
 test: $(VENV)/.tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) -m '$(FAST)'
+
+# Its processes are as many as two cores can do with: no workers.
+test-parallel: $(VENV)/.tests
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -m 'parallel and not gpu and not multi_gpu'
 
 test-slow: $(VENV)/.tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -m 'slow or launcher'

@@ -9,5 +9,4 @@ with read_base():
     from .internlm_7b_pretrain import *
 
 model.update(hidden_size=5120, intermediate_size=13_824, num_layers=60, num_heads=40)
-train_cfg.update(micro_batch_size=1)
 strategy.update(recompute=0.5)

@@ -12,6 +12,6 @@ with read_base():
 tokenizer = None
 val_dataloader = None
 val_cfg = None
-train_cfg.update(max_iters=20, global_batch_size=32)
+train_cfg.update(max_iters=20, global_batch_size=32, micro_batch_size=2)
 param_scheduler[0].update(warmup=5)
 default_hooks.update(checkpoint=None, evaluation=None)

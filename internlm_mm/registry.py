@@ -22,6 +22,9 @@ RUNNERS = _child(mm.RUNNERS, 'engine')  # from_cfg(cfg) -> object with train(), 
 LOOPS = _child(mm.LOOPS, 'engine')  # __init__(runner, dataloader, ...), run()
 HOOKS = _child(mm.HOOKS, 'engine.hooks')  # mmengine.hooks.Hook; reads and writes `outputs`
 STRATEGIES = _child(mm.STRATEGIES, 'parallel')  # BaseStrategy + forward_backward(batches, divisor)
+SCHEDULES = Registry(  # a pipeline schedule of torch.distributed.pipelining, or one like it
+    'pipeline schedule', scope='internlm_mm', locations=['internlm_mm.parallel']
+)
 LOG_PROCESSORS = _child(mm.LOG_PROCESSORS)
 VISUALIZERS = _child(mm.VISUALIZERS, 'engine')  # mmengine.visualization.Visualizer
 VISBACKENDS = _child(mm.VISBACKENDS)  # any MMEngine backend by name: TensorBoard, W&B, MLflow, ...

@@ -45,8 +45,8 @@ class Ranks:
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def __call__(self, function: Callable, *args: Any) -> list[Any]:
-        message = pickle.dumps((function, args))
+    def __call__(self, function: Callable, *args: Any, **options: Any) -> list[Any]:
+        message = pickle.dumps((function, args, options))
         for pipe in self._pipes:
             pipe.send_bytes(message)
         answers = []
@@ -84,8 +84,8 @@ def _work(rank: int, world_size: int, store: str, pipe: Any) -> None:
         except EOFError:
             break
         try:
-            function, args = pickle.loads(message)
-            answer = (None, function(*args))
+            function, args, options = pickle.loads(message)
+            answer = (None, function(*args, **options))
         except Exception:
             answer = (traceback.format_exc(), None)
         pipe.send_bytes(pickle.dumps(answer))

@@ -8,11 +8,12 @@ import multiprocessing
 import os
 import resource
 import signal
-import socket
 import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from internlm_mm.utils.launch import free_port
 
 REPOSITORY = Path(__file__).parents[1]
 FAULTY = REPOSITORY / 'tests' / 'configs' / 'faulty.py'
@@ -46,9 +47,8 @@ class Run:
         variables = {key: str(value) for key, value in (env or {}).items()}
         arguments = (list(map(str, argv)), str(log), variables, limit, prelude)
         before = os.environ.get('PYTHONPATH')
-        os.environ['PYTHONPATH'] = str(
-            REPOSITORY
-        )  # for the server, which starts with the first run
+        # For the server, which starts with the first run.
+        os.environ['PYTHONPATH'] = str(REPOSITORY)
         try:
             self.process: BaseProcess = context.Process(target=_run, args=arguments)
             self.process.start()
@@ -109,13 +109,6 @@ def start_ranks(
         )
         for rank, limit in enumerate(limits)
     ]
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(('127.0.0.1', 0))
-        return one.getsockname()[1]
 
 
 def _run(

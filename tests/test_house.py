@@ -31,8 +31,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     'evaluation': {'tokenizers', 'agents'},
     'inference': {'tokenizers'},
     'agents': {'tokenizers', 'sandbox'},
-    'engine': {'datasets', 'optim', 'parallel', 'checkpoint', 'evaluation'},
+    'engine': {'datasets', 'optim', 'parallel', 'checkpoint', 'evaluation', 'planner'},
     'api': {'checkpoint', 'engine', 'inference'},
+    'verify': {'engine', 'datasets', 'parallel', 'optim', 'checkpoint'},
     '__main__': set(),
 }
 

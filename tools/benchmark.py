@@ -46,7 +46,7 @@ def bare_step(framework: FrameworkSteps, config: Config) -> Callable[[], float]:
         lr=config.optim_wrapper.optimizer.lr,
         max_norm=config.optim_wrapper.clip_grad.max_norm,
         sharded=strategy.mesh is not None,
-        compile=strategy.compile,
+        compile=strategy.techniques.compile,
     )
     batches = itertools.cycle(framework.sample(4))
     return lambda: loop.step(next(batches))

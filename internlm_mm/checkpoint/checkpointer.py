@@ -31,8 +31,8 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 
+from internlm_mm.checkpoint.planner import LoadPlanner, SavePlanner
 from internlm_mm.checkpoint.storage import (
     METADATA_FILE,
     SafetensorsReader,
@@ -101,10 +101,9 @@ class Checkpointer:
         writer = SafetensorsWriter(
             staging, lambda files: _publish(staging, path, files, texts, folders or {})
         )
-        planner = DefaultSavePlanner(flatten_state_dict=False, dedup_save_to_lowest_rank=False)
         arguments: dict[str, Any] = {
             'storage_writer': writer,
-            'planner': planner,
+            'planner': SavePlanner(),
             'process_group': self._control_group() if distributed else None,
             'no_dist': not distributed,
         }
@@ -139,7 +138,7 @@ class Checkpointer:
             dcp.load(
                 dict(tensors),
                 storage_reader=SafetensorsReader(path),
-                planner=DefaultLoadPlanner(flatten_state_dict=False),
+                planner=LoadPlanner(),
                 no_dist=True,  # every rank reads its own slices; no rank waits for another
             )
 

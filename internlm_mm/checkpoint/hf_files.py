@@ -146,6 +146,12 @@ class HFWeights(Mapping[str, Tensor]):
         with safe_open(path, framework='pt') as file:
             return file.get_tensor(stored_name)
 
+    def shape(self, name: str) -> list[int]:
+        """Shape of a weight, without reading it."""
+        path, stored_name = self._places[name]
+        with safe_open(path, framework='pt') as file:
+            return list(file.get_slice(stored_name).get_shape())
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 

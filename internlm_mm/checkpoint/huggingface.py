@@ -21,6 +21,7 @@ from internlm_mm.checkpoint.hf_files import (
     write_json,
     write_weights,
 )
+from internlm_mm.checkpoint.streaming import hf_model, streamed
 from internlm_mm.registry import MODELS
 from internlm_mm.tokenizers import Tokenizer
 from internlm_mm.tokenizers.convert import write_hf_tokenizer
@@ -51,7 +52,7 @@ def export_hf(
     """Write a folder that plain `transformers` loads, and compare its logits with ours.
 
     Everything is written to `OUT.tmp`, which takes the name OUT only when it is whole and proven.
-    Weights pass through memory one tensor at a time; the comparison needs the model in float32.
+    Weights pass through memory one tensor at a time, and for the comparison those of one module.
 
     Args:
         model: The architecture, on the meta device; its parameters are not read.
@@ -84,11 +85,10 @@ def export_hf(
             write_tokenizer(tokenizer, folder, add_bos)
         if not verify:
             return None
-        state = {name: model_state[name].to(getattr(torch, dtype)) for name in shapes}
-        ours = fill_model(model, state, torch.device('cpu'), torch.float32)
-        return verify_logits(
-            ours, folder, probe_ids(tokenizer, model.vocab_size, model.max_seq_len)
-        )
+        with streamed(model.eval(), _Rounded(model_state, getattr(torch, dtype))) as ours:
+            return verify_logits(
+                ours, folder, probe_ids(tokenizer, model.vocab_size, model.max_seq_len)
+            )
 
 
 def verify_logits(
@@ -96,8 +96,10 @@ def verify_logits(
 ) -> float:
     """Run the same tokens through our model and through `transformers`, in float32.
 
+    Of the folder's weights only those of one module are in memory at any time.
+
     Args:
-        model: Ours, in float32 on the CPU.
+        model: Ours, in float32 on the CPU, or `streamed`.
         hf_folder: Folder that `AutoModelForCausalLM` loads; no code in it is run.
         ids: Prompts, as tokens.
         tolerance: Largest difference that passes, as a share of the largest logit, or as it is
@@ -109,7 +111,23 @@ def verify_logits(
     Raises:
         ValueError: If it exceeds the tolerance.
     """
-    return _compare(_logits_of(model, ids), hf_folder, ids, tolerance)
+    # One batch, so that every weight is read once. What is after a row's end changes nothing in it.
+    length = max(map(len, ids))
+    batch = torch.tensor([[*row, *([0] * (length - len(row)))] for row in ids])
+    with torch.inference_mode():
+        ours = model.logits(batch)
+        other, weights = hf_model(Path(hf_folder))
+        with streamed(other, weights) as running:
+            theirs = running(batch, use_cache=False).logits
+    pairs = [(a[: len(row)], b[: len(row)]) for a, b, row in zip(ours, theirs, ids, strict=True)]
+    difference = max(float((a - b).abs().max()) for a, b in pairs)
+    scale = max(1.0, *(float(b.abs().max()) for _, b in pairs))
+    if not difference <= tolerance * scale:  # written so that a NaN fails
+        raise ValueError(
+            f'logits of {type(other).__name__} differ from ours by {difference:.3g}, '
+            f'more than {tolerance * scale:.3g}'
+        )
+    return difference
 
 
 def import_hf(folder: str | Path) -> tuple[dict[str, Any], HFWeights]:
@@ -231,33 +249,6 @@ class _Rounded(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._state)
-
-
-@torch.inference_mode()
-def _logits_of(model: Any, ids: Sequence[Sequence[int]]) -> list[Tensor]:
-    return [model.logits(torch.tensor([prompt])) for prompt in ids]
-
-
-@torch.inference_mode()
-def _compare(
-    ours: list[Tensor], folder: str | Path, ids: Sequence[Sequence[int]], tolerance: float = 1e-4
-) -> float:
-    # Only converting needs transformers, which takes seconds to import.
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-    ).eval()
-    theirs = [model(torch.tensor([prompt]), use_cache=False).logits for prompt in ids]
-    pairs = list(zip(ours, theirs, strict=True))
-    difference = max(float((a - b).abs().max()) for a, b in pairs)
-    scale = max(1.0, *(float(b.abs().max()) for _, b in pairs))
-    if not difference <= tolerance * scale:  # written so that a NaN fails
-        raise ValueError(
-            f'logits of {type(model).__name__} differ from ours by {difference:.3g}, '
-            f'more than {tolerance * scale:.3g}'
-        )
-    return difference
 
 
 def _write_configs(

@@ -375,7 +375,7 @@ def file_crc32(path: Path) -> int:
     """CRC-32 of a file's content."""
     checksum = 0
     with open(path, 'rb') as file:
-        while block := file.read(1 << 24):
+        while block := file.read(1 << 20):
             checksum = zlib.crc32(block, checksum)
     return checksum
 

@@ -96,6 +96,18 @@ class TokenLoader:
             return self.global_batch_size
         return self.rampup.batch_size(iteration, self.global_batch_size)
 
+    def micro_batches(self, iteration: int) -> int:
+        """Micro-batches of step `iteration` on each rank."""
+        return self.batch_size(iteration) // (self.micro_batch_size * self.data_world_size)
+
+    @property
+    def micro_batch_counts(self) -> list[int]:
+        """How many micro-batches steps have on each rank, every number of the run in order."""
+        unit = self.micro_batch_size * self.data_world_size
+        full = self.global_batch_size
+        sizes = [full] if self.rampup is None else self.rampup.stages(full)
+        return [size // unit for size in sizes]
+
     def seek(self, iteration: int, rows: int) -> None:
         """Let the next `iter()` start at a step.
 
@@ -123,9 +135,8 @@ class TokenLoader:
             rows += size
 
     def _steps(self, reader: Iterator[Batch], first: int) -> Iterator[list[Batch]]:
-        unit = self.micro_batch_size * self.data_world_size
         for iteration in count(first):
-            yield [next(reader) for _ in range(self.batch_size(iteration) // unit)]
+            yield [next(reader) for _ in range(self.micro_batches(iteration))]
 
 
 @DATALOADERS.register_module()

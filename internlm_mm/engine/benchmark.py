@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from internlm_mm.engine.hooks.throughput_hook import model_flops
 from internlm_mm.engine.runner import LLMRunner
 from internlm_mm.structures import Batch
 from internlm_mm.utils.device import peak_flops, synchronize
@@ -159,7 +158,7 @@ def _report(
         'threads': torch.get_num_threads(),
         'torch': torch.__version__,
     }
-    flops = model_flops(runner.model, loader.dataset.seq_len)
+    flops = runner.flops_per_token
     if flops is not None:
         report['tflops_full'] = tgs * flops.full / 1e12
         peak = peak_flops(device)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from internlm_mm.checkpoint.checkpointer import check_model
-from internlm_mm.engine.hooks.throughput_hook import model_flops
 from internlm_mm.engine.preflight import build_data_part, check_run
 from internlm_mm.engine.start import choose_start
 from internlm_mm.engine.stock_hooks import check_hook
-from internlm_mm.parallel.attention import apply_attention
+from internlm_mm.parallel.attention import apply_attention, check_shared_attention
+from internlm_mm.parallel.context import check_documents
+from internlm_mm.parallel.fit import check_layout
 from internlm_mm.parallel.mesh import Layout, resolve_layout
+from internlm_mm.parallel.options import check_dist_cfg, check_loss_scale, check_options
+from internlm_mm.parallel.pipeline import check_reshard, layer_names, plan_pipeline
 from internlm_mm.parallel.recompute import recompute_layers
-from internlm_mm.parallel.strategy import check_dist_cfg, check_loss_scale, check_options
+from internlm_mm.parallel.tensor import check_tensor_plan
 from internlm_mm.registry import (
     DATALOADERS,
     DATASETS,
@@ -29,6 +33,7 @@ from internlm_mm.registry import (
     TOKENIZERS,
 )
 from internlm_mm.utils.device import dtype_of, pick_device
+from internlm_mm.utils.flops import model_flops
 
 LOG = logging.getLogger(__name__)
 
@@ -61,6 +66,14 @@ def dry_run(config: Config) -> str:
     if config.get('val_dataloader'):
         loaders['val_dataloader'] = _loader(config, 'val_dataloader', layout)
     check_run(model, loaders, tokenizer)
+    strategy = config.get('strategy', {})
+    for key, loader in loaders.items():
+        for count in getattr(loader, 'micro_batch_counts', [None]):
+            seq_len, pipeline = loader.dataset.seq_len, strategy.get('pipeline')
+            check_layout(layout, model, seq_len, count, pipeline, key=key)
+        exchange = strategy.get('context_attention', 'all_gather')
+        check_documents(exchange, layout.context, getattr(loader.dataset, 'max_docs', 1), key)
+    _check_techniques(strategy, layout, model)
     next(iter(train))  # reads one step: truncated or foreign files show here
     _check_parts(config, model)
     lines = [
@@ -72,6 +85,29 @@ def dry_run(config: Config) -> str:
         'dry run: everything fits together, nothing was trained',
     ]
     return '\n'.join(lines)
+
+
+def _check_techniques(strategy: Mapping[str, Any], layout: Layout, model: nn.Module) -> None:
+    """What placing the model on ranks would refuse."""
+    if layout.pipeline > 1:
+        plan = plan_pipeline(
+            layer_names(model),
+            layout.pipeline,
+            strategy.get('pipeline'),
+            strategy.get('compile', False),
+        )
+        check_reshard(plan, strategy.get('reshard', 'step'))
+    if layout.tensor > 1:
+        check_tensor_plan(model, layout.tensor)
+    if layout.context > 1:
+        dtype, _ = check_options(strategy.get('precision'), strategy.get('reshard', 'step'))
+        check_shared_attention(
+            strategy.get('attention', 'auto'),
+            pick_device(),
+            dtype,
+            layout.context,
+            strategy.get('context_attention', 'all_gather'),
+        )
 
 
 def _layout(config: Config) -> Layout:
@@ -152,11 +188,13 @@ def _layout_lines(config: Config, layout: Layout, model: nn.Module) -> list[str]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     master = 8 if precision['param'] == 'float64' else 4
     # AdamW: masters and two moments, all sharded; gradients in the reduction's dtype.
-    states = parameters * 3 * master / layout.data_shard
-    gathered = parameters * dtype_of(precision['param']).itemsize if layout.data_shard > 1 else 0
-    gradients = parameters * dtype_of(precision['reduce']).itemsize / layout.data_shard
+    part = parameters / (layout.pipeline * layout.tensor)
+    shards = layout.data_shard * layout.context
+    states = part * 3 * master / shards
+    gathered = part * dtype_of(precision['param']).itemsize if shards > 1 else 0
+    gradients = part * dtype_of(precision['reduce']).itemsize / shards
     return [
-        f'layout     data_replicate={layout.data_replicate}, data_shard={layout.data_shard}; '
+        f'layout     {layout} on {layout.world_size} processes; '
         f'compute in {precision["param"]}, reduce in {precision["reduce"]}',
         f'memory     {_bytes(states)} masters and moments, '
         f'{_bytes(gradients)} gradients'

@@ -134,6 +134,9 @@ def _strip(config: Config, options: Mapping[str, Any]) -> None:
     for key in ('parallel', 'compile', 'recompute'):
         if not any(option.startswith(f'strategy.{key}') for option in options):
             strategy.pop(key, None)
+    axes = [option.split('.')[-1] for option in options if option.startswith('strategy.parallel.')]
+    if axes:  # those of the run would stand beside them
+        strategy['parallel'] = {axis: strategy['parallel'][axis] for axis in axes}
     config.strategy = strategy
     config.val_cfg = config.get('val_cfg') or {'type': 'PerplexityLoop'}
     config.default_hooks, config.custom_hooks = {}, []

@@ -133,7 +133,8 @@ class TokenTrainLoop(BaseLoop):
         targets = sum(batch.num_targets for batch in batches)
         # A signal reaches ranks at different moments; the sum makes all of them stop at the same
         # step.
-        num_targets, signals = strategy.sum_over_ranks([targets, signal])
+        counted = targets if strategy.is_data_leader else 0  # others have read the same rows
+        num_targets, signals = strategy.sum_over_ranks([counted, signal])
         outputs: dict[str, Any] = {
             'num_tokens': rows * self.dataloader.dataset.seq_len,
             'num_targets': num_targets,
@@ -218,7 +219,7 @@ class PerplexityLoop(BaseLoop):
                 totals[key] = totals[key] + value.double() if key in totals else value.double()
             runner.call_hook('after_val_iter', batch_idx=index, data_batch=batch, outputs=sums)
         runner.model.train(was_training)
-        (targets,) = strategy.sum_over_ranks([targets])
+        (targets,) = strategy.sum_over_ranks([targets if strategy.is_data_leader else 0])
         if targets == 0:
             raise ValueError('val_dataloader: the held-out data has no token to predict')
         means = _means(totals, targets, self.dataloader.dataset.domains)

@@ -11,6 +11,8 @@ from torch import Tensor
 from internlm_mm.checkpoint.checkpointer import Checkpointer, check_tensors, read_state
 from internlm_mm.checkpoint.random_state import random_state, set_random_state
 from internlm_mm.checkpoint.storage import read_tensor_index
+from internlm_mm.optim.param_groups import check_same_groups
+from internlm_mm.parallel.mesh import Layout
 from internlm_mm.parallel.strategy import HybridParallelStrategy
 
 
@@ -24,6 +26,9 @@ class RunState:
     def __init__(self, strategy: HybridParallelStrategy) -> None:
         self.strategy = strategy
         self.checkpointer = Checkpointer()
+        optim_wrapper = getattr(strategy, 'optim_wrapper', None)
+        if optim_wrapper is not None and strategy.layout.pipeline > 1:
+            check_same_groups(optim_wrapper.optimizer)
         self.names = {id(p): name for name, p in strategy.model.named_parameters()}
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
@@ -47,10 +52,7 @@ class RunState:
         """See `HybridParallelStrategy.save_checkpoint`."""
         strategy = self.strategy
         state = {key: value for key, value in extra.items() if key not in ('texts', 'folders')}
-        state['layout'] = {
-            'data_replicate': strategy.layout.data_replicate,
-            'data_shard': strategy.layout.data_shard,
-        }
+        state['layout'] = strategy.layout.as_dict()
         state['seed'] = strategy.seed
         tensors = {f'model.{k}': v for k, v in strategy.model_state_dict().items()}
         if save_optimizer:
@@ -68,6 +70,8 @@ class RunState:
     ) -> dict[str, Any]:
         """Put the parts named in `content` back: model, optimizer, scheduler, random."""
         strategy, content = self.strategy, set(content)
+        if strategy.gather_ahead is not None:
+            strategy.gather_ahead.drop()  # copies of the weights from before
         state = read_state(path)
         tensors: dict[str, Tensor] = {}
         if 'model' in content:
@@ -135,12 +139,7 @@ class RunState:
 
     def _empty_random_state(self, path: Path, state: Mapping[str, Any]) -> dict[str, Tensor]:
         """Room for this rank's generators; none if the layout changed: ranks mean other things."""
-        layout = self.strategy.layout
-        same = state['layout'] == {
-            'data_replicate': layout.data_replicate,
-            'data_shard': layout.data_shard,
-        }
-        if not same:
+        if Layout(**state['layout']) != self.strategy.layout:
             self.strategy.logger.warning(
                 f'the checkpoint was written on layout {json.dumps(state["layout"])}: '
                 'random generators start from the seed; weights, optimizer and data go on'

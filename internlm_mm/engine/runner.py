@@ -18,10 +18,12 @@ from internlm_mm.checkpoint.checkpointer import (
 )
 from internlm_mm.engine.preflight import build_data_part, check_run, check_writable
 from internlm_mm.engine.run_state import RunState
-from internlm_mm.engine.start import Start, choose_start
+from internlm_mm.engine.start import Start, choose_start, model_differences
 from internlm_mm.engine.stock_hooks import check_hook
+from internlm_mm.parallel.context import check_documents
 from internlm_mm.registry import DATALOADERS, DATASETS, HOOKS, RUNNERS, TOKENIZERS
 from internlm_mm.utils.config import dump_config
+from internlm_mm.utils.flops import FlopsPerToken, model_flops
 
 
 @RUNNERS.register_module()
@@ -101,6 +103,7 @@ class LLMRunner(FlexibleRunner):
         self.optim_wrapper: Any
         self.param_schedulers: Any
         self._has_loaded: bool
+        self.flops_per_token: FlopsPerToken | None = None  # of the whole model, before it is cut
         self._start: Start | None = None
         self._is_checked = False
         super().__init__(
@@ -244,6 +247,8 @@ class LLMRunner(FlexibleRunner):
         if self._val_loop is not None:
             loaders['val_dataloader'] = self.val_dataloader
         check_run(self.model, loaders, self.tokenizer)
+        self._check_fit(loaders)
+        self.flops_per_token = model_flops(self.model, self.train_dataloader.dataset.seq_len)
         self._prepare(
             optim_wrapper=self.optim_wrapper,
             param_scheduler=self.param_schedulers,
@@ -261,6 +266,7 @@ class LLMRunner(FlexibleRunner):
         self.model = self.strategy.build_model(self.model)
         self._val_loop = self.build_val_loop(self._val_loop)
         check_run(self.model, {'val_dataloader': self.val_dataloader}, self.tokenizer)
+        self._check_fit({'val_dataloader': self.val_dataloader})
         self._choose_start(training=False)
         self._prepare()
         self.load_or_resume()
@@ -268,6 +274,15 @@ class LLMRunner(FlexibleRunner):
         metrics = self.val_loop.run()
         self.call_hook('after_run')
         return metrics
+
+    def _check_fit(self, loaders: Mapping[str, Any]) -> None:
+        """Whether the layout fits all rows, and every size of a batch that ramps up."""
+        for key, loader in loaders.items():
+            for count in getattr(loader, 'micro_batch_counts', [None]):
+                self.strategy.check_fit(self.model, loader.dataset.seq_len, count, key=key)
+            exchange = self.strategy.techniques.context_attention
+            degree = self.strategy.layout.context
+            check_documents(exchange, degree, getattr(loader.dataset, 'max_docs', 1), key)
 
     def _prepare(self, **arguments: Any) -> None:
         self._is_checked = True
@@ -287,6 +302,11 @@ class LLMRunner(FlexibleRunner):
         )
         if self._start is not None and {'model', 'optimizer'} & set(self._start.content):
             check_model(self._start.path, self.model)
+            for key, ours, theirs in model_differences(self._start.path, self.cfg):
+                self.logger.warning(
+                    f'model.{key}={ours!r} differs from {theirs!r}, with which {self._start.path} '
+                    'was trained: weights of the same shapes may mean something else'
+                )
 
     def _keep_seed(self) -> None:
         """Go on with the seed of the run that is resumed: it decides the order of the data."""

@@ -1,17 +1,21 @@
 """Where a run begins: from nothing, from a checkpoint's weights, or where the last run stopped."""
 
+import json
 from collections.abc import Callable, Mapping
 from logging import Logger
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
+from mmengine.config import Config
 
 from internlm_mm.checkpoint.checkpointer import (
     check_whole,
     find_checkpoint,
     newest_whole_checkpoint,
+    read_config,
 )
+from internlm_mm.utils.config import dump_config
 from internlm_mm.utils.suggest import did_you_mean
 
 CONTENT = ('model', 'optimizer', 'data', 'scheduler')
@@ -119,3 +123,23 @@ def _whole_checkpoint(path: str) -> Path:
     if folder == Path(path):
         check_whole(folder)
     return folder
+
+
+def model_differences(path: Path, config: Config) -> list[tuple[str, Any, Any]]:
+    """Keys of the model that a checkpoint was trained with otherwise, though its shapes fit.
+
+    Args:
+        path: The checkpoint.
+        config: This run's.
+
+    Returns:
+        Key, value now and value then; the objective is left out, since it may change.
+    """
+    ours = json.loads(dump_config(config)[1]).get('model', {}) if config else {}
+    theirs = read_config(path).get('model', {})
+    if not ours:
+        return []
+    keys = [key for key in {**theirs, **ours} if key != 'objective']
+    return [
+        (key, ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)
+    ]

@@ -1,6 +1,7 @@
 """The command line of training: config, overrides, dry run, exit codes."""
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -14,11 +15,18 @@ import torch.distributed as dist
 from mmengine.config import Config
 
 from internlm_mm.engine.dry_run import dry_run
+from internlm_mm.engine.lost_ranks import LostRanks, watch_ranks
+from internlm_mm.engine.rehearse import rehearse
+from internlm_mm.engine.rehearse_report import render
 from internlm_mm.registry import RUNNERS
 from internlm_mm.utils.config import load_config, parse_cfg_options
 from internlm_mm.utils.config_check import check_config
 from internlm_mm.utils.launch import LAUNCHERS, read_launch
-from internlm_mm.utils.signals import REQUEUE_EXIT_CODE, ignore_stop_signals
+from internlm_mm.utils.signals import (
+    REQUEUE_EXIT_CODE,
+    ignore_stop_signals,
+    outlive_errors,
+)
 
 INTERRUPTED_EXIT_CODE = 130
 """What shells give a program that Ctrl-C has ended at once: the second one does."""
@@ -60,6 +68,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--dry-run', action='store_true', help='check everything, print the plan, train nothing'
     )
+    rehearsal = parser.add_argument_group('rehearsal, without GPUs and without data')
+    rehearsal.add_argument(
+        '--rehearse',
+        type=int,
+        metavar='N',
+        help='build what ranks of a job of N GPUs would hold, print the map and the memory',
+    )
+    rehearsal.add_argument(
+        '--rehearse-rank',
+        type=int,
+        metavar='R',
+        help='show rank R; by default the first rank of every pipeline stage',
+    )
+    rehearsal.add_argument('--rehearse-json', metavar='FILE', help='write all of it to FILE, too')
+    rehearsal.add_argument(
+        '--gpus-per-node', type=int, metavar='G', help='of one machine (default: 8)'
+    )
     return parser.parse_args(argv)
 
 
@@ -80,14 +105,26 @@ def resolve_config(args: argparse.Namespace) -> Config:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code."""
     args = parse_args(argv)
-    runner = None
+    runner = watch = None
     try:
         config = resolve_config(args)
         if args.dry_run:
             print(dry_run(config))
             return 0
+        if _is_rehearsal(args):
+            report = rehearse(config, args.rehearse, args.gpus_per_node or 8, args.rehearse_rank)
+            if args.rehearse_json is not None:
+                Path(args.rehearse_json).write_text(json.dumps(report, indent=1) + '\n')
+            print(render(report))
+            return 0
         read_launch(config.launcher)  # a wrong launcher is found before anything is written
         runner = RUNNERS.build(config)
+        dist_cfg = (config.get('env_cfg') or {}).get('dist_cfg') or {}
+        watch = watch_ranks(
+            lambda: getattr(runner._train_loop, 'iter', None), dist_cfg.get('timeout', 1800)
+        )
+        if watch is not None:
+            outlive_errors()
         runner.train()
     except USER_ERRORS as error:
         started = runner is not None and getattr(runner, '_has_loaded', False)
@@ -95,12 +132,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f'{type(error).__name__}: {message}', file=sys.stderr, flush=True)
+        _ask_the_others(watch, error)
         return _leave(1)
     except KeyboardInterrupt:
         print('interrupted: steps since the last checkpoint are lost', file=sys.stderr)
         return _leave(INTERRUPTED_EXIT_CODE)
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
+        _ask_the_others(watch, error)
         return _leave(1)
     if runner.train_loop.stopped_by_signal:
         ignore_stop_signals()  # launchers repeat them when the first process has left
@@ -108,6 +147,36 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_how_to_go_on(runner), file=sys.stderr)
         return _leave(REQUEUE_EXIT_CODE)
     return _leave(0)
+
+
+def _is_rehearsal(args: argparse.Namespace) -> bool:
+    """Whether to rehearse.
+
+    Raises:
+        ValueError: If an option of rehearsals would do nothing, or one of runs.
+    """
+    if args.rehearse is None:
+        for key in ('rehearse_rank', 'rehearse_json', 'gpus_per_node'):
+            if getattr(args, key) is not None:
+                raise ValueError(f'--{key.replace("_", "-")} needs --rehearse N')
+        return False
+    if args.launcher not in (None, 'none'):
+        raise ValueError(
+            f'--rehearse {args.rehearse} is one process on its own: leave out '
+            f'--launcher {args.launcher}'
+        )
+    return True
+
+
+def _ask_the_others(watch: LostRanks | None, error: Exception) -> None:
+    """Say which rank is the cause, where it is another one."""
+    if watch is None:
+        return
+    # Launchers end the others when the first has failed, before those could say why.
+    ignore_stop_signals()
+    message = watch.tell(error)
+    if message is not None:
+        print(message, file=sys.stderr, flush=True)
 
 
 def _how_to_go_on(runner: Any) -> str:

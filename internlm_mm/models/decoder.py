@@ -51,7 +51,8 @@ class Decoder(nn.Module):
     """Decoder-only language model: the part that every family shares.
 
     It is single-device code. Parallelism, recomputation, precision and kernels are applied from
-    outside, to the names below and to `layers.*.self_attn.attend`.
+    outside, to the names below and to `layers.*.self_attn.attend`. `embed_tokens`, or `norm` and
+    `lm_head` together, may be None: such a part of a model begins or ends inside the layers.
 
     Args:
         make_layer: Builds one layer; called once the sizes are checked.
@@ -72,6 +73,21 @@ class Decoder(nn.Module):
     """
 
     init: ClassVar[NormalInit]
+    tensor_plan: ClassVar[dict[str, str]] = {
+        # Module names -> how tensor parallelism splits them (docs/en/parallel.md).
+        'embed_tokens': 'vocabulary',
+        'layers.*.input_layernorm': 'sequence',
+        'layers.*.self_attn': 'gather',
+        'layers.*.self_attn.[qkv]_proj': 'column',
+        'layers.*.self_attn.o_proj': 'row',
+        'layers.*.post_attention_layernorm': 'sequence',
+        'layers.*.mlp': 'gather',
+        'layers.*.mlp.gate_proj': 'column',
+        'layers.*.mlp.up_proj': 'column',
+        'layers.*.mlp.down_proj': 'row',
+        'norm': 'gather_output',
+        'lm_head': 'head',
+    }
 
     def __init__(
         self,
@@ -109,25 +125,33 @@ class Decoder(nn.Module):
         self.max_seq_len = max_seq_len
         self.rope_theta = rope_theta
         self.norm_eps = norm_eps
-        self.embed_tokens = nn.Embedding(vocab_size, hidden_size)
+        self.embed_tokens: nn.Embedding | None = nn.Embedding(vocab_size, hidden_size)
         # A dict, so that a layer keeps its name when a pipeline stage drops the others.
         self.layers = nn.ModuleDict({str(i): make_layer() for i in range(num_layers)})
-        self.norm = RMSNorm(hidden_size, norm_eps)
-        self.lm_head = nn.Linear(hidden_size, vocab_size, bias=False)
+        self.norm: RMSNorm | None = RMSNorm(hidden_size, norm_eps)
+        self.lm_head: nn.Linear | None = nn.Linear(hidden_size, vocab_size, bias=False)
         self.objective: nn.Module = (
             objective
             if isinstance(objective, nn.Module)
             else OBJECTIVES.build(objective or {'type': NextToken})
         )
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, hidden: Tensor | None = None) -> dict[str, Tensor] | Tensor:
         """Sum the objective over a micro-batch.
 
+        Args:
+            batch: The micro-batch.
+            hidden: Output of the layers before, [rows, seq, hidden], where this is a later part of
+                a model.
+
         Returns:
-            'loss', float32 [], a sum and not a mean; and whatever else the objective sums.
+            'loss', float32 [], a sum and not a mean; and whatever else the objective sums. Of a
+            part without a head the output of its last layer, [rows, seq, hidden].
         """
         documents = make_documents(batch, need_mask=any(map(_needs_mask, self.layers.values())))
-        hidden = self.hidden_states(batch.input_ids, batch.position_ids, documents)
+        hidden = self.hidden_states(batch.input_ids, batch.position_ids, documents, previous=hidden)
+        if self.lm_head is None:
+            return hidden
         return self.objective(hidden, self.lm_head.weight, batch)
 
     def hidden_states(
@@ -136,6 +160,7 @@ class Decoder(nn.Module):
         position_ids: Tensor,
         documents: Documents | None = None,
         cache: KVCache | None = None,
+        previous: Tensor | None = None,
     ) -> Tensor:
         """What the head reads.
 
@@ -144,9 +169,10 @@ class Decoder(nn.Module):
             position_ids: Position of each token in its document, [rows, seq].
             documents: Boundaries inside the rows; None when each row is one document.
             cache: Keys and values of earlier tokens, when generating.
+            previous: Output of the layers before, where there is no embedding here.
 
         Returns:
-            Normalised output of the last layer, [rows, seq, hidden].
+            Normalised output of the last layer, [rows, seq, hidden]; as it is without `norm`.
 
         Raises:
             ValueError: If a row is longer than the model's longest sequence.
@@ -156,10 +182,11 @@ class Decoder(nn.Module):
             raise ValueError(f'rows of {seq} tokens exceed max_seq_len={self.max_seq_len}')
         rope = rope_table(position_ids, self.head_dim, self.rope_theta)
         caches = {} if cache is None else cache.extend(position_ids)
-        x = self.embed_tokens(input_ids)
+        x = previous if self.embed_tokens is None else self.embed_tokens(input_ids)
+        assert x is not None, 'a part of a model without embedding needs the layers before'
         for name, layer in self.layers.items():
             x = layer(x, rope, documents, caches.get(name))
-        return self.norm(x)
+        return x if self.norm is None else self.norm(x)
 
     def logits(
         self,
@@ -181,10 +208,12 @@ class Decoder(nn.Module):
             start = 0 if cache is None else cache.length
             position_ids = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
             position_ids = position_ids.expand_as(input_ids)
+        assert self.lm_head is not None
         return self.lm_head(self.hidden_states(input_ids, position_ids, None, cache))
 
     def make_cache(self, rows: int, capacity: int) -> KVCache:
         """An empty KV cache for `rows` sequences of up to `capacity` tokens."""
+        assert self.embed_tokens is not None
         weight = self.embed_tokens.weight
         return KVCache(
             list(self.layers),

@@ -30,6 +30,7 @@ class NextToken(nn.Module):
             raise ValueError(f'chunk_tokens={chunk_tokens} must be at least 1')
         self.label_smoothing = label_smoothing
         self.chunk_tokens = chunk_tokens
+        self.cross_entropy = linear_cross_entropy  # the seam: tensor parallelism replaces it
 
     def forward(self, hidden: Tensor, head_weight: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Sum the loss of a micro-batch.
@@ -44,7 +45,7 @@ class NextToken(nn.Module):
             each domain's labelled tokens, float32 [num_domains], detached.
         """
         labels = batch.labels.flatten()
-        loss, token_losses = linear_cross_entropy(
+        loss, token_losses = self.cross_entropy(
             hidden.flatten(0, -2),
             head_weight,
             labels,

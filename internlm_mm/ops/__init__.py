@@ -7,7 +7,7 @@ from internlm_mm.ops.attention import (
     make_documents,
     needs_mask,
 )
-from internlm_mm.ops.cross_entropy import linear_cross_entropy
+from internlm_mm.ops.cross_entropy import VocabularyShard, linear_cross_entropy
 from internlm_mm.ops.kv_cache import KVCache, LayerCache
 from internlm_mm.ops.rms_norm import rms_norm
 from internlm_mm.ops.rope import apply_rope, rope_table
@@ -17,6 +17,7 @@ __all__ = [
     'Documents',
     'KVCache',
     'LayerCache',
+    'VocabularyShard',
     'apply_rope',
     'cached_attention',
     'choose_attention',

@@ -66,7 +66,7 @@ def make_documents(batch: Batch, need_mask: bool) -> Documents | None:
     """
     if batch.cu_seqlens.shape[1] == 2:
         return None
-    rows, seq = batch.input_ids.shape
+    rows, seq = batch.document_ids.shape  # the whole row, also where its tokens are shared out
     offset = torch.arange(rows, device=batch.cu_seqlens.device, dtype=torch.int32) * seq
     starts = (batch.cu_seqlens[:, :-1] + offset.unsqueeze(1)).flatten()
     mask = None
@@ -147,25 +147,63 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | Non
 
     CUDA and half precision only. Arguments as `reference_attention`.
     """
-    rows, seq = q.shape[:2]
     if documents is None:
+        rows, seq = q.shape[:2]
         ends = torch.arange(rows + 1, device=q.device, dtype=torch.int32) * seq
         longest = seq
     else:
         ends, longest = documents.cu_seqlens, documents.max_seqlen
+    return varlen_between(q, k, v, ends, ends, longest, longest)
+
+
+def varlen_between(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    query_ends: Tensor,
+    key_ends: Tensor,
+    longest_query: int,
+    longest_key: int,
+) -> Tensor:
+    """FlashAttention where queries and keys have boundaries of their own; causal from their ends.
+
+    Args:
+        q: Queries, [rows, tokens, heads, head_dim].
+        k: Keys, [rows, seq, kv_heads, head_dim].
+        v: Values, like `k`.
+        query_ends: Starts of all segments in the flattened `rows * tokens` queries, then that
+            total, int32.
+        key_ends: The same for `rows * seq` keys; as many.
+        longest_query: Queries in the longest segment, or more.
+        longest_key: Keys in the longest segment, or more.
+
+    Returns:
+        [rows, tokens, heads, head_dim].
+    """
     out = varlen_attn(
         q.flatten(0, 1),
         k.flatten(0, 1),
         v.flatten(0, 1),
-        ends,
-        ends,
-        longest,
-        longest,
+        query_ends,
+        key_ends,
+        longest_query,
+        longest_key,
         window_size=(-1, 0),
         **_VARLEN_OPTIONS,
     )
     assert isinstance(out, Tensor)
-    return out.unflatten(0, (rows, seq))
+    return out.unflatten(0, q.shape[:2])
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal FlashAttention through torch's scaled dot product, which torch may distribute."""
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return _sdpa(q, k, v, None)
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Scaled dot product where `mask` says which key (last dimension) a query may see."""
+    return _sdpa(q, k, v, mask)
 
 
 def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +13,29 @@ from torch.autograd.function import once_differentiable
 from internlm_mm.structures import IGNORE_INDEX
 
 
+class VocabularyShard(NamedTuple):
+    """The part of the vocabulary whose rows of the head this process holds.
+
+    Attributes:
+        start: First token of the part.
+        vocab_size: Tokens in all.
+        sum_over_shards: Adds up a tensor over the processes that share the vocabulary, in place.
+        max_over_shards: The largest of each element over them, in place.
+    """
+
+    start: int
+    vocab_size: int
+    sum_over_shards: Callable[[Tensor], Tensor]
+    max_over_shards: Callable[[Tensor], Tensor]
+
+
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
     label_smoothing: float = 0.0,
     chunk: int = 1024,
+    shard: VocabularyShard | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy of `hidden @ weight.T`, chunk by chunk over the tokens.
 
@@ -32,12 +50,17 @@ def linear_cross_entropy(
         label_smoothing: Share of the target spread evenly over the vocabulary, in [0, 1), as in
             `torch.nn.functional.cross_entropy`.
         chunk: Tokens whose logits are held at a time.
+        shard: Which rows of the head `weight` holds, where processes share the vocabulary; None
+            for all of them. Two small collectives a chunk stand for the whole logits. Losses are
+            those of the whole vocabulary; the gradient of `hidden` is this shard's part of a sum.
 
     Returns:
         The sum over labelled tokens, float32 [], and each token's loss, 0 where it is ignored,
         float32 [tokens], detached.
+
+    Source: losses over a split vocabulary, https://arxiv.org/abs/1909.08053, section 3.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, labels, label_smoothing, chunk)
+    return _LinearCrossEntropy.apply(hidden, weight, labels, label_smoothing, chunk, shard)
 
 
 def reference_linear_cross_entropy(
@@ -60,6 +83,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels: Tensor,
         label_smoothing: float,
         chunk: int,
+        shard: VocabularyShard | None,
     ) -> tuple[Tensor, Tensor]:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -71,21 +95,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows = hidden[part]
             ignored = labels[part] == IGNORE_INDEX
             target = labels[part].masked_fill(ignored, 0).unsqueeze(1)
-            log_probs = F.log_softmax(rows @ weight.T, dim=-1, dtype=wide)
-            target_log_probs = log_probs.gather(1, target)
-            losses[part] = _losses(log_probs, target_log_probs, label_smoothing)
+            logits = rows @ weight.T
+            scores = (
+                _score(logits, target, wide, label_smoothing)
+                if shard is None
+                else _score_shard(logits, target, wide, shard)
+            )
+            losses[part] = _losses(scores, label_smoothing)
             losses[part].masked_fill_(ignored, 0.0)
             if not (need_hidden or need_weight):
                 continue
-            grad_logits = _grad_logits(
-                log_probs, target, target_log_probs, label_smoothing, hidden.dtype
-            )
+            grad_logits = _grad_logits(scores, label_smoothing, hidden.dtype)
             # Ignored tokens are taken out here, where rows are short, and not in the logits.
             hide = ignored.unsqueeze(1)
             if grad_hidden is not None:
                 torch.mm(grad_logits, weight, out=grad_hidden[part]).masked_fill_(hide, 0.0)
             if grad_weight is not None:
                 _add_product(grad_weight, grad_logits, rows.masked_fill(hide, 0.0))
+            del logits, scores, grad_logits  # or they would lie beside the next chunk's
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(losses)
@@ -100,28 +127,68 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if grad_weight is not None:
             scaled = torch.empty_like(grad_weight, dtype=ctx.weight_dtype)
             grad_weight = torch.mul(grad_weight, grad_sum, out=scaled)
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None
 
 
-def _losses(log_probs: Tensor, target_log_probs: Tensor, label_smoothing: float) -> Tensor:
+class _Scores(NamedTuple):
+    """A chunk's log-probabilities, over all tokens or over a shard's.
+
+    Attributes:
+        log_probs: Of the tokens held here, [tokens, vocab or shard].
+        target: Index of the target among them, [tokens, 1]; any valid one where it is elsewhere.
+        is_here: True where the target is held here, [tokens, 1]; None if all are.
+        target_log_probs: [tokens, 1].
+        mean_log_probs: Over the whole vocabulary, [tokens], for label smoothing; else None.
+        vocab_size: Tokens in all.
+    """
+
+    log_probs: Tensor
+    target: Tensor
+    is_here: Tensor | None
+    target_log_probs: Tensor
+    mean_log_probs: Tensor | None
+    vocab_size: int
+
+
+def _score(logits: Tensor, target: Tensor, wide: torch.dtype, label_smoothing: float) -> _Scores:
+    log_probs = F.log_softmax(logits, dim=-1, dtype=wide)
+    mean = log_probs.mean(1) if label_smoothing else None
+    return _Scores(log_probs, target, None, log_probs.gather(1, target), mean, logits.shape[1])
+
+
+def _score_shard(
+    logits: Tensor, target: Tensor, wide: torch.dtype, shard: VocabularyShard
+) -> _Scores:
+    logits = logits.to(wide)
+    logits -= shard.max_over_shards(logits.amax(1, keepdim=True))
+    local = target - shard.start
+    is_here = (local >= 0) & (local < logits.shape[1])
+    local = local.clamp(0, logits.shape[1] - 1)
+    target_logits = logits.gather(1, local).masked_fill(~is_here, 0.0)
+    parts = (logits.exp().sum(1, keepdim=True), target_logits, logits.sum(1, keepdim=True))
+    total, target_logits, sum_logits = shard.sum_over_shards(torch.cat(parts, 1)).split(1, dim=1)
+    normaliser = total.log()
+    mean = (sum_logits / shard.vocab_size - normaliser).squeeze(1)
+    return _Scores(
+        logits - normaliser, local, is_here, target_logits - normaliser, mean, shard.vocab_size
+    )
+
+
+def _losses(scores: _Scores, label_smoothing: float) -> Tensor:
     """Loss of each token, [tokens]."""
-    losses = -target_log_probs.squeeze(1)
+    losses = -scores.target_log_probs.squeeze(1)
     if label_smoothing:
-        losses = torch.lerp(losses, -log_probs.mean(1), label_smoothing)
+        assert scores.mean_log_probs is not None
+        losses = torch.lerp(losses, -scores.mean_log_probs, label_smoothing)
     return losses
 
 
-def _grad_logits(
-    log_probs: Tensor,
-    target: Tensor,
-    target_log_probs: Tensor,
-    label_smoothing: float,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Gradient of the summed loss in the logits, [tokens, vocab]; overwrites `log_probs`."""
-    share = label_smoothing / log_probs.shape[1]
+def _grad_logits(scores: _Scores, label_smoothing: float, dtype: torch.dtype) -> Tensor:
+    """Gradient of the summed loss in the logits held here; overwrites the log-probabilities."""
+    share = label_smoothing / scores.vocab_size
+    log_probs = scores.log_probs
     # Probability minus target cancels where the model is sure: there it is rounded only once.
-    target_grad = target_log_probs.exp() - (1.0 - label_smoothing + share)
+    target_grad = scores.target_log_probs.exp() - (1.0 - label_smoothing + share)
     if label_smoothing:
         grad = log_probs.exp_().sub_(share).to(dtype)
     else:
@@ -129,7 +196,10 @@ def _grad_logits(
         grad = torch.exp(
             log_probs, out=log_probs if same else torch.empty_like(log_probs, dtype=dtype)
         )
-    return grad.scatter_(1, target, target_grad.to(dtype))
+    target_grad = target_grad.to(dtype)
+    if scores.is_here is not None:
+        target_grad = torch.where(scores.is_here, target_grad, grad.gather(1, scores.target))
+    return grad.scatter_(1, scores.target, target_grad)
 
 
 def _add_product(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:

@@ -1,6 +1,6 @@
 """HybridZero's optimizer side: one true gradient norm, clip, loss scale, safe update."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
 
 from internlm_mm.optim.grad_norm import gradient_norm
 from internlm_mm.optim.loss_scale import DynamicLossScale
 from internlm_mm.registry import OPTIM_WRAPPERS
+from internlm_mm.utils.shards import local_tensor
 from internlm_mm.utils.suggest import did_you_mean
 
 
@@ -33,6 +34,12 @@ class HybridZeroOptimWrapper(OptimWrapper):
         loss_scale: For fp16: `dict(...)` of `DynamicLossScale`'s options, or a fixed factor.
             None for bf16 and wider, which need none.
         skip_nonfinite: Whether to skip such steps; otherwise they raise.
+
+    Attributes:
+        after_step: Called at the end of every `update_params()`, also of a skipped one; set by the
+            strategy, which has work to do as soon as weights are new.
+        norm_groups: Process groups whose ranks hold different parameters, as the stages of a
+            pipeline do; set by the strategy.
 
     Raises:
         ValueError: If `clip_grad` holds anything but a positive `max_norm`.
@@ -57,6 +64,8 @@ class HybridZeroOptimWrapper(OptimWrapper):
             )
         self.skip_nonfinite = skip_nonfinite
         self.num_skipped = 0
+        self.after_step: Callable[[], None] | None = None
+        self.norm_groups: tuple[ProcessGroup, ...] = ()
         if isinstance(loss_scale, Mapping):
             known = [option.name for option in fields(DynamicLossScale) if option.init]
             for key, value in loss_scale.items():
@@ -120,7 +129,7 @@ class HybridZeroOptimWrapper(OptimWrapper):
         ]
         scale = 1.0 if self.loss_scale is None else self.loss_scale.scale
         # The one wait for the device in a step: everything later depends on this number.
-        norm = gradient_norm(gradients).item() / scale
+        norm = gradient_norm(gradients, self.norm_groups).item() / scale
         finite = norm < float('inf')  # False for NaN, too
         outputs: dict[str, float | int] = {'grad_norm': norm, 'skipped': int(not finite)}
         if finite:
@@ -128,7 +137,7 @@ class HybridZeroOptimWrapper(OptimWrapper):
             if self.max_norm is not None and norm > self.max_norm:
                 factor *= self.max_norm / (norm + 1e-6)
             if factor != 1:
-                torch._foreach_mul_([_local(gradient) for gradient in gradients], factor)
+                torch._foreach_mul_([local_tensor(gradient) for gradient in gradients], factor)
             self.step(**(step_kwargs or {}))
         elif not self.skip_nonfinite:
             raise FloatingPointError(
@@ -141,6 +150,8 @@ class HybridZeroOptimWrapper(OptimWrapper):
             self.loss_scale.update(finite)
         outputs['num_skipped'] = self.num_skipped
         self.zero_grad(**(zero_kwargs or {}))
+        if self.after_step is not None:
+            self.after_step()
         return outputs
 
     def scalar_state(self) -> dict[str, Any]:
@@ -179,7 +190,3 @@ class HybridZeroOptimWrapper(OptimWrapper):
         self.num_skipped = state['num_skipped']
         if self.loss_scale is not None and state['loss_scale'] is not None:
             self.loss_scale.load_state_dict(state['loss_scale'])
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

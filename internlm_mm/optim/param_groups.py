@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import torch.distributed as dist
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
+from torch.optim import Optimizer
 
 from internlm_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 
@@ -41,3 +43,24 @@ class DecayGroupsConstructor(DefaultOptimWrapperConstructor):
         wrapper_cfg.setdefault('type', 'HybridZeroOptimWrapper')
         optimizer = OPTIMIZERS.build(optimizer_cfg)
         return OPTIM_WRAPPERS.build(wrapper_cfg, default_args={'optimizer': optimizer})
+
+
+def check_same_groups(optimizer: Optimizer) -> None:
+    """Refuse groups that differ from rank to rank, as stages of a pipeline might have them.
+
+    A checkpoint has the options of groups once, by their number: a resumed run would go on with
+    those of another group. Collective.
+
+    Raises:
+        ValueError: On all ranks; says what to do.
+    """
+    groups = [{k: v for k, v in group.items() if k != 'params'} for group in optimizer.param_groups]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, groups)
+    for rank, others in enumerate(found):
+        if others != found[0]:
+            raise ValueError(
+                f'the parameter groups of rank {rank} ({len(others)}) are not those of rank 0 '
+                f'({len(found[0])}): under strategy.parallel.pipeline, optim_wrapper.constructor '
+                'must make the same groups for every stage, also those that are empty there'
+            )

@@ -2,12 +2,22 @@
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from internlm_mm.ops.attention import Attend, Documents, choose_attention, needs_mask
+from internlm_mm.parallel.context import CONTEXT_ATTENTIONS
 from internlm_mm.registry import ATTENTIONS
+from internlm_mm.utils.suggest import did_you_mean
 
 
-def apply_attention(model: nn.Module, name: str, device: torch.device, dtype: torch.dtype) -> str:
+def apply_attention(
+    model: nn.Module,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    context: DeviceMesh | None = None,
+    context_attention: str = 'all_gather',
+) -> str:
     """Set `attend` on every module that has one.
 
     'auto' may mean one backend for rows of one document and another for packed rows; which rows
@@ -18,10 +28,20 @@ def apply_attention(model: nn.Module, name: str, device: torch.device, dtype: to
         name: A name in ATTENTIONS, or 'auto'.
         device: Where the model will run.
         dtype: What it computes in.
+        context: The mesh axis whose ranks share each sequence, if there is one.
+        context_attention: A name in CONTEXT_ATTENTIONS: how they exchange keys and values.
 
     Returns:
         What was chosen and why, for the log.
+
+    Raises:
+        ValueError: If a backend is unknown or cannot serve what is asked.
     """
+    if context is not None:
+        ranks = context.size()
+        backend = check_shared_attention(name, device, dtype, ranks, context_attention)
+        _set(model, CONTEXT_ATTENTIONS[context_attention](context, backend == 'varlen'))
+        return f'{backend}, keys and values by {context_attention} over {ranks} ranks'
     dense_name, reason = choose_attention(name, device, dtype, packed=False)
     attend = ATTENTIONS.get(dense_name)
     chosen = dense_name
@@ -31,10 +51,46 @@ def apply_attention(model: nn.Module, name: str, device: torch.device, dtype: to
             attend = _by_rows(attend, ATTENTIONS.get(packed_name))
             chosen = f'{dense_name} ({reason}), packed rows {packed_name}'
             reason = packed_reason
+    _set(model, attend)
+    return f'{chosen}: {reason}'
+
+
+def check_shared_attention(
+    name: str, device: torch.device, dtype: torch.dtype, degree: int, exchange: str
+) -> str:
+    """The backend for sequences that ranks share: a kernel between boundaries, or a mask.
+
+    Args:
+        name: A name in ATTENTIONS, or 'auto'.
+        device: Where the model will run.
+        dtype: What it computes in.
+        degree: Ranks of the context axis, for messages.
+        exchange: A name in CONTEXT_ATTENTIONS.
+
+    Raises:
+        ValueError: If one of them is unknown or cannot serve what is asked.
+    """
+    if exchange not in CONTEXT_ATTENTIONS:
+        hint = did_you_mean(exchange, CONTEXT_ATTENTIONS)
+        raise ValueError(f'strategy.context_attention={exchange!r}.{hint}')
+    if name not in ('auto', 'varlen', 'sdpa'):
+        raise ValueError(
+            f'strategy.attention={name!r} does not work with strategy.parallel.context='
+            f"{degree}: use 'auto', 'varlen' (CUDA, half precision) or 'sdpa' (a mask)"
+        )
+    backend, _ = choose_attention(name, device, dtype, packed=True)
+    if exchange == 'ring' and backend != 'varlen':
+        raise ValueError(
+            "strategy.context_attention='ring' needs CUDA in half precision; "
+            "'all_gather' runs everywhere"
+        )
+    return backend
+
+
+def _set(model: nn.Module, attend: Attend) -> None:
     for module in model.modules():
         if hasattr(module, 'attend'):
-            module.attend = attend
-    return f'{chosen}: {reason}'
+            module.attend = attend  # type: ignore[assignment]
 
 
 def _by_rows(dense: Attend, packed: Attend) -> Attend:

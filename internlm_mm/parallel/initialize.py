@@ -27,7 +27,7 @@ def initialize_parameters(model: nn.Module, seed: int, device: torch.device) -> 
     """
 
     def draw(name: str, parameter: Tensor) -> Tensor:
-        full = torch.empty(parameter.shape, dtype=parameter.dtype)
+        full = torch.empty(parameter.shape)  # fp32 in every precision: all runs start equal
         generator = torch.Generator().manual_seed(name_seed(seed, name))
         model.init_parameter(name, full, generator)  # type: ignore[operator]
         return full

@@ -13,7 +13,8 @@ def recompute_layers(model: nn.Module, fraction: float) -> int:
 
     Args:
         model: Layers are changed in place; names of parameters stay.
-        fraction: Share of the layers, 0 to 1, the first ones, as InternLM's `checkpoint` does.
+        fraction: Share of the layers, 0 to 1, the first ones, as InternLM's `checkpoint` does;
+            rounded, but at least one where it is not 0: a pipeline stage may have only one.
 
     Returns:
         How many layers recompute.
@@ -26,7 +27,7 @@ def recompute_layers(model: nn.Module, fraction: float) -> int:
     layers = list(layers_of(model))
     if fraction and not layers:
         raise ValueError(f'strategy.recompute={fraction}: {type(model).__name__} has no `layers`')
-    chosen = layers[: round(len(layers) * fraction)]
+    chosen = layers[: max(round(len(layers) * fraction), fraction > 0)]
     for layer in chosen:
         # Replacing `forward` keeps the layer's name and its parameters' names, which a wrapper
         # would not.

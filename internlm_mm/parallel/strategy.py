@@ -2,6 +2,7 @@
 
 import datetime
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +11,45 @@ import torch.distributed as dist
 from mmengine._strategy import BaseStrategy
 from mmengine.optim import BaseOptimWrapper
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 
-from internlm_mm.parallel.attention import apply_attention
-from internlm_mm.parallel.data import RESHARD, begin_micro_batch, layers_of, shard_model
-from internlm_mm.parallel.initialize import initialize_parameters
+from internlm_mm.parallel.context import around_step, share_batch
+from internlm_mm.parallel.data import GatherAhead, begin_micro_batch
+from internlm_mm.parallel.fit import check_layout
 from internlm_mm.parallel.launch import join_process_group
-from internlm_mm.parallel.mesh import Layout, build_mesh, resolve_layout
-from internlm_mm.parallel.recompute import recompute_layers
+from internlm_mm.parallel.mesh import Layout, ParallelMesh, resolve_layout
+from internlm_mm.parallel.options import check_dist_cfg, check_loss_scale, check_options
+from internlm_mm.parallel.pipeline import Pipeline
+from internlm_mm.parallel.place import Techniques, place_model
+from internlm_mm.parallel.sums import add_up, reduce_all
 from internlm_mm.registry import STRATEGIES
 from internlm_mm.structures import Batch
-from internlm_mm.utils.device import dtype_of, pick_device
+from internlm_mm.utils.device import pick_device
 from internlm_mm.utils.launch import read_launch
-from internlm_mm.utils.suggest import did_you_mean
 
 
 @STRATEGIES.register_module()
 class HybridParallelStrategy(BaseStrategy):
     """Builds a model on the meta device, places it over the mesh, and runs forward and backward.
 
-    Order: attention backend -> recomputation -> compilation -> sharding -> initialisation. The
-    model is single-device code and never learns of any of it.
+    The model is single-device code and never learns of any of it; see `place_model` for the order
+    in which techniques are applied.
 
     Args:
         parallel: Degree of each axis of the mesh; see `resolve_layout`.
         precision: `param`, what layers compute in, and `reduce`, what gradients are summed in;
             names of dtypes. Masters are fp32, or fp64 if `param` is.
-        reshard: When gathered parameters are given up: 'step' keeps them from the first forward to
-            the last backward of a step, 'layer' gathers them again for every layer, with less
-            memory.
+        reshard: How long gathered parameters are kept: 'step' from the first forward to the last
+            backward of a step; 'layer' gathers them again for every layer, with less memory;
+            'never' gathers them right after the update, ahead of the next step.
         recompute: Share of the layers whose activations are computed again in backward, 0 to 1.
         compile: Whether each layer is compiled by itself.
         attention: A backend from ATTENTIONS, or 'auto'.
+        offload: Whether masters, gradients and optimizer state live in host memory, where the
+            update then runs: memory for speed.
+        pipeline: How layers are cut into stages and micro-batches pass through them: `schedule`, a
+            name in SCHEDULES; `stages_per_rank`; `layers`, how many each stage has.
+        context_attention: How ranks that share a sequence exchange keys and values: 'all_gather',
+            or 'ring', torch's own, on CUDA and for rows of one document.
         work_dir: Filled in by the runner.
         experiment_name: Filled in by the runner.
         env_kwargs: Filled in by the runner: launcher, `dist_cfg` (backend, timeout in seconds) and
@@ -63,6 +70,9 @@ class HybridParallelStrategy(BaseStrategy):
         recompute: float = 0.0,
         compile: bool = False,  # noqa: A002  the field's word for it
         attention: str = 'auto',
+        offload: bool = False,
+        pipeline: Mapping[str, Any] | None = None,
+        context_attention: str = 'all_gather',
         work_dir: str = 'work_dirs',
         experiment_name: str | None = None,
         env_kwargs: dict | None = None,
@@ -74,12 +84,23 @@ class HybridParallelStrategy(BaseStrategy):
                 'auto_scale_lr is not supported: the global batch size is in the config'
             )
         self.param_dtype, self.reduce_dtype = check_options(precision, reshard)
-        self.reshard, self.recompute, self.compile = reshard, recompute, compile
-        self.attention = attention
+        self.techniques = Techniques(
+            param_dtype=self.param_dtype,
+            reduce_dtype=self.reduce_dtype,
+            reshard=reshard,
+            offload=offload,
+            recompute=recompute,
+            compile=compile,
+            attention=attention,
+            context_attention=context_attention,
+            pipeline=pipeline,
+        )
         self._parallel = parallel
+        self._pipeline: Pipeline | None = None
+        self.gather_ahead: GatherAhead | None = None
         self.device: torch.device
         self.layout: Layout
-        self.mesh: DeviceMesh | None = None
+        self.mesh: ParallelMesh | None = None
         self._prepared: bool  # set by MMEngine
         self.run_state: Any = None  # the runner's RunState: saves and loads
         super().__init__(
@@ -94,7 +115,7 @@ class HybridParallelStrategy(BaseStrategy):
     @property
     def data_rank(self) -> int:
         """Which share of the data this rank reads."""
-        return self.rank if self.layout.data > 1 else 0
+        return self.layout.data_rank(self.rank)
 
     @property
     def data_world_size(self) -> int:
@@ -102,10 +123,15 @@ class HybridParallelStrategy(BaseStrategy):
         return self.layout.data
 
     @property
-    def needs_mesh(self) -> bool:
-        """Whether FSDP2 shards or casts parameters; on one fp32 process it would only cost time."""
-        wide = self.param_dtype in (torch.float32, torch.float64)
-        return self.layout.data > 1 or not wide
+    def parts(self) -> list[nn.Module]:
+        """What forward calls: the model, or this rank's stages of a pipeline."""
+        return [self.model] if self._pipeline is None else list(self._pipeline.stages.values())
+
+    @property
+    def is_data_leader(self) -> bool:
+        """Whether it is this rank that speaks for those that read the same rows."""
+        place = self.layout.coordinate(self.rank)
+        return not (place['pipeline'] or place['context'] or place['tensor'])
 
     def _setup_env(
         self, *, launcher: str = 'none', dist_cfg: dict | None = None, **kwargs: Any
@@ -121,10 +147,9 @@ class HybridParallelStrategy(BaseStrategy):
         self.local_size = join_process_group(launcher, launch, self.device, timeout, backend)
         world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.layout = resolve_layout(self._parallel, world_size, self.local_size)
-        if self.needs_mesh:
-            if (
-                not dist.is_initialized()
-            ):  # one process that casts: FSDP2 wants a group all the same
+        if self.techniques.needs_mesh(world_size):
+            # One process that casts or offloads: FSDP2 wants a group all the same.
+            if not dist.is_initialized():
                 dist.init_process_group(
                     'cpu:gloo,cuda:nccl' if self.device.type == 'cuda' else 'gloo',
                     store=dist.HashStore(),
@@ -132,7 +157,7 @@ class HybridParallelStrategy(BaseStrategy):
                     world_size=1,
                     timeout=timeout,
                 )
-            self.mesh = build_mesh(self.layout, self.device.type)
+            self.mesh = ParallelMesh(self.layout, self.device.type)
         super()._setup_env(launcher=launcher, dist_cfg=None, **kwargs)
 
     def _set_randomness(self, seed: int | None = None, deterministic: bool = False) -> None:
@@ -152,6 +177,13 @@ class HybridParallelStrategy(BaseStrategy):
         with torch.device('meta'):
             return super().build_model(model)
 
+    def check_fit(
+        self, model: nn.Module, seq_len: int, micro_batches: int | None = None, **key: str
+    ) -> None:
+        """Raise ValueError where the layout does not fit; see `check_layout`."""
+        pipeline = self.techniques.pipeline
+        check_layout(self.layout, model, seq_len, micro_batches, pipeline, self.local_size, **key)
+
     def prepare(
         self,
         model: nn.Module | dict,
@@ -170,32 +202,42 @@ class HybridParallelStrategy(BaseStrategy):
             return self._prepared_components()
         self.dispatch_kwargs.update(dispatch_kwargs or {})
         self.model = self.build_model(model)
-        self._place(self.model)
+        self.model = self._place(self.model)
         if optim_wrapper is not None:
             self.optim_wrapper = self.build_optim_wrapper(optim_wrapper, self.model)
             check_loss_scale(self.param_dtype, self.optim_wrapper)
+            self._wire(self.optim_wrapper)
         if param_scheduler is not None:
             self.param_schedulers = self.build_param_scheduler(param_scheduler, self.optim_wrapper)
         self._prepared = True
         return self._prepared_components()
 
-    def _place(self, model: nn.Module) -> None:
-        chosen = apply_attention(model, self.attention, self.device, self.param_dtype)
-        self.logger.info(f'attention {chosen}')
-        recompute_layers(model, self.recompute)
-        if self.compile:
-            for layer in layers_of(model):
-                layer.compile()
-        if self.param_dtype == torch.float64:
-            model.to(torch.float64)
-        if self.mesh is not None:
-            axes = self.mesh if self.layout.data_replicate > 1 else self.mesh['data_shard']
-            shard_model(model, axes, self.param_dtype, self.reduce_dtype, self.reshard)
-        if any(parameter.is_meta for parameter in model.parameters()):
-            model.to_empty(device=self.device)
-            initialize_parameters(model, self.seed, self.device)
-        else:
-            model.to(self.device)
+    def _wire(self, optim_wrapper: Any) -> None:
+        """Tell the optimizer's side over whom to add up, and what an update makes stale."""
+        if self.mesh is not None and self.mesh.pipeline is not None:
+            optim_wrapper.norm_groups = (self.mesh.pipeline.get_group(),)
+        if self.mesh is not None and self.techniques.reshard == 'never':
+            whole = self.model if self._pipeline is None else nn.ModuleList(self.parts)
+            self.gather_ahead = GatherAhead(whole)
+            optim_wrapper.after_step = self.gather_ahead.start
+
+    def _place(self, model: nn.Module) -> nn.Module:
+        hidden_size = getattr(model, 'hidden_size', 0)
+        placed = place_model(model, self.layout, self.rank, self.mesh, self.techniques, self.device)
+        self.logger.info(f'attention {placed.attention}')
+        placed.materialize(self.seed, self.device, self.techniques.offload)
+        if placed.plan is not None:
+            assert self.mesh is not None and self.mesh.pipeline is not None
+            self._pipeline = Pipeline(
+                placed.stages,
+                placed.plan,
+                self.mesh.pipeline,
+                self.device,
+                hidden_size,
+                self.param_dtype,
+                self.layout.tensor,
+            )
+        return placed.model
 
     def build_param_scheduler(self, scheduler: Any, optim_wrapper: Any, default_args: Any = None):
         """Schedulers count iterations; MMEngine's default of epochs would never move."""
@@ -233,34 +275,58 @@ class HybridParallelStrategy(BaseStrategy):
             Sums over all ranks and micro-batches of what the model returns ('loss', ...), on the
             device.
         """
-        totals: dict[str, Tensor] = {}
+        with self._around_step(batches):
+            sums = self._accumulate(self._own_part(batches), divisor)
+        return self._sum_over_ranks(sums, 'train')
+
+    def _accumulate(self, batches: Sequence[Batch], divisor: int) -> list[dict[str, Tensor]]:
+        def loss_of(loss: Tensor) -> Tensor:
+            return self.optim_wrapper.scale_loss(loss / divisor)
+
+        if self._pipeline is not None:
+            return self._pipeline.forward_backward(batches, loss_of)
+        sums = []
         for index, batch in enumerate(batches):
-            begin_micro_batch(self.model, index == len(batches) - 1, self.reshard)
-            sums = self.model(batch.to(self.device))
-            self.optim_wrapper.backward(self.optim_wrapper.scale_loss(sums['loss'] / divisor))
-            _accumulate(totals, sums)
-        return self._sum_over_data(totals)
+            begin_micro_batch(self.model, index == len(batches) - 1, self.techniques.reshard)
+            found = self.model(batch)
+            self.optim_wrapper.backward(loss_of(found['loss']))
+            sums.append({key: value.detach() for key, value in found.items()})
+        return sums
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """The same sums without gradients. Collective: every rank gives as many batches."""
-        totals: dict[str, Tensor] = {}
-        for batch in batches:
-            _accumulate(totals, self.model(batch.to(self.device)))
-        return self._sum_over_data(totals)
+        with self._around_step(batches):
+            own = self._own_part(batches)
+            sums = (
+                [self.model(batch) for batch in own]
+                if self._pipeline is None
+                else self._pipeline.evaluate(own)
+            )
+        return self._sum_over_ranks(sums, 'evaluate')
 
-    def _sum_over_data(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.layout.data == 1:
+    def _around_step(self, batches: Sequence[Batch]) -> AbstractContextManager[None]:
+        context = self.mesh.context if self.mesh is not None else None
+        exchange, seq_len = self.techniques.context_attention, batches[0].input_ids.shape[1]
+        return around_step(context, exchange, seq_len, self.device)
+
+    def _own_part(self, batches: Sequence[Batch]) -> list[Batch]:
+        """On the device; of rows that ranks share, this rank's tokens."""
+        moved = [batch.to(self.device) for batch in batches]
+        if self.mesh is None or self.mesh.context is None:
+            return moved
+        return [share_batch(batch, self.mesh.context) for batch in moved]
+
+    def _sum_over_ranks(self, sums: Sequence[Mapping[str, Tensor]], kind: str) -> dict[str, Tensor]:
+        """Add up micro-batches and ranks; tensor ranks have the same sums, one of them counts."""
+        totals = add_up(sums)
+        if self.layout.world_size == 1:
             return totals
-        # One collective for all of them; fp64 so that large sums keep their last digits on gloo and
-        # NCCL.
-        flat = torch.cat([value.double().reshape(-1) for value in totals.values()])
-        dist.all_reduce(flat)
-        parts = flat.split([value.numel() for value in totals.values()])
-        return {
-            key: part.reshape(value.shape)
-            for (key, value), part in zip(totals.items(), parts, strict=True)
-        }
+        if self._pipeline is not None:
+            totals = self._pipeline.share_shapes(totals, kind)
+        if self.layout.coordinate(self.rank)['tensor'] > 0:
+            totals = {key: torch.zeros_like(value) for key, value in totals.items()}
+        return reduce_all(totals)
 
     # ---------------------------------------------------------------------------- checkpoints
 
@@ -323,52 +389,3 @@ class HybridParallelStrategy(BaseStrategy):
         if resume_param_scheduler:
             content.append('scheduler')
         return self.run_state.load(Path(filename), tuple(content), callback)
-
-
-def check_dist_cfg(dist_cfg: Mapping[str, Any]) -> None:
-    """Raise ValueError for a key that the process group has no use for."""
-    for key in dist_cfg:
-        if key not in ('backend', 'timeout'):
-            hint = did_you_mean(key, ('backend', 'timeout'))
-            raise ValueError(f'env_cfg.dist_cfg.{key}={dist_cfg[key]!r} is unknown.{hint}')
-
-
-def check_loss_scale(param_dtype: torch.dtype, optim_wrapper: Any) -> None:
-    """Raise ValueError if fp16 would train without a loss scale: small gradients would vanish."""
-    if param_dtype == torch.float16 and getattr(optim_wrapper, 'loss_scale', None) is None:
-        raise ValueError(
-            "strategy.precision.param='float16' needs optim_wrapper.loss_scale=dict(); "
-            "'bfloat16' needs none"
-        )
-
-
-def check_options(
-    precision: Mapping[str, str] | None, reshard: str
-) -> tuple[torch.dtype, torch.dtype]:
-    """Options that can be judged before there is a process group.
-
-    Returns:
-        What layers compute in, and what gradients are summed in.
-
-    Raises:
-        ValueError: With the key, the value and the nearest choice.
-    """
-    if reshard not in RESHARD:
-        raise ValueError(f'strategy.reshard={reshard!r}.{did_you_mean(reshard, RESHARD)}')
-    names = {'param': 'float32', 'reduce': 'float32'}
-    for key, name in (precision or {}).items():
-        if key not in names:
-            raise ValueError(
-                f'strategy.precision.{key}={name!r} is unknown.{did_you_mean(key, names)}'
-            )
-        names[key] = name
-    param, reduce = (dtype_of(names[key], f'strategy.precision.{key}') for key in names)
-    return param, reduce
-
-
-def _accumulate(totals: dict[str, Tensor], sums: Mapping[str, Tensor]) -> None:
-    for key, value in sums.items():
-        value = value.detach()
-        if isinstance(value, DTensor):
-            value = value.full_tensor()
-        totals[key] = totals[key] + value if key in totals else value

@@ -1,13 +1,14 @@
 """How much of what a forward computes is kept for backward, by module."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils.hooks import RemovableHandle
+
+from internlm_mm.utils.shards import local_tensor
 
 
 class ActivationMeter:
@@ -19,7 +20,8 @@ class ActivationMeter:
     one piece. No value is changed.
 
     Args:
-        model: Modules are told apart by their names in it; '' is the model itself.
+        model: Modules are told apart by their names in it; '' is the model itself. Or the parts of
+            a model that are called one by one, as stages of a pipeline are.
         parameters: Tensors whose storages are no activations, asked at the end of a forward;
             the model's parameters when None.
 
@@ -28,11 +30,13 @@ class ActivationMeter:
     """
 
     def __init__(
-        self, model: nn.Module, parameters: Callable[[], Iterable[Tensor]] | None = None
+        self,
+        model: nn.Module | Sequence[nn.Module],
+        parameters: Callable[[], Iterable[Tensor]] | None = None,
     ) -> None:
         self.by_module: dict[str, int] = {}
-        self._model = model
-        self._parameters = parameters or model.parameters
+        self._parts = [model] if isinstance(model, nn.Module) else list(model)
+        self._parameters = parameters or (lambda: (p for m in self._parts for p in m.parameters()))
         self._kept: dict[int, _Storage] = {}
         self._inside: list[str] = []
         self._handles: list[RemovableHandle] = []
@@ -42,7 +46,7 @@ class ActivationMeter:
     def attach(self) -> None:
         """Watch every forward from now on."""
         covered: set[nn.Module] = set()
-        for name, module in self._model.named_modules():
+        for name, module in (pair for part in self._parts for pair in part.named_modules()):
             if module in covered:
                 continue
             compiled = getattr(module, '_compiled_call_impl', None)
@@ -78,7 +82,7 @@ class ActivationMeter:
     def _end(self, *_: Any) -> None:
         self._stop_packing()
         self._inside = []
-        no_activation = {_key(_local(tensor)) for tensor in self._parameters()}
+        no_activation = {_key(local_tensor(tensor)) for tensor in self._parameters()}
         found: dict[str, int] = {}
         for key, storage in self._kept.items():
             if key not in no_activation:
@@ -106,7 +110,7 @@ class ActivationMeter:
             self._leave(name)
 
     def _pack(self, tensor: Tensor) -> '_Kept':
-        local = _local(tensor)
+        local = local_tensor(tensor)
         key = _key(local)
         if key not in self._kept:
             self._kept[key] = _Storage(self._inside[-1], local.untyped_storage().nbytes())
@@ -140,10 +144,6 @@ class _Kept:
 
 def _unpack(kept: _Kept) -> Tensor:
     return kept.tensor
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _key(tensor: Tensor) -> int:

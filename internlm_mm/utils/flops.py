@@ -1,6 +1,7 @@
 """How much arithmetic a token costs, counted in the two ways that papers use."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +33,18 @@ def flops_per_token(
     parameters = 6.0 * matmul_parameters
     attention = 6.0 * num_layers * attention_width * seq_len
     return FlopsPerToken(full=parameters + 2 * attention, causal=parameters + attention)
+
+
+def model_flops(model: Any, seq_len: int) -> FlopsPerToken | None:
+    """Arithmetic of a decoder with the usual attributes; None for other models."""
+    if not all(
+        hasattr(model, name) for name in ('layers', 'num_heads', 'head_dim', 'embed_tokens')
+    ):
+        return None
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return flops_per_token(
+        matmul_parameters=total - model.embed_tokens.weight.numel(),
+        num_layers=len(model.layers),
+        attention_width=model.num_heads * model.head_dim,
+        seq_len=seq_len,
+    )

@@ -6,7 +6,9 @@ import socket
 import subprocess
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from internlm_mm.utils.suggest import did_you_mean
 
@@ -81,6 +83,30 @@ def read_launch(launcher: str, env: Mapping[str, str] | None = None) -> Launch:
     raise ValueError(f'launcher={launcher!r} is unknown.{did_you_mean(launcher, LAUNCHERS)}')
 
 
+def enter_launch(launch: Launch, use_gpus: bool = True) -> None:
+    """Tell this process its place as torchrun would, for one that a program of ours has started.
+
+    Args:
+        launch: Read back with `read_launch('pytorch')`.
+        use_gpus: False hides GPUs from a process that has not touched one yet. Where there are
+            fewer than processes they are shared: to try things out, not to be fast.
+    """
+    gpus = torch.cuda.device_count() if use_gpus else 0
+    if 0 < gpus <= launch.local_rank:
+        # NCCL refuses two ranks on a GPU of one host; on hosts by other names it does not look.
+        os.environ['NCCL_HOSTID'] = f'{host_name()}-{launch.local_rank // gpus}'
+        launch = replace(launch, local_rank=launch.local_rank % gpus)
+    os.environ.update(
+        RANK=str(launch.rank),
+        WORLD_SIZE=str(launch.world_size),
+        LOCAL_RANK=str(launch.local_rank),
+        MASTER_ADDR=launch.master_addr,
+        MASTER_PORT=str(launch.master_port),
+    )
+    if not use_gpus:
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''
+
+
 def first_host(nodelist: str) -> str:
     """First host of a slurm node list.
 
@@ -99,6 +125,13 @@ def first_host(nodelist: str) -> str:
 def host_name() -> str:
     """Name of this machine, for messages that must say where something happened."""
     return socket.gethostname()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on just now."""
+    with socket.socket() as one:
+        one.bind(('127.0.0.1', 0))
+        return one.getsockname()[1]
 
 
 def _read_slurm(env: Mapping[str, str]) -> Launch:

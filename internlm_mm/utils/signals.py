@@ -1,6 +1,8 @@
 """SIGTERM and Ctrl-C as a flag that training looks at between steps."""
 
+import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 
@@ -16,6 +18,21 @@ def ignore_stop_signals(worker_id: int = 0) -> None:  # noqa: ARG001  what a Dat
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def outlive_errors() -> None:
+    """Let SIGTERM end this process as ever, but not while an error is on its way out.
+
+    Launchers signal the other processes of a job when the first has failed; those that notice by
+    an error of their own still have to say whose it was.
+    """
+    signal.signal(signal.SIGTERM, _end_unless_failing)
+
+
+def _end_unless_failing(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    if sys.exc_info()[0] is None:  # also set inside `except` and while a `with` is left
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 class StopSignal:

@@ -40,9 +40,11 @@ class SlowDisk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.go = threading.Event()
+        self.threads: list[threading.Thread] = []
         plain = storage.write_safetensors
 
         def write(path, items):
+            self.threads.append(threading.current_thread())
             assert self.go.wait(30)
             return plain(path, items)
 
@@ -110,6 +112,7 @@ def test_what_is_saved_is_what_was_there_when_save_returned(tmp_path: Path, monk
     assert not (tmp_path / 'iter_1').exists()  # the disk is still waiting
     disk.go.set()
     checkpointer.finish()
+    assert disk.threads and threading.main_thread() not in disk.threads
     stored = storage.StoredTensors(tmp_path / 'iter_1')
     for name, value in expected.items():
         assert torch.equal(stored[name], value), name

@@ -285,3 +285,14 @@ def test_loaders_are_registered() -> None:
     assert isinstance(DATALOADERS.build(config), TokenLoader)
     config = dict(type='EvalLoader', dataset=Numbered(), micro_batch_size=1)
     assert isinstance(DATALOADERS.build(config), EvalLoader)
+
+
+def test_micro_batches_of_every_step() -> None:
+    options = dict(global_batch_size=16, micro_batch_size=2, data_world_size=2)
+    loader = TokenLoader(RandomTokens(vocab_size=8, seq_len=4), **options)
+    assert loader.micro_batch_counts == [4]
+    rampup = dict(start=4, increment=8, interval=3)
+    loader = TokenLoader(RandomTokens(vocab_size=8, seq_len=4), rampup=rampup, **options)
+    assert loader.micro_batch_counts == [1, 3, 4]
+    seen = {loader.micro_batches(iteration) for iteration in range(20)}
+    assert seen == set(loader.micro_batch_counts)

@@ -53,7 +53,7 @@ class FakeSteps:
         self.runner = SimpleNamespace(
             strategy=SimpleNamespace(device=CPU),
             train_loop=SimpleNamespace(dataloader=loader),
-            model=torch.nn.Linear(1, 1),  # no sizes, so no FLOPs
+            flops_per_token=None,  # a model without the usual sizes
             iter=0,
             world_size=1,
         )

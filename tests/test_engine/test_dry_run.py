@@ -49,8 +49,8 @@ def test_memory_of_a_layout(tmp_path: Path) -> None:
     assert f'{12 * n / 8 / 2**30:.2f} GiB masters and moments' in text
     assert f'{4 * n / 8 / 2**30:.2f} GiB gradients' in text
     assert f'{2 * n / 2**30:.2f} GiB gathered weights' in text
-    assert 'data_replicate=1, data_shard=8' in text
-    assert '64 micro-batches of 2 rows on each of 8 data ranks' in text
+    assert 'dict(data_shard=8) on 8 processes' in text
+    assert '128 micro-batches of 1 rows on each of 8 data ranks' in text
 
 
 def test_a_small_run(tmp_path: Path) -> None:
@@ -98,3 +98,13 @@ def test_without_data_it_says_how_to_make_some(tmp_path: Path, capsys) -> None:
     assert 'data/text/tokenizer' in error
     assert 'train_tokenizer.py' in error and 'preprocess_data.py' in error
     assert 'RandomTokens' in error
+
+
+@pytest.mark.parametrize('axis', ['context', 'tensor'])
+def test_rows_of_an_evaluation_fit_the_layout_too(tmp_path: Path, axis: str) -> None:
+    """Ranks would leave out the tokens that they do not share evenly, without a word."""
+    config = tiny_config(tmp_path, val_dataloader__dataset__seq_len=31)
+    dry_run(config)
+    config.strategy['parallel'] = {axis: 2}
+    with pytest.raises(ValueError, match=rf'{axis}=2.*val_dataloader'):
+        dry_run(config)

@@ -87,7 +87,9 @@ def test_layout_and_compilation_of_the_run_do_not_bind(tmp_path: Path) -> None:
     new = f'{old}, "parallel": {{"data_shard": 64}}, "compile": true, "recompute": 1.0'
     other = tmp_path / 'edited.json'
     other.write_text(text.replace(old, new))
-    assert evaluate(other, checkpoint=tmp_path)['loss'] == metrics['loss']
+    for options in ({}, {'strategy.parallel.tensor': 1}, {'strategy.parallel': {'context': 1}}):
+        again = evaluate(other, checkpoint=tmp_path, options=options)
+        assert again['loss'] == metrics['loss']
 
 
 def evaluate_on_a_rank(target: str, data: str) -> dict:

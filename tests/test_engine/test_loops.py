@@ -7,12 +7,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from mmengine.hooks import Hook
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from internlm_mm.datasets import EvalLoader, RandomTokens, TokenLoader
 from internlm_mm.datasets.packing import Row, collate_rows
 from internlm_mm.ops.attention import make_documents
 from internlm_mm.structures import IGNORE_INDEX
+from internlm_mm.utils.shards import local_tensor
 from tests.helpers import tiny_runner
 
 FLOAT64 = {'param': 'float64', 'reduce': 'float64'}
@@ -31,7 +31,7 @@ class Recorder(Hook):
         self.outputs.append(dict(outputs))
         weights = {name: p.detach() for name, p in runner.model.named_parameters()}
         # FSDP2's are the whole ones too, in the one process of these tests.
-        whole = {n: w.to_local() if isinstance(w, DTensor) else w for n, w in weights.items()}
+        whole = {n: local_tensor(w) for n, w in weights.items()}
         self.weights.append({name: weight.clone() for name, weight in whole.items()})
         self.rows.append([ids for batch in data_batch for ids in batch.input_ids.tolist()])
 

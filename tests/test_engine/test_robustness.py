@@ -158,13 +158,13 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(
 
 
 def test_a_crash_of_one_rank_ends_the_others(tmp_path: Path) -> None:
-    argv = [FAULTY, '--work-dir', tmp_path / 'work', *fault('raise', 2, rank=1)]
+    # The collective would wait far longer than `Run.wait`, which raises TimeoutError.
+    slow = 'env_cfg.dist_cfg.timeout=1800'
+    argv = [FAULTY, '--work-dir', tmp_path / 'work', *fault('raise', 2, rank=1), slow]
     ranks = start_ranks(argv, tmp_path / 'log')
     assert ranks[1].wait() == 1
     assert 'planted on rank 1' in ranks[1].text
-    start = time.monotonic()
     assert ranks[0].wait() not in (0, REQUEUE_EXIT_CODE), ranks[0].text
-    assert time.monotonic() - start < 60  # far less than the collective's timeout
 
 
 @pytest.mark.parametrize(

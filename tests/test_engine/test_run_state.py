@@ -9,6 +9,7 @@ from torch import Tensor
 
 from internlm_mm.checkpoint.checkpointer import read_state
 from internlm_mm.checkpoint.storage import StoredTensors
+from internlm_mm.parallel.mesh import Layout
 from tests.helpers import tiny_runner
 
 CHANGES = dict(
@@ -48,7 +49,7 @@ def test_what_a_checkpoint_holds(alone) -> None:
         assert stored[f'optimizer.{name}.step'] == 6
     state = read_state(folder / 'iter_6')
     assert state['train_loop'] == {'iter': 6, 'rows': 24, 'consumed_tokens': 768}
-    assert state['layout'] == {'data_replicate': 1, 'data_shard': 1}
+    assert state['layout'] == Layout().as_dict()
     assert state['seed'] == 1024
     assert state['param_schedulers'] == [{'last_step': 6, '_global_step': 6}]
     assert state['optim_wrapper']['num_skipped'] == 0
@@ -81,7 +82,7 @@ def test_two_processes_go_on_as_one(two_ranks, alone, tmp_path: Path, parallel: 
     _, expected = alone
     two_ranks(run_on_ranks, tmp_path / 'two', parallel, False)
     state = read_state(tmp_path / 'two' / 'iter_4')
-    assert state['layout'] == {'data_replicate': 1, 'data_shard': 1, **parallel}
+    assert state['layout'] == Layout(**parallel).as_dict()
     found = run(tmp_path / 'one', resume=str(tmp_path / 'two' / 'iter_4'))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 

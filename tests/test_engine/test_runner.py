@@ -7,6 +7,7 @@ from mmengine.hooks import Hook
 
 from internlm_mm.checkpoint.storage import StoredTensors
 from internlm_mm.engine import LLMRunner
+from internlm_mm.parallel.mesh import Layout
 from internlm_mm.utils.config import check_config, load_config
 from tests.helpers import tiny_config, tiny_runner
 
@@ -142,3 +143,22 @@ def test_bad_load_from(tmp_path: Path) -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             tiny_runner(tmp_path, load_from=load_from).train()
+
+
+def test_rows_of_an_evaluation_fit_the_layout_too(tmp_path: Path) -> None:
+    """Found before training, and not after hours, or never: ranks would leave tokens out."""
+    runner = tiny_runner(tmp_path, val_dataloader__dataset__seq_len=30)
+    runner.strategy.layout = Layout(context=2)
+    with pytest.raises(ValueError, match=r'context=2.*val_dataloader\.dataset\.seq_len=30'):
+        runner.train()
+
+
+def test_a_model_that_only_looks_alike_is_told(tmp_path: Path, caplog) -> None:
+    options = dict(default_hooks__checkpoint=dict(type='StepCheckpointHook', interval=2))
+    tiny_runner(tmp_path, train_cfg__max_iters=2, **options).train()
+    for changes, told in (({}, False), ({'model__num_heads': 4}, True)):
+        caplog.clear()
+        runner = tiny_runner(tmp_path, train_cfg__max_iters=3, resume=True, **options, **changes)
+        runner.logger.addHandler(caplog.handler)
+        runner.train()
+        assert ('model.num_heads=4 differs from 2' in caplog.text) == told

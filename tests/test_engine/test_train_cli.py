@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 from itertools import count
@@ -125,3 +126,32 @@ def test_stopped_by_a_signal(tmp_path: Path, monkeypatch) -> None:
             signal.signal(number, handler)
     # The signal came in step 1 and is seen at the beginning of the next, which ends the run.
     assert [p.name for p in list_checkpoints(tmp_path / 'run')] == ['iter_2']
+
+
+def test_a_rehearsal_is_printed_and_written(tmp_path: Path, capsys) -> None:
+    file = tmp_path / 'rehearsal.json'
+    flags = ('--rehearse', '4', '--gpus-per-node', '2', '--rehearse-rank', '3')
+    options = ('train_cfg.micro_batch_size=1', 'strategy.parallel.data_shard=4')
+    folder = tmp_path / 'run'
+    assert run(folder, *options, flags=(*flags, '--rehearse-json', str(file))) == 0
+    page = capsys.readouterr().out
+    assert 'rehearsal  4 GPUs: 2 nodes of 2' in page and 'rank 3: node 1, GPU 1' in page
+    report = json.loads(file.read_text())
+    assert [rank['rank'] for rank in report['ranks']] == [3]
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (('--rehearse', '0'), '--rehearse 0: a job has at least 1 GPU'),
+        (('--rehearse', '8'), 'take a multiple of 16, for example 16'),
+        (('--rehearse', '2', '--launcher', 'pytorch'), '--rehearse'),
+        (('--rehearse-rank', '1'), '--rehearse-rank needs --rehearse'),
+        (('--rehearse-json', 'x.json'), '--rehearse-json needs --rehearse'),
+        (('--gpus-per-node', '4'), '--gpus-per-node needs --rehearse'),
+    ],
+)
+def test_a_rehearsal_that_cannot_be(tmp_path: Path, capsys, flags, message) -> None:
+    assert run(tmp_path / 'run', flags=flags) == 1
+    assert message in error_line(capsys)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import FAULTY, REPOSITORY, free_port, train
+from internlm_mm.utils.launch import free_port
+from tests.runs import FAULTY, REPOSITORY, train
 from tests.test_launchers.local_slurm import LocalSlurm, missing_programs
 
 TRAIN = [sys.executable, str(REPOSITORY / 'tools' / 'train.py'), str(FAULTY)]
@@ -74,12 +75,11 @@ def test_torchrun(one_process: list[list[float]], tmp_path: Path) -> None:
 
 
 def test_torchrun_ends_when_one_rank_crashes(tmp_path: Path) -> None:
-    start = time.monotonic()
     fault = ['custom_hooks.1.kind=raise', 'custom_hooks.1.rank=1', 'custom_hooks.1.step=2']
-    result = torchrun('--work-dir', tmp_path, '--cfg-options', *fault)
+    slow = 'env_cfg.dist_cfg.timeout=1800'  # far longer than `run` waits
+    result = torchrun('--work-dir', tmp_path, '--cfg-options', *fault, slow)
     assert result.returncode != 0
     assert 'planted on rank 1' in result.stderr
-    assert time.monotonic() - start < 60
 
 
 @pytest.mark.launcher

@@ -1,13 +1,16 @@
 """The decoder: packing, shapes, seams."""
 
 import copy
+import fnmatch
 
 import pytest
 import torch
 
 from internlm_mm.models import InternLM, Llama
+from internlm_mm.models.decoder import Decoder
 from internlm_mm.ops import make_documents
-from internlm_mm.registry import ATTENTIONS
+from internlm_mm.parallel.tensor import match_plan
+from internlm_mm.registry import ATTENTIONS, MODELS
 from tests.test_models.helpers import SIZES, make_batch, randomize
 
 PACKED = [[7, 1, 12], [20], [4, 16]]
@@ -146,3 +149,59 @@ def test_sizes_that_are_no_sizes(key, value):
 def test_unknown_options_are_errors():
     with pytest.raises(TypeError, match='num_layer'):
         InternLM(**SIZES, num_layer=3)
+
+
+def test_parts_of_a_model_one_after_the_other(model):
+    """As a pipeline cuts it: the first without a head, the last without an embedding."""
+    batch = make_batch(PACKED)
+    whole = copy.deepcopy(model)
+    parts = [copy.deepcopy(model) for _ in range(3)]
+    for index, part in enumerate(parts):
+        part.layers = torch.nn.ModuleDict({str(index): part.layers[str(index)]})
+        if index > 0:
+            part.embed_tokens = None
+        if index < 2:
+            part.norm = part.lm_head = None
+    first = parts[0](batch)
+    assert first.shape == (3, 20, 32)
+    loss = parts[2](batch, parts[1](batch, first))['loss']
+    expected = whole(batch)['loss']
+    assert torch.equal(loss, expected)
+    loss.backward()
+    expected.backward()
+    wanted = gradients(whole)
+    found = [item for part in parts for item in gradients(part).items()]
+    assert sorted(name for name, _ in found) == sorted(wanted)
+    for name, grad in found:
+        assert torch.equal(grad, wanted[name]), name
+
+
+def test_a_part_without_an_embedding_needs_what_came_before(model):
+    model.embed_tokens = None
+    with pytest.raises(AssertionError, match='needs the layers before'):
+        model(make_batch(PACKED))
+
+
+FAMILIES = [
+    family
+    for family in MODELS.module_dict.values()
+    if isinstance(family, type) and issubclass(family, Decoder)
+]
+
+
+def test_families_are_found():
+    assert {InternLM, Llama} <= set(FAMILIES)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_the_tensor_plan_says_something_of_every_parameter(family):
+    with torch.device('meta'):
+        built = family(**SIZES)
+    modules = dict(built.named_modules())
+    for pattern in built.tensor_plan:
+        assert any(fnmatch.fnmatchcase(name, pattern) for name in modules), pattern
+    styles = match_plan(built, built.tensor_plan)
+    for name, _ in built.named_parameters():
+        owner = name.rpartition('.')[0]
+        assert owner in styles, name
+        assert styles[owner] != 'gather', name  # which leaves parameters alone

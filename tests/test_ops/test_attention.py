@@ -1,5 +1,6 @@
 """Every backend against attention computed one document at a time in float64."""
 
+import dataclasses
 import math
 
 import pytest
@@ -11,7 +12,9 @@ from internlm_mm.ops.attention import (
     choose_attention,
     cudnn_attention,
     make_documents,
+    masked_attention,
     needs_mask,
+    varlen_between,
 )
 from internlm_mm.registry import ATTENTIONS
 from internlm_mm.structures import Batch
@@ -191,3 +194,45 @@ def test_auto_keeps_off_kernels_that_an_old_gpu_has_not(monkeypatch) -> None:
     for packed in (False, True):
         name, why = choose_attention('auto', 'cuda', torch.float16, packed)
         assert name == 'sdpa' and 'sm_80' in why
+
+
+@pytest.mark.parametrize('kv_heads', [4, 2, 1])
+def test_masked_attention_of_some_queries(kv_heads):
+    inputs = qkv(kv_heads=kv_heads)
+    mask = make_documents(packed_batch(), need_mask=True).mask
+    own = [0, 1, 6, 14, 15]
+    out = masked_attention(inputs[0][:, own], *inputs[1:], mask[:, :, own])
+    expected = oracle(*inputs, LENGTHS)[:, own]
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_documents_of_rows_whose_tokens_are_shared_out():
+    """Boundaries are those of the whole rows, however few tokens are here."""
+    whole = packed_batch()
+    part = dataclasses.replace(whole, input_ids=whole.input_ids[:, :4])
+    expected, found = (make_documents(one, need_mask=False) for one in (whole, part))
+    assert torch.equal(found.cu_seqlens, expected.cu_seqlens)
+    assert torch.equal(found.document_ids, whole.document_ids)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+def test_cuda_kernel_between_boundaries_of_two_kinds():
+    """The second half of each row as queries, segments without queries among the keys."""
+    inputs = [
+        torch.randn(3, 16, h, 64, device='cuda', dtype=torch.bfloat16, requires_grad=True)
+        for h in (4, 2, 2)
+    ]
+    # Rows of 5, 1, 10; of 16; of 3, 13 tokens. Keys before the document that a chunk begins in
+    # are a segment without a query.
+    keys = torch.tensor([0, 6, 16, 32, 35, 48], dtype=torch.int32, device='cuda')
+    queries = torch.tensor([0, 0, 8, 16, 16, 24], dtype=torch.int32, device='cuda')
+    out = varlen_between(inputs[0][:, 8:], *inputs[1:], queries, keys, 8, 16)
+    expected = oracle(*inputs, LENGTHS)[:, 8:]
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=5e-2)
+    weight = torch.randn_like(out)
+    grads = torch.autograd.grad(out, inputs, weight)
+    wanted = torch.autograd.grad(expected, inputs, weight.double())
+    for grad, want in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(grad.double(), want.double(), rtol=5e-2, atol=1e-1)
+    assert grads[1][0, :6].abs().max() == 0  # written, though no query saw them

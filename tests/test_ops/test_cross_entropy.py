@@ -1,10 +1,19 @@
 """The fused head and loss against torch's own cross-entropy in float64."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from internlm_mm.ops.cross_entropy import linear_cross_entropy, reference_linear_cross_entropy
+from internlm_mm.ops.cross_entropy import (
+    VocabularyShard,
+    linear_cross_entropy,
+    reference_linear_cross_entropy,
+)
 from internlm_mm.structures import IGNORE_INDEX
 
 
@@ -125,3 +134,91 @@ def test_logits_are_never_held_whole():
     with Watch():
         linear_cross_entropy(h, w, labels, 0.1, chunk=64)[0].backward()
     assert largest == 64 * 64
+
+
+class Exchange:
+    """Collectives between threads that stand for ranks."""
+
+    def __init__(self, ranks):
+        self.barrier, self.parts, self.calls = Barrier(ranks), [None] * ranks, 0
+
+    def reduce(self, rank, tensor, combine):
+        self.parts[rank] = tensor.clone()
+        self.calls += rank == 0
+        self.barrier.wait(10)
+        tensor.copy_(combine(torch.stack(self.parts)))
+        self.barrier.wait(10)
+        return tensor
+
+    def shard(self, rank, start, vocab):
+        return VocabularyShard(
+            start,
+            vocab,
+            lambda tensor: self.reduce(rank, tensor, lambda x: x.sum(0)),
+            lambda tensor: self.reduce(rank, tensor, lambda x: x.amax(0)),
+        )
+
+
+def on_shards(h, w, labels, smoothing, chunk, cuts):
+    """Loss, token losses and gradients of every shard; the calls of collectives."""
+    ends = [0, *cuts, w.shape[0]]
+    exchange = Exchange(len(cuts) + 1)
+
+    def work(rank):
+        start, end = ends[rank : rank + 2]
+        own_h, own_w = h.detach().requires_grad_(), w.detach()[start:end].requires_grad_()
+        shard = exchange.shard(rank, start, w.shape[0])
+        loss, losses = linear_cross_entropy(own_h, own_w, labels, smoothing, chunk, shard)
+        loss.backward()
+        return loss.detach(), losses, own_h.grad, own_w.grad
+
+    with ThreadPoolExecutor(len(cuts) + 1) as pool:
+        return list(pool.map(work, range(len(cuts) + 1))), exchange.calls
+
+
+@settings(deadline=None, max_examples=30)  # threads wait for each other
+@given(
+    tokens=st.integers(1, 9),
+    vocab=st.integers(2, 12),
+    chunk=st.integers(1, 10),
+    smoothing=st.sampled_from([0.0, 0.1, 0.7]),
+    data=st.data(),
+)
+def test_shards_of_the_vocabulary_together_are_the_whole(tokens, vocab, chunk, smoothing, data):
+    cuts = sorted(data.draw(st.sets(st.integers(1, vocab - 1), min_size=1, max_size=3)))
+    labels = data.draw(
+        st.lists(
+            st.integers(0, vocab - 1) | st.just(IGNORE_INDEX), min_size=tokens, max_size=tokens
+        )
+    )
+    h, w, _ = inputs(tokens, 4, vocab, torch.float64)
+    # Shards whose largest logits are far apart: the softmax must be shifted by the whole's.
+    w = (w * torch.linspace(0.1, 30, vocab).unsqueeze(1)).detach()
+    labels = torch.tensor(labels)
+    found, calls = on_shards(h, w, labels, smoothing, chunk, cuts)
+    h64, w64, expected = oracle(h, w, labels, smoothing)
+    expected.sum().backward()
+    close = dict(rtol=1e-11, atol=1e-11)
+    for loss, losses, _, _ in found:
+        torch.testing.assert_close(loss, expected.sum().detach(), **close)
+        torch.testing.assert_close(losses, expected.detach(), **close)
+    torch.testing.assert_close(sum(one[2] for one in found), h64.grad, **close)
+    torch.testing.assert_close(torch.cat([one[3] for one in found]), w64.grad, **close)
+    assert calls == 2 * -(-tokens // chunk)  # two small collectives a chunk
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_shards_in_bfloat16_stay_near_float32(smoothing):
+    h, w, labels = inputs(dtype=torch.bfloat16)
+    found, _ = on_shards(h, w, labels, smoothing, 8, [20])
+    h64, w64, expected = oracle(h, w, labels, smoothing)
+    expected.sum().backward()
+    for loss, losses, grad_hidden, grad_weight in found:
+        assert loss.dtype == losses.dtype == torch.float32
+        assert grad_hidden.dtype == grad_weight.dtype == torch.bfloat16
+        # As without shards.
+        torch.testing.assert_close(loss.double(), expected.detach().sum(), rtol=5e-3, atol=0)
+    torch.testing.assert_close(sum(one[2].double() for one in found), h64.grad, rtol=0, atol=0.05)
+    torch.testing.assert_close(
+        torch.cat([one[3] for one in found]).double(), w64.grad, rtol=0, atol=0.05
+    )

@@ -1,3 +1,5 @@
+from unittest import mock
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -6,6 +8,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 
 from internlm_mm.optim.grad_norm import gradient_norm
+from tests.layouts import place, random_tensors
+from tests.ranks import Ranks
 
 SHAPES = [(7, 3), (5,), (1, 4), (2, 3, 2), (1,), (16, 16)]  # 2 ranks: uneven and empty shards
 
@@ -27,7 +31,7 @@ def test_plain_gradients(dtype: torch.dtype) -> None:
     tensors = gradients(dtype)
     norm = gradient_norm(tensors)
     assert norm.shape == ()
-    assert norm.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert norm.dtype == torch.float64
     tolerance = 1e-14 if dtype == torch.float64 else 1e-6
     assert norm.item() == pytest.approx(norm_of_all(tensors), rel=tolerance)
 
@@ -115,3 +119,100 @@ def unreduced() -> str:
 def test_a_gradient_that_is_not_reduced_is_refused(two_ranks) -> None:
     for message in two_ranks(unreduced):
         assert 'not reduced yet' in message
+
+
+def test_one_collective_for_each_axis(two_ranks) -> None:
+    for calls in two_ranks(collectives_of_a_norm):
+        assert calls == 1
+
+
+def collectives_of_a_norm() -> int:
+    tensors = place(SHAPED, (1, 2, 1), {}).values()
+    with mock.patch.object(dist, 'all_reduce', wraps=dist.all_reduce) as reduced:
+        gradient_norm(tensors)
+    return reduced.call_count
+
+
+SHAPED = random_tensors({str(index): shape for index, shape in enumerate(SHAPES)})
+# Sharded on the dimension that FSDP2 cuts, too, which makes strided shards; on another; not at all.
+PLAN = {'0': Shard(0), '1': Shard(0), '2': Shard(1), '3': Shard(1), '5': Shard(0)}
+
+
+def norm_on(degrees: tuple[int, int, int]) -> dict:
+    placed = place(SHAPED, degrees, PLAN)
+    kinds = {type(p).__name__ for t in placed.values() for p in t.placements}
+    with mock.patch.object(dist, 'all_reduce', wraps=dist.all_reduce) as reduced:
+        norm = gradient_norm(placed.values()).item()
+    return {'norm': norm, 'kinds': kinds, 'calls': reduced.call_count}
+
+
+@pytest.fixture(scope='module')
+def four_ranks(tmp_path_factory: pytest.TempPathFactory):
+    ranks = Ranks(tmp_path_factory.mktemp('four'), world_size=4)
+    yield ranks
+    ranks.close()
+
+
+@pytest.mark.parametrize(
+    'degrees', [(1, 1, 2), pytest.param((1, 2, 1), id='shard'), (2, 1, 1)], ids=str
+)
+def test_one_axis_of_fsdp2(two_ranks, degrees: tuple[int, int, int]) -> None:
+    check_norms(two_ranks(norm_on, degrees), degrees)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'degrees', [(1, 2, 2), (2, 2, 1), (2, 1, 2), (1, 4, 1), (1, 1, 4)], ids=str
+)
+def test_two_axes_of_fsdp2(four_ranks: Ranks, degrees: tuple[int, int, int]) -> None:
+    check_norms(four_ranks(norm_on, degrees), degrees)
+
+
+def check_norms(found: list[dict], degrees: tuple[int, int, int]) -> None:
+    expected = norm_of_all(list(SHAPED.values()))
+    assert len({one['norm'] for one in found}) == 1  # to the last bit
+    assert found[0]['norm'] == pytest.approx(expected, rel=1e-6)
+    assert ('_StridedShard' in found[0]['kinds']) == (degrees[2] > 1)
+    assert found[0]['calls'] == (degrees[1] > 1) + (degrees[2] > 1)
+
+
+def norm_of_stages(degrees: tuple[int, int], bad: float | None = None) -> float:
+    """A pipeline of two stages, each of which shards its own half of the parameters."""
+    stages, shards = degrees
+    mesh = init_device_mesh('cpu', (stages, shards), mesh_dim_names=('pipeline', 'shard'))
+    stage = mesh.get_local_rank('pipeline')
+    mine = [whole for index, whole in enumerate(SHAPED.values()) if index % stages == stage]
+    placed = [distribute_tensor(whole, mesh['shard'], [Shard(0)]) for whole in mine]
+    if bad is not None and dist.get_rank() == dist.get_world_size() - 1:
+        placed[0].to_local()[0] = bad
+    return gradient_norm(placed, (mesh.get_group('pipeline'),)).item()
+
+
+def test_stages_of_a_pipeline_are_added_up(two_ranks) -> None:
+    expected = norm_of_all(list(SHAPED.values()))
+    first, second = two_ranks(norm_of_stages, (2, 1))
+    assert first == second == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_stages_that_are_sharded(four_ranks: Ranks) -> None:
+    found = four_ranks(norm_of_stages, (2, 2))
+    assert len(set(found)) == 1
+    assert found[0] == pytest.approx(norm_of_all(list(SHAPED.values())), rel=1e-6)
+    for norm in four_ranks(norm_of_stages, (2, 2), float('nan')):
+        assert not norm < float('inf')
+
+
+def contribution() -> Tensor:
+    """What this rank gives to the collective."""
+    placed = place(SHAPED, (1, 2, 1), {})
+    with mock.patch.object(dist, 'all_reduce') as reduced:
+        gradient_norm(placed.values())
+    return reduced.call_args.args[0]
+
+
+def test_the_order_in_which_a_backend_sums_cannot_matter(two_ranks) -> None:
+    """Replicas on machines of other kinds would drift apart. Sums with zeros are exact."""
+    first, second = two_ranks(contribution)
+    assert first.count_nonzero() and second.count_nonzero()
+    assert not ((first != 0) & (second != 0)).any()

@@ -253,3 +253,39 @@ def test_nan_on_one_rank_skips_on_both(two_ranks, bad_rank: int) -> None:
             first['weights'][name], parameter.detach(), rtol=1e-11, atol=1e-13
         )
         assert torch.equal(first['weights'][name], second['weights'][name])
+
+
+def test_after_step_sees_new_weights_and_skipped_steps() -> None:
+    module = network()
+    optim = wrapper_of(module)
+    seen = []
+    optim.after_step = lambda: seen.append(module[0].weight.detach().clone())
+    before = module[0].weight.detach().clone()
+    optim.update_params(loss_of(module, inputs(0)))
+    optim.update_params(loss_of(module, inputs(1)) * float('inf'))
+    assert len(seen) == 2
+    assert not torch.equal(seen[0], before)
+    assert torch.equal(seen[0], module[0].weight) and torch.equal(seen[1], seen[0])
+
+
+def stages(bad_step: int) -> dict:
+    """Two stages of a pipeline under fp16's loss scale; only the second sees an overflow."""
+    torch.manual_seed(dist.get_rank())
+    module = nn.Linear(3, 2)
+    optim = wrapper_of(module, loss_scale={'initial': 8.0, 'hysteresis': 2, 'growth_interval': 2})
+    optim.norm_groups = (dist.group.WORLD,)
+    told = []
+    for step in range(bad_step + 5):
+        bad = dist.get_rank() == 1 and step in (bad_step, bad_step + 1)
+        factor = float('inf') if bad else 1.0
+        told.append(optim.update_params(module(torch.ones(2, 3)).square().sum() * factor))
+    return {'told': told, 'weights': [p.detach().clone() for p in module.parameters()]}
+
+
+def test_an_overflow_in_one_stage_is_one_in_all(two_ranks) -> None:
+    first, second = two_ranks(stages, 1)
+    assert str(first['told']) == str(second['told'])
+    assert [step['skipped'] for step in first['told']] == [0, 1, 1, 0, 0, 0]
+    # Forgiven once, lowered at the second, raised after two finite steps.
+    assert [step['loss_scale'] for step in first['told']] == [8, 8, 8, 4, 4, 8]
+    assert not any(map(torch.equal, first['weights'], second['weights']))

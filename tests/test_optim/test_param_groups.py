@@ -1,9 +1,11 @@
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from internlm_mm.models import InternLM
 from internlm_mm.optim import DecayGroupsConstructor, HybridZeroOptimWrapper
+from internlm_mm.optim.param_groups import check_same_groups
 
 ADAMW = dict(type=torch.optim.AdamW, lr=1e-3, weight_decay=0.1)
 
@@ -62,3 +64,20 @@ def test_decay_pulls_a_matrix_and_leaves_a_bias() -> None:
 def test_paramwise_cfg_is_refused() -> None:
     with pytest.raises(ValueError, match='paramwise_cfg'):
         DecayGroupsConstructor({'optimizer': dict(ADAMW)}, paramwise_cfg={'norm_decay_mult': 0})
+
+
+def compare_groups(own: bool) -> str:
+    names = ('embedding', 'head')[dist.get_rank() :] if own else ('embedding', 'head')
+    groups = [{'params': [], 'lr': len(name)} for name in names]
+    try:
+        check_same_groups(torch.optim.AdamW(groups, fused=True))
+    except ValueError as error:
+        return str(error)
+    return ''
+
+
+def test_groups_that_only_some_stages_have_are_refused(two_ranks) -> None:
+    assert two_ranks(compare_groups, False) == ['', '']
+    for message in two_ranks(compare_groups, True):
+        assert 'rank 1 (1) are not those of rank 0 (2)' in message
+        assert 'optim_wrapper.constructor' in message

@@ -1,9 +1,12 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from internlm_mm.models import InternLM
-from internlm_mm.ops.attention import reference_attention, sdpa_attention
+from internlm_mm.ops.attention import needs_mask, reference_attention, sdpa_attention
 from internlm_mm.parallel.attention import apply_attention
 
 CPU = torch.device('cpu')
@@ -59,3 +62,33 @@ def test_a_model_without_attention_is_left_alone() -> None:
     module = nn.Linear(2, 2)
     apply_attention(module, 'auto', CPU, torch.float32)
     assert not hasattr(module, 'attend')
+
+
+def with_context(name: str, exchange: str) -> tuple[str, bool]:
+    module = model()
+    axis = init_device_mesh('cpu', (2,), mesh_dim_names=('context',))
+    text = apply_attention(module, name, CPU, torch.float32, axis, exchange)
+    attends = {layer.self_attn.attend for layer in module.layers.values()}
+    return text, len(attends) == 1 and not needs_mask(attends.pop())
+
+
+@pytest.mark.parametrize('name', ['auto', 'sdpa'])
+def test_ranks_that_share_a_sequence_gather_keys_and_values(two_ranks, name: str) -> None:
+    for text, is_set in two_ranks(with_context, name, 'all_gather'):
+        assert text == 'sdpa, keys and values by all_gather over 2 ranks'
+        assert is_set  # and the mask of whole rows, which is not this rank's, is not built
+
+
+@pytest.mark.parametrize(
+    ('name', 'exchange', 'message'),
+    [
+        ('reference', 'all_gather', r"attention='reference' does not work .*context=2: use 'auto'"),
+        ('cudnn', 'all_gather', r"attention='cudnn' does not work with strategy.parallel.context"),
+        ('varlen', 'all_gather', 'needs CUDA in half precision, not cpu'),
+        ('auto', 'all_gathr', r"strategy\.context_attention='all_gathr'.*'all_gather'"),
+    ],
+)
+def test_attention_that_cannot_be_shared(name: str, exchange: str, message: str) -> None:
+    axis = SimpleNamespace(size=lambda: 2)
+    with pytest.raises(ValueError, match=message):
+        apply_attention(model(), name, CPU, torch.float32, axis, exchange)

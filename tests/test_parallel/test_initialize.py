@@ -2,6 +2,7 @@ import tempfile
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from internlm_mm.models import InternLM
@@ -13,8 +14,10 @@ MODEL = dict(
 )  # odd, so that two ranks cannot halve every tensor
 
 
-def placed(parallel: dict, seed: int = 5) -> dict[str, Tensor]:
-    """Whole weights as a strategy makes them from nothing."""
+def placed(
+    parallel: dict, seed: int = 5, model: dict = MODEL, **options: object
+) -> dict[str, Tensor]:
+    """Whole weights as a strategy makes them from nothing; of a pipeline, those held here."""
     with tempfile.TemporaryDirectory() as folder:
         strategy = HybridParallelStrategy(
             parallel=parallel,
@@ -22,19 +25,63 @@ def placed(parallel: dict, seed: int = 5) -> dict[str, Tensor]:
             experiment_name=folder.replace('/', '_'),
             env_kwargs={'launcher': 'none', 'randomness': {'seed': seed}},
             log_kwargs={'log_level': 'WARNING'},
+            **options,
         )
-        model = strategy.prepare(dict(MODEL))
-    values = {name: p.detach() for name, p in model.named_parameters()}
+        built = strategy.prepare(dict(model))
+    values = {name: p.detach() for name, p in built.named_parameters()}
     return {n: v.full_tensor() if hasattr(v, 'full_tensor') else v for n, v in values.items()}
 
 
-def test_one_and_two_ranks_start_equal(two_ranks) -> None:
-    alone = placed({})
-    for parallel in ({'data_shard': 2}, {'data_replicate': 2}):
-        for together in two_ranks(placed, parallel):
-            assert together.keys() == alone.keys()
-            for name, value in alone.items():
-                assert torch.equal(together[name], value), (parallel, name)
+def assert_start_equal(ranks: list[dict], alone: dict[str, Tensor]) -> None:
+    """Each weight is somewhere, and wherever it is it has the same bits."""
+    assert set().union(*ranks) == alone.keys()
+    for together in ranks:
+        for name, value in together.items():
+            assert value.dtype == alone[name].dtype, name
+            assert torch.equal(value, alone[name]), name
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'parallel': {'data_shard': 2}},
+        {'parallel': {'data_replicate': 2}},
+        {'parallel': {'context': 2}},
+        {'parallel': {'pipeline': 2}},
+        {'parallel': {'pipeline': 2}, 'pipeline': {'schedule': 'zbv_zero_bubble'}},
+        {'parallel': {'data_shard': 2}, 'precision': {'param': 'bfloat16'}},
+        {'parallel': {'data_shard': 2}, 'reshard': 'never', 'recompute': 0.5},
+        {'parallel': {'data_shard': 2}, 'offload': True},
+    ],
+    ids=str,
+)
+def test_one_and_two_ranks_start_equal(two_ranks, options: dict) -> None:
+    ranks = two_ranks(placed, **options)
+    assert_start_equal(ranks, placed({}))
+    if 'pipeline' in options['parallel']:
+        assert not ranks[0].keys() & ranks[1].keys()
+    else:
+        assert ranks[0].keys() == ranks[1].keys()
+
+
+def test_split_matrices_start_equal(two_ranks) -> None:
+    even = MODEL | {'vocab_size': 302, 'intermediate_size': 98}
+    assert_start_equal(two_ranks(placed, {'tensor': 2}, model=even), placed({}, model=even))
+
+
+def test_float64_starts_with_the_same_numbers(two_ranks) -> None:
+    wide = {name: value.double() for name, value in placed({}).items()}
+    precision = {'param': 'float64', 'reduce': 'float64'}
+    assert_start_equal([placed({}, precision=precision)], wide)
+    assert_start_equal(two_ranks(placed, {'data_shard': 2}, precision=precision), wide)
+
+
+def test_one_process_in_half_precision_starts_equal() -> None:
+    try:
+        assert_start_equal([placed({}, precision={'param': 'bfloat16'})], placed({}))
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def test_as_the_family_declares() -> None:

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from internlm_mm.parallel.launch import join_process_group, with_host_backend
-from internlm_mm.utils.launch import Launch
+from internlm_mm.utils.launch import Launch, free_port
 from tests.ranks import forking_context
 
 CPU = torch.device('cpu')
@@ -26,11 +26,6 @@ def join(rank: int, port: int, answers) -> None:
     dist.all_reduce(total)
     answers.put((rank, local_size, dist.get_backend(), total.item()))
     dist.destroy_process_group()
-
-
-def free_port() -> int:
-    store = dist.TCPStore('127.0.0.1', 0, 1, is_master=True)
-    return store.port
 
 
 def test_launchers_without_a_store_of_their_own_meet_at_rank_0() -> None:

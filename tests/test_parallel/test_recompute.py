@@ -61,7 +61,10 @@ def test_the_first_layers_are_chosen() -> None:
     ]
 
 
-@pytest.mark.parametrize(('layers', 'fraction', 'chosen'), [(4, 0.0, 0), (3, 0.3, 1), (32, 0.1, 3)])
+@pytest.mark.parametrize(
+    ('layers', 'fraction', 'chosen'),
+    [(4, 0.0, 0), (3, 0.3, 1), (32, 0.1, 3), (1, 0.5, 1), (2, 0.1, 1)],
+)
 def test_shares_are_rounded(layers: int, fraction: float, chosen: int) -> None:
     assert recompute_layers(model(layers), fraction) == chosen
 

@@ -1,20 +1,26 @@
 """The example plugin: from any folder, by class and by name, on one process and on two."""
 
+import ast
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from internlm_mm.datasets.packing import collate_rows
 from internlm_mm.engine.train_cli import main
+from internlm_mm.optim import HybridZeroOptimWrapper
 from internlm_mm.structures import IGNORE_INDEX
+from tests.ranks import Ranks
 from tests.runs import REPOSITORY, start_ranks, train
 
 PLUGIN = REPOSITORY / 'projects' / 'example_plugin'
@@ -242,3 +248,52 @@ def test_model_is_causal_and_keeps_documents_apart() -> None:
     (states[0][0, 6] * torch.arange(16)).sum().backward()  # the third token of the second document
     touched = seen[0].grad[0].abs().sum(-1) > 0
     assert touched.tolist() == [4 <= place <= 6 for place in range(12)]
+
+
+OPTIM = dict(type=HybridZeroOptimWrapper, optimizer=dict(type=torch.optim.SGD, lr=0.1))
+
+
+def labels_of_a_step() -> list[str]:
+    """On one of two ranks, which hold half of the layers each."""
+    add_plugin()
+    from my_plugin.labels import LabelledStrategy
+
+    from internlm_mm.datasets import RandomTokens
+    from internlm_mm.models import InternLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        strategy = LabelledStrategy(
+            parallel={'pipeline': 2},
+            pipeline={'schedule': 'labelled_1f1b'},
+            work_dir=folder,
+            experiment_name=folder.replace('/', '_'),
+            env_kwargs={'launcher': 'none', 'randomness': {'seed': 5}},
+            log_kwargs={'log_level': 'WARNING'},
+        )
+        sizes = dict(vocab_size=16, hidden_size=8, intermediate_size=8, num_layers=2, num_heads=2)
+        strategy.prepare(dict(type=InternLM, **sizes), optim_wrapper=OPTIM)
+        data = RandomTokens(vocab_size=16, seq_len=8)
+        batches = [collate_rows([data[index]]) for index in range(3)]
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as trace:
+            strategy.forward_backward(batches, divisor=24)
+    return [event.key for event in trace.key_averages()]
+
+
+def test_schedule_and_strategy_from_outside(two_ranks: Ranks) -> None:
+    for labels in two_ranks(labels_of_a_step):
+        assert {'pipeline step', '3 micro-batches'} <= set(labels)
+
+
+def test_the_page_shows_the_code_as_it_is() -> None:
+    """Without docstrings, which the page leaves out."""
+    page = (REPOSITORY / 'docs' / 'en' / 'plugins.md').read_text(encoding='utf-8')
+    tree = ast.parse((PLUGIN / 'my_plugin' / 'labels.py').read_text(encoding='utf-8'))
+    shown = [
+        ast.unparse(ast.parse(block)) for block in re.findall(r'```python\n(@.*?)```', page, re.S)
+    ]
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            node.body = node.body[1:]
+            for method in node.body:
+                method.body = method.body[1:]
+            assert ast.unparse(node) in shown, node.name

@@ -1,11 +1,19 @@
 """Launchers, by the variables that they really set (Open MPI 4.1, MPICH 4.0, slurm 22.05)."""
 
+import socket
 import subprocess
 
 import pytest
 
 from internlm_mm.utils import launch
-from internlm_mm.utils.launch import Launch, first_host, host_name, read_launch
+from internlm_mm.utils.launch import (
+    Launch,
+    enter_launch,
+    first_host,
+    free_port,
+    host_name,
+    read_launch,
+)
 
 TORCHRUN = {
     'RANK': '3',
@@ -200,5 +208,35 @@ def test_first_host(nodes: str, first: str) -> None:
     assert first_host(nodes) == first
 
 
+@pytest.mark.parametrize('use_gpus', [True, False])
+def test_enter_launch_is_read_back(monkeypatch, use_gpus: bool) -> None:
+    environment = {'CUDA_VISIBLE_DEVICES': '0,1'}
+    monkeypatch.setattr(launch.os, 'environ', environment)
+    place = Launch(rank=3, world_size=4, local_rank=1, master_addr='gpu07', master_port=41879)
+    enter_launch(place, use_gpus)
+    assert read_launch('pytorch') == place
+    assert environment['CUDA_VISIBLE_DEVICES'] == ('0,1' if use_gpus else '')
+
+
+def test_more_processes_than_gpus_share_them(monkeypatch) -> None:
+    environment: dict[str, str] = {}
+    monkeypatch.setattr(launch.os, 'environ', environment)
+    monkeypatch.setattr(launch.torch.cuda, 'device_count', lambda: 2)
+    hosts = []
+    for rank in range(4):
+        environment.pop('NCCL_HOSTID', None)
+        enter_launch(Launch(rank=rank, world_size=4, local_rank=rank))
+        assert read_launch('pytorch').local_rank == rank % 2
+        hosts.append(environment.get('NCCL_HOSTID'))
+    # Two ranks on a GPU have hosts of different names, as NCCL sees them.
+    assert hosts[:2] == [None, None]
+    assert hosts[2] == hosts[3] is not None
+
+
 def test_host_name() -> None:
     assert host_name()
+
+
+def test_nobody_listens_on_a_free_port() -> None:
+    with socket.socket() as one:
+        one.bind(('127.0.0.1', free_port()))

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -65,3 +67,24 @@ def test_helpers_let_signals_pass_by() -> None:
     ignore_stop_signals()
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGINT)
+
+
+OUTLIVE = """
+import os, signal
+from internlm_mm.utils.signals import StopSignal, outlive_errors
+outlive_errors()
+try:
+    with StopSignal():
+        raise RuntimeError
+except RuntimeError:
+    os.kill(os.getpid(), signal.SIGTERM)
+    print('still here', flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+print('not reached')
+"""
+
+
+def test_a_failing_process_outlives_sigterm_until_it_is_done() -> None:
+    process = subprocess.run([sys.executable, '-c', OUTLIVE], capture_output=True, text=True)
+    assert process.returncode == -signal.SIGTERM
+    assert process.stdout == 'still here\n'

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from mmengine.hooks import Hook
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from internlm_mm.parallel.gathered import gathered
 from internlm_mm.registry import HOOKS
 from internlm_mm.utils.activation_memory import ActivationMeter
+from internlm_mm.utils.shards import local_tensor
 
 KINDS = (
     'parameters',
@@ -74,7 +74,8 @@ class MemoryHook(Hook):
         if self._done or runner.iter < self._first + self.at_iter:
             return
         self._found = {kind: {} for kind in KINDS}
-        self._meter = ActivationMeter(runner.model, lambda: self._look_at_gathered(runner.model))
+        parts, model = runner.strategy.parts, runner.model
+        self._meter = ActivationMeter(parts, lambda: self._look_at_gathered(model))
         self._meter.attach()
 
     def _look_at_gathered(self, model: torch.nn.Module) -> Iterable[Tensor]:
@@ -114,12 +115,10 @@ class MemoryHook(Hook):
         self._stop()
         self._meter = None
         if self._done:  # otherwise the step was passed over, and the next one is taken
-            state = runner.optim_wrapper.optimizer.state
-            for name, parameter in runner.model.named_parameters():
-                self._found['optimizer'][name] = sum(
-                    _bytes(value)
-                    for value in state.get(parameter, {}).values()
-                    if isinstance(value, Tensor)
+            # By their own names: an evaluation may have left gathered parameters in the model.
+            for parameter, values in runner.optim_wrapper.optimizer.state.items():
+                self._found['optimizer'][runner.run_state.names[id(parameter)]] = sum(
+                    _bytes(value) for value in values.values() if isinstance(value, Tensor)
                 )
             self._report(runner)
 
@@ -255,9 +254,9 @@ def _child(node: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _bytes(tensor: Tensor) -> int:
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    local = local_tensor(tensor)
     return local.numel() * local.element_size()
 
 
 def _storage_bytes(tensor: Tensor) -> int:
-    return tensor.untyped_storage().nbytes()
+    return local_tensor(tensor).untyped_storage().nbytes()

@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 
 from internlm_mm.registry import HOOKS
 from internlm_mm.utils.device import peak_flops
-from internlm_mm.utils.flops import FlopsPerToken, flops_per_token
+from internlm_mm.utils.flops import FlopsPerToken
 
 
 @HOOKS.register_module()
@@ -42,8 +42,8 @@ class ThroughputHook(Hook):
         self._reset()
 
     def before_train(self, runner: Any) -> None:
-        """Count the model's arithmetic and look up the device's peak."""
-        self._flops = model_flops(runner.model, runner.train_dataloader.dataset.seq_len)
+        """Look up what a token costs and what the device can do."""
+        self._flops = runner.flops_per_token
         self._peak = peak_flops(runner.strategy.device)
 
     def after_train_iter(
@@ -80,18 +80,3 @@ class ThroughputHook(Hook):
     def _reset(self) -> None:
         self._tokens = self._steps = 0
         self._seconds = self._waiting = 0.0
-
-
-def model_flops(model: Any, seq_len: int) -> FlopsPerToken | None:
-    """Arithmetic of a decoder with the usual attributes; None for other models."""
-    if not all(
-        hasattr(model, name) for name in ('layers', 'num_heads', 'head_dim', 'embed_tokens')
-    ):
-        return None
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return flops_per_token(
-        matmul_parameters=total - model.embed_tokens.weight.numel(),
-        num_layers=len(model.layers),
-        attention_width=model.num_heads * model.head_dim,
-        seq_len=seq_len,
-    )

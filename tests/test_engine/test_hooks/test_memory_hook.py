@@ -105,6 +105,14 @@ def test_mixed_precision_holds_gathered_copies(tmp_path: Path, no_process_group:
     assert report['bytes']['gathered_gradients'] == 4 * TOTAL  # of the first of two micro-batches
 
 
+def test_an_evaluation_hides_no_optimizer_state(tmp_path: Path, no_process_group: None) -> None:
+    """It comes between the update and the look, and leaves gathered parameters behind."""
+    changes = dict(strategy__precision=dict(param='bfloat16'))
+    evaluation = dict(type='EvaluationHook', interval=1)
+    report = measure(tmp_path, dict(), default_hooks__evaluation=evaluation, **changes)
+    assert report['bytes']['optimizer'] == 2 * (4 * TOTAL) + 4 * TENSORS
+
+
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     runner = tiny_runner(tmp_path, custom_hooks=[dict(type='MemoryHook', at_iter=0)])
 

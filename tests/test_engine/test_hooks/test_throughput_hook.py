@@ -8,19 +8,18 @@ import torch
 from torch import nn
 
 from internlm_mm.engine.hooks import ThroughputHook, throughput_hook
-from internlm_mm.engine.hooks.throughput_hook import model_flops
 from internlm_mm.models import InternLM
+from internlm_mm.utils.flops import model_flops
 from tests.helpers import tiny_runner
 
 
 def fake_runner(model: nn.Module, max_iters: int = 10, world_size: int = 4) -> SimpleNamespace:
     return SimpleNamespace(
-        model=model,
+        flops_per_token=model_flops(model, 32),
         iter=0,
         max_iters=max_iters,
         world_size=world_size,
         strategy=SimpleNamespace(device=torch.device('cpu')),
-        train_dataloader=SimpleNamespace(dataset=SimpleNamespace(seq_len=32)),
     )
 
 

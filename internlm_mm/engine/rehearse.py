@@ -1,0 +1,327 @@
+"""A rank's part of a job of many GPUs, built without any: meta device, pretended process group."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from internlm_mm.datasets.sampler import BatchSizeRampup, check_division
+from internlm_mm.engine.preflight import check_run
+from internlm_mm.engine.rehearse_memory import model_sizes, run_sizes, unknown_parameters
+from internlm_mm.parallel.context import check_documents
+from internlm_mm.parallel.fit import check_layout
+from internlm_mm.parallel.mesh import AXES, Layout, ParallelMesh, resolve_layout
+from internlm_mm.parallel.options import check_dist_cfg, check_loss_scale, check_options
+from internlm_mm.parallel.pipeline import PipelinePlan, layer_names, plan_pipeline
+from internlm_mm.parallel.place import Techniques, place_model
+from internlm_mm.planner import ModelSizes, RunSizes, predict_memory
+from internlm_mm.registry import DATASETS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from internlm_mm.utils.shards import local_tensor
+
+TECHNIQUES = ('recompute', 'compile', 'attention', 'context_attention', 'pipeline', 'offload')
+"""Keys of `strategy` that `place_model` is told as they are."""
+
+
+def rehearse(
+    config: Config, world_size: int, gpus_per_node: int = 8, rank: int | None = None
+) -> dict[str, Any]:
+    """Build what ranks of a job would hold, and reckon their memory. No GPU, no memory, no data.
+
+    Args:
+        config: Checked.
+        world_size: GPUs of the job.
+        gpus_per_node: Of one machine.
+        rank: Which rank to build; the first one of every pipeline stage if None, since stages
+            differ and all else is alike.
+
+    Returns:
+        Types of JSON: 'layout', 'model', 'step', 'data', 'techniques', 'stages' (who holds which
+        layers) and 'ranks', each with 'coordinate', 'groups', 'shapes', 'parameters' and 'memory'
+        in bytes.
+
+    Raises:
+        ValueError: And friends: what the job itself would raise before its first step.
+    """
+    start = time.perf_counter()
+    local_size = _check_nodes(world_size, gpus_per_node)
+    if rank is not None and not 0 <= rank < world_size:
+        raise ValueError(f'--rehearse-rank {rank}: the ranks are 0 to {world_size - 1}')
+    init_default_scope(config.get('default_scope', 'internlm_mm'))
+    strategy = dict(config.get('strategy') or {})
+    model = _build(config)
+    layout = resolve_layout(strategy.get('parallel'), world_size, local_size)
+    step, data = _step(config, model, layout)
+    techniques = _techniques(strategy)
+    check_layout(
+        layout, model, step['seq_len'], step['micro_batches'], techniques.pipeline, local_size
+    )
+    max_docs = 2 if data['documents'] == 'packed' else 1
+    check_documents(techniques.context_attention, layout.context, max_docs, 'train_dataloader')
+    optimizer = _check_optimizer(config, model, techniques)
+    plan = None
+    if layout.pipeline > 1:
+        plan = plan_pipeline(
+            layer_names(model), layout.pipeline, techniques.pipeline, techniques.compile
+        )
+    shown = [layout.rank(pipeline=p) for p in range(layout.pipeline)] if rank is None else [rank]
+    ranks = [_build_rank(config, layout, number, techniques) for number in shown]
+    sizes = model_sizes(model)
+    run = run_sizes(
+        layout,
+        techniques,
+        plan,
+        step,
+        model=model,
+        optimizer=optimizer,
+        packed=data['documents'] == 'packed',
+        has_mask=any(one.pop('has_mask') for one in ranks),
+        has_kernel=ranks[0]['attention'].startswith('varlen') and layout.context > 1,
+    )
+    for one in ranks:
+        one['node'], one['gpu'] = divmod(one['rank'], local_size)
+        one['groups'] = _groups(layout, one['rank'], local_size)
+        one['memory'] = _memory(one, sizes, run)
+    return {
+        'world_size': world_size,
+        'gpus_per_node': local_size,
+        'nodes': world_size // local_size,
+        'model': {
+            'type': type(model).__name__,
+            'parameters': sum(parameter.numel() for parameter in model.parameters()),
+        },
+        'layout': layout.as_dict(),
+        'step': step,
+        'data': data,
+        'techniques': {
+            'param': str(techniques.param_dtype).removeprefix('torch.'),
+            'reduce': str(techniques.reduce_dtype).removeprefix('torch.'),
+            'reshard': techniques.reshard,
+            **{key: getattr(techniques, key) for key in ('recompute', 'compile', 'offload')},
+            'attention': ranks[0]['attention'],
+            'schedule': plan and plan.schedule,
+        },
+        'stages': _stages(layout, plan, list(getattr(model, 'layers', ()))),
+        'ranks': ranks,
+        'seconds': time.perf_counter() - start,
+    }
+
+
+def _stages(layout: Layout, plan: PipelinePlan | None, names: list[str]) -> list[dict[str, Any]]:
+    """What each rank of the pipeline axis holds, and which ranks of the job those are."""
+    found = []
+    for number in range(layout.pipeline):
+        stages = plan.stages_of(number) if plan else [0]
+        layers = {stage: list(plan.layers[stage]) if plan else names for stage in sorted(stages)}
+        found.append(
+            {
+                'pipeline_rank': number,
+                'layers': layers,
+                'embedding': 0 in stages,
+                'head': (plan.num_stages - 1 if plan else 0) in stages,
+                'first_rank': layout.rank(pipeline=number),
+                'num_ranks': layout.world_size // layout.pipeline,
+            }
+        )
+    return found
+
+
+def _memory(rank: dict[str, Any], sizes: ModelSizes | None, run: RunSizes) -> dict[str, Any] | None:
+    """The planner's numbers for a rank, if it knows the model."""
+    built = {shape['name']: _numel(shape['local']) for shape in rank['shapes']}
+    if sizes is None or unknown_parameters(built, sizes, run, rank['coordinate']):
+        return None
+    prediction = predict_memory(sizes, run, rank['coordinate']['pipeline'])
+    return {
+        'kinds': prediction.kinds,
+        'moments': prediction.moments,
+        'peak_moment': prediction.peak_moment,
+        'peak': prediction.peak,
+        'host': prediction.host,
+    }
+
+
+# ----------------------------------------------------------------------------------- the checks
+
+
+def _check_nodes(world_size: int, gpus_per_node: int) -> int:
+    if world_size < 1:
+        raise ValueError(f'--rehearse {world_size}: a job has at least 1 GPU')
+    if gpus_per_node < 1:
+        raise ValueError(f'--gpus-per-node {gpus_per_node}: must be at least 1')
+    local_size = min(gpus_per_node, world_size)
+    if world_size % local_size:
+        below = world_size // local_size * local_size
+        raise ValueError(
+            f'--rehearse {world_size}: GPUs do not fill machines of {gpus_per_node}; nearest: '
+            f'{below} or {below + local_size}, or another --gpus-per-node'
+        )
+    return local_size
+
+
+def _build(config: Config) -> nn.Module:
+    with torch.device('meta'):
+        return MODELS.build(config.model)
+
+
+def _techniques(strategy: Mapping[str, Any]) -> Techniques:
+    param, reduce = check_options(strategy.get('precision'), strategy.get('reshard', 'step'))
+    return Techniques(
+        param_dtype=param,
+        reduce_dtype=reduce,
+        reshard=strategy.get('reshard', 'step'),
+        **{key: strategy[key] for key in TECHNIQUES if key in strategy},
+    )
+
+
+def _step(
+    config: Config, model: nn.Module, layout: Layout
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Rows and micro-batches of a step, and what is known of the data."""
+    dataset, data = _data(config)
+    cfg = config.train_cfg
+    seq_len = getattr(dataset, 'seq_len', None)
+    if seq_len is None:
+        raise ValueError('train_dataloader.dataset.seq_len is not set; a rehearsal needs it')
+    check_run(model, {'train_dataloader': SimpleNamespace(dataset=dataset)})
+    full, rows = cfg.global_batch_size, cfg.micro_batch_size
+    rampup = cfg.get('rampup')
+    sizes = BatchSizeRampup(**rampup).stages(full) if rampup else [full]
+    for size in sizes:
+        key = 'train_cfg.global_batch_size' if size == full else 'train_cfg.rampup: a step of'
+        check_division(size, rows, layout.data, key)
+    return {
+        'seq_len': seq_len,
+        'rows': full,
+        'tokens': full * seq_len,
+        'micro_batch_size': rows,
+        'micro_batches': min(sizes) // (rows * layout.data),
+        'micro_batches_at_most': full // (rows * layout.data),
+        'data_ranks': layout.data,
+    }, data
+
+
+def _data(config: Config) -> tuple[Any, dict[str, str]]:
+    """The training data if it is here, or what the config says of it."""
+    cfg = dict(config.train_dataloader.dataset)
+    data = {'checked': 'built', 'documents': 'packed'}
+    try:
+        dataset = DATASETS.build(dict(cfg))
+    except FileNotFoundError as error:
+        dataset = SimpleNamespace(seq_len=cfg.get('seq_len'))
+        data['checked'] = f'not checked: {str(error).splitlines()[0].split(";")[0]}'
+    if getattr(dataset, 'max_docs', 2) == 1:
+        data['documents'] = 'one a row'
+    return dataset, data
+
+
+def _check_optimizer(config: Config, model: nn.Module, techniques: Techniques) -> Any:
+    """Build the wrapper on the whole model, as far as needs no memory. Returns the optimizer."""
+    wrapper_cfg = dict(config.optim_wrapper)
+    constructor = wrapper_cfg.pop('constructor', 'DecayGroupsConstructor')
+    build = {'type': constructor, 'optim_wrapper_cfg': wrapper_cfg}
+    wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(build)(model)
+    check_loss_scale(techniques.param_dtype, wrapper)
+    check_dist_cfg((config.get('env_cfg') or {}).get('dist_cfg') or {})
+    return wrapper.optimizer
+
+
+# ------------------------------------------------------------------------------------ one rank
+
+
+@contextmanager
+def pretended_group(rank: int, world_size: int) -> Iterator[None]:
+    """A process group of `world_size` ranks of which only this one is there; nothing is sent.
+
+    Raises:
+        ValueError: If the process is in a real group.
+    """
+    if dist.is_initialized():
+        raise ValueError('a rehearsal is one process on its own: start it without a launcher')
+    dist.init_process_group('fake', store=FakeStore(), rank=rank, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _build_rank(
+    config: Config, layout: Layout, rank: int, techniques: Techniques
+) -> dict[str, Any]:
+    """Place a rank's part as the strategy does, and look at it."""
+    with pretended_group(rank, layout.world_size):
+        # Parameters are on the meta device; a mesh of CPUs asks no driver for anything.
+        mesh = ParallelMesh(layout, 'cpu') if techniques.needs_mesh(layout.world_size) else None
+        model = _build(config)
+        placed = place_model(model, layout, rank, mesh, techniques, torch.device('cuda'))
+        parameters = dict(placed.model.named_parameters())
+        shapes = [_shape(name, parameter) for name, parameter in parameters.items()]
+    return {
+        'rank': rank,
+        'coordinate': layout.coordinate(rank),
+        'attention': placed.attention,
+        'has_mask': _has_mask(placed.model),
+        'shapes': shapes,
+        'parameters': {
+            'here': sum(_numel(shape['local']) for shape in shapes),
+            'of': sum(_numel(shape['global']) for shape in shapes),
+            'bytes': sum(_numel(shape['local']) * shape['itemsize'] for shape in shapes),
+        },
+    }
+
+
+def _has_mask(model: nn.Module) -> bool:
+    """Whether attention on packed rows is told by a mask, and not by where documents end."""
+    kernels = [module.attend for module in model.modules() if hasattr(module, 'attend')]
+    return any(getattr(attend, 'needs_mask', True) for attend in kernels)
+
+
+def _shape(name: str, parameter: torch.Tensor) -> dict[str, Any]:
+    local = local_tensor(parameter)
+    cuts = []
+    if isinstance(parameter, DTensor):
+        axes = parameter.device_mesh.mesh_dim_names or ()
+        for axis, placement in zip(axes, parameter.placements, strict=True):
+            if placement.is_shard() or hasattr(placement, 'split_factor'):
+                cuts.append(f'{axis}: dim {placement.dim}')  # type: ignore[attr-defined]
+    return {
+        'name': name,
+        'global': list(parameter.shape),
+        'local': list(local.shape),
+        'cut': cuts,
+        'dtype': str(local.dtype).removeprefix('torch.'),
+        'itemsize': local.element_size(),
+    }
+
+
+def _numel(shape: list[int]) -> int:
+    return torch.Size(shape).numel()
+
+
+def _groups(layout: Layout, rank: int, gpus_per_node: int) -> dict[str, dict[str, Any]]:
+    """The ranks that this one forms each kind of group with.
+
+    Parameters are sharded over `data_shard` and `context` together: that group is 'shard'.
+    """
+    place = layout.coordinate(rank)
+    kinds: dict[str, tuple[str, ...]] = {axis: (axis,) for axis in AXES if axis != 'data_shard'}
+    kinds['shard'] = ('data_shard', 'context')
+    found = {}
+    for kind, axes in kinds.items():
+        members = [place]
+        for axis in axes:
+            members = [
+                one | {axis: number} for one in members for number in range(getattr(layout, axis))
+            ]
+        ranks = [layout.rank(**one) for one in members]
+        nodes = {one // gpus_per_node for one in ranks}
+        found[kind] = {'ranks': ranks, 'inside_node': len(nodes) == 1}
+    return found

@@ -1,0 +1,120 @@
+"""From the built parts of a run to the sizes that the planner reckons with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Adam, AdamW
+
+from internlm_mm.parallel.mesh import Layout
+from internlm_mm.parallel.pipeline import PipelinePlan
+from internlm_mm.parallel.place import Techniques
+from internlm_mm.planner import ModelSizes, RunSizes
+from internlm_mm.planner.memory import rank_parameters
+
+SIZES = (
+    'hidden_size',
+    'intermediate_size',
+    'num_heads',
+    'num_kv_heads',
+    'head_dim',
+    'vocab_size',
+    'attention_bias',
+)
+"""Attributes by which a model says what it is made of."""
+
+
+def model_sizes(model: nn.Module) -> ModelSizes | None:
+    """Sizes of a decoder; None for a model that does not tell them."""
+    if not all(hasattr(model, name) for name in (*SIZES, 'layers')):
+        return None
+    known = {name: getattr(model, name) for name in SIZES}
+    return ModelSizes(num_layers=len(model.layers), **known)  # type: ignore[arg-type]
+
+
+def run_sizes(
+    layout: Layout,
+    techniques: Techniques,
+    plan: PipelinePlan | None,
+    step: Mapping[str, Any],
+    *,
+    model: nn.Module,
+    optimizer: Any,
+    packed: bool,
+    has_mask: bool,
+    has_kernel: bool,
+) -> RunSizes:
+    """What decides about memory.
+
+    Args:
+        layout: Of the job.
+        techniques: What is done to the model.
+        plan: Of the pipeline, or None.
+        step: `seq_len`, `micro_batch_size`, `micro_batches_at_most`.
+        model: Whole.
+        optimizer: Built on it.
+        packed: Whether a row may hold several documents.
+        has_mask: Whether attention on packed rows needs a mask.
+        has_kernel: Whether ranks that share a sequence attend by a kernel, without a mask.
+    """
+    names = list(getattr(model, 'layers', ()))
+    number = {name: index for index, name in enumerate(names)}
+    stages = plan.layers if plan else (tuple(names),)
+    param, reduce = techniques.param_dtype.itemsize, techniques.reduce_dtype.itemsize
+    masked = not has_kernel if layout.context > 1 else packed and has_mask
+    return RunSizes(
+        seq_len=step['seq_len'],
+        micro_batch_size=step['micro_batch_size'],
+        micro_batches=step['micro_batches_at_most'],
+        stages=tuple(tuple(number[name] for name in stage) for stage in stages),
+        stages_of_rank=tuple(
+            tuple(plan.stages_of(rank)) if plan else (0,) for rank in range(layout.pipeline)
+        ),
+        data_replicate=layout.data_replicate,
+        data_shard=layout.data_shard,
+        context=layout.context,
+        tensor=layout.tensor,
+        param_bytes=param,
+        reduce_bytes=reduce,
+        sharded=techniques.needs_mesh(layout.world_size),
+        reshard=techniques.reshard,
+        recompute=techniques.recompute,
+        compiled=techniques.compile,
+        schedule=plan.schedule if plan else '1f1b',
+        mask=param if masked else 0,
+        context_kernel=has_kernel,
+        chunk_tokens=getattr(getattr(model, 'objective', None), 'chunk_tokens', step['seq_len']),
+        moments=_moments(optimizer),
+        # Without fused kernels AdamW holds the denominators of all parameters at once.
+        optimizer_copies=0 if optimizer.defaults.get('fused') else 1,
+        offload=techniques.offload,
+    )
+
+
+def unknown_parameters(
+    built: Mapping[str, int], sizes: ModelSizes, run: RunSizes, coordinate: Mapping[str, int]
+) -> list[str]:
+    """Names of parameters whose size on a rank is not what the planner takes it for.
+
+    Args:
+        built: Numbers that the rank holds of each parameter.
+        sizes: Of the model.
+        run: Of the run.
+        coordinate: Where the rank stands.
+    """
+    index = coordinate['data_shard'] * run.context + coordinate['context']
+    expected = {
+        one.name: one.sharded(run.tensor, run.shards, index)
+        for one in rank_parameters(sizes, run, coordinate['pipeline'])
+    }
+    return sorted(name for name in {*built, *expected} if built.get(name) != expected.get(name))
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> int:
+    """Numbers that the optimizer keeps for each parameter; two for those that are not known."""
+    if isinstance(optimizer, (Adam, AdamW)):
+        return 3 if optimizer.defaults['amsgrad'] else 2
+    if isinstance(optimizer, torch.optim.SGD):
+        return 1 if optimizer.defaults['momentum'] else 0
+    return 2

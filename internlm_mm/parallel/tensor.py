@@ -1,0 +1,216 @@
+"""Tensor and sequence parallelism: a model's `tensor_plan` -> split matrices.
+
+Every matrix is cut in two kinds of ways, by columns and then by rows, so that a layer needs only
+two exchanges; between them each rank holds its share of the tokens (Megatron-LM,
+https://arxiv.org/abs/1909.08053 section 3; sequence parallelism, https://arxiv.org/abs/2205.05198
+section 4.2.2).
+"""
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+
+from internlm_mm.ops import VocabularyShard, linear_cross_entropy
+from internlm_mm.utils.suggest import did_you_mean
+
+TOKENS = Shard(1)  # of [rows, seq, hidden]
+
+
+class GatherInput(PrepareModuleInput):
+    """The first argument arrives with a rank's share of the tokens; the module gets all tokens."""
+
+    def __init__(self) -> None:
+        super().__init__(input_layouts=(TOKENS,), desired_input_layouts=(Replicate(),))
+
+    def _prepare_input_fn(self, inputs: Any, device_mesh: DeviceMesh) -> Any:
+        # Only the first is split; how many follow is the module's business.
+        first, *others = inputs
+        (prepared,) = super()._prepare_input_fn((first,), device_mesh)
+        return (prepared, *others)
+
+
+class GatherOutput(SequenceParallel):
+    """A norm that works on a rank's share of the tokens and hands out all of them."""
+
+    def __init__(self) -> None:
+        super().__init__(use_local_output=True)
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        module = super()._apply(module, device_mesh)
+        module.register_forward_hook(lambda _module, _inputs, out: gather_tokens(out, device_mesh))
+        return module
+
+
+class SplitVocabulary(ParallelStyle):
+    """An embedding of which each rank has some rows; the result arrives shared out by tokens.
+
+    torch's own style gives every rank the gradient of the whole table.
+    """
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        assert isinstance(module, nn.Embedding)
+        weight = distribute_tensor(module.weight, device_mesh, (Shard(0),))
+        module.register_parameter('weight', nn.Parameter(weight))
+        module.forward = partial(_embed, module, device_mesh)  # type: ignore[method-assign]
+        return module
+
+
+def _embed(module: Any, mesh: DeviceMesh, input_ids: Tensor) -> Tensor:
+    """input_ids: [rows, seq]; result: [rows, seq / ranks, hidden]."""
+    rows = module.weight.to_local()
+    local = input_ids - mesh.get_local_rank() * rows.shape[0]
+    elsewhere = (local < 0) | (local >= rows.shape[0])
+    found = F.embedding(local.masked_fill(elsewhere, 0), rows)
+    part = found.masked_fill(elsewhere.unsqueeze(-1), 0.0)
+    summed = DTensor.from_local(part, mesh, (Partial(),), run_check=False)
+    return summed.redistribute(placements=(TOKENS,)).to_local()
+
+
+STYLES: dict[str, Callable[[], ParallelStyle]] = {
+    'vocabulary': SplitVocabulary,
+    'sequence': lambda: SequenceParallel(use_local_output=True),
+    'gather': GatherInput,
+    'column': ColwiseParallel,
+    'row': lambda: RowwiseParallel(output_layouts=TOKENS),
+    'gather_output': GatherOutput,
+    'head': ColwiseParallel,
+}
+"""What a model's `tensor_plan` may say of a module: how its weights, and its tokens, are cut."""
+
+
+def apply_tensor_parallel(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Split `model` over the one axis of `mesh`, in place.
+
+    Args:
+        model: Has `tensor_plan`, styles by globs over module names; on the meta device or not. Its
+            objective, if it has one, has the seam `cross_entropy`.
+        mesh: The tensor axis.
+
+    Raises:
+        ValueError: If the model has no plan, or one that names an unknown style or forgets a
+            parameter; if the objective reads the head without the seam.
+    """
+    styles = check_tensor_plan(model, mesh.size())
+    for name, style in styles.items():
+        parallelize_module(model.get_submodule(name), mesh, STYLES[style]())
+    objective = getattr(model, 'objective', None)
+    if objective is not None:
+        objective.cross_entropy = partial(sharded_cross_entropy, mesh=mesh)
+
+
+def check_tensor_plan(model: nn.Module, degree: int) -> dict[str, str]:
+    """Style by module name, if `model` can be split.
+
+    Args:
+        model: As in `apply_tensor_parallel`.
+        degree: Ranks of the tensor axis, for messages.
+
+    Raises:
+        ValueError: As `apply_tensor_parallel`.
+    """
+    plan = getattr(model, 'tensor_plan', None)
+    if plan is None:
+        raise ValueError(
+            f'strategy.parallel.tensor={degree}: {type(model).__name__} has no `tensor_plan`'
+        )
+    styles = match_plan(model, plan)
+    _check_plan(model, styles)
+    objective = getattr(model, 'objective', None)
+    if objective is not None and not hasattr(objective, 'cross_entropy'):
+        raise ValueError(
+            f'strategy.parallel.tensor={degree}: the objective '
+            f'{type(objective).__name__} has no seam `cross_entropy` for a split vocabulary'
+        )
+    return styles
+
+
+def _check_plan(model: nn.Module, styles: Mapping[str, str]) -> None:
+    """Refuse parameters without a style: ranks have parts of their gradient, never added up."""
+    for name, _ in model.named_parameters():
+        owner = name.rpartition('.')[0]
+        # An objective's are used alike on every rank, with all tokens.
+        if styles.get(owner, 'gather') == 'gather' and not name.startswith('objective.'):
+            raise ValueError(
+                f'{type(model).__name__}.tensor_plan says nothing of {owner!r}, which has the '
+                f'parameter {name!r}'
+            )
+
+
+def match_plan(model: nn.Module, plan: Mapping[str, str]) -> dict[str, str]:
+    """Style by module name; where several patterns match, the last one decides."""
+    for pattern, style in plan.items():
+        if style not in STYLES:
+            raise ValueError(
+                f'{type(model).__name__}.tensor_plan[{pattern!r}]={style!r}.'
+                f'{did_you_mean(style, STYLES)}'
+            )
+    styles = {}
+    for name, _ in model.named_modules():
+        for pattern, style in plan.items():
+            if fnmatchcase(name, pattern) and name.count('.') == pattern.count('.'):
+                styles[name] = style
+    return styles
+
+
+def gather_tokens(hidden: Tensor, mesh: DeviceMesh) -> Tensor:
+    """All tokens from every rank's share; gradients are added up and shared out again.
+
+    Args:
+        hidden: [rows, seq / ranks, ...].
+        mesh: The axis whose ranks have the shares, in their order.
+
+    Returns:
+        [rows, seq, ...].
+    """
+    shared = DTensor.from_local(hidden, mesh, (TOKENS,), run_check=False)
+    return shared.redistribute(placements=(Replicate(),)).to_local(grad_placements=(Partial(),))
+
+
+def sharded_cross_entropy(
+    hidden: Tensor,
+    weight: DTensor,
+    labels: Tensor,
+    label_smoothing: float = 0.0,
+    chunk: int = 1024,
+    *,
+    mesh: DeviceMesh,
+) -> tuple[Tensor, Tensor]:
+    """`linear_cross_entropy` with the head's rows spread over `mesh`.
+
+    Args:
+        hidden: The same on every rank, [tokens, hidden]; its gradient is a part of a sum.
+        weight: The head, [vocab, hidden], split along its rows.
+        labels: As in `linear_cross_entropy`, and so are the other two.
+        label_smoothing: See there.
+        chunk: See there.
+        mesh: The tensor axis.
+    """
+    group = mesh.get_group()
+
+    def reduce(tensor: Tensor, op: Any) -> Tensor:
+        dist.all_reduce(tensor, op, group=group)
+        return tensor
+
+    local = weight.to_local()
+    shard = VocabularyShard(
+        start=mesh.get_local_rank() * local.shape[0],
+        vocab_size=weight.shape[0],
+        sum_over_shards=partial(reduce, op=dist.ReduceOp.SUM),
+        max_over_shards=partial(reduce, op=dist.ReduceOp.MAX),
+    )
+    return linear_cross_entropy(hidden, local, labels, label_smoothing, chunk, shard)

@@ -1,0 +1,135 @@
+"""What forward leaves for backward, in bytes, counted tensor by tensor.
+
+The counts follow the model's code: which tensors autograd keeps, each storage once.
+"""
+
+from internlm_mm.planner.sizes import ModelSizes, RunSizes
+
+
+def layer_bytes(sizes: ModelSizes, run: RunSizes) -> int:
+    """Kept by one layer that is not recomputed, for one micro-batch."""
+    p, tokens = run.param_bytes, run.tokens
+    hidden, inner = sizes.hidden_size, sizes.intermediate_size
+    own = tokens // run.tensor  # sequence parallelism: norms see a share of the tokens
+    # What the projections read; under tensor parallelism gathered to all tokens.
+    kept = 2 * tokens * hidden * p
+    kept += attention_bytes(sizes, run)
+    if run.compiled:
+        # The compiler's cut keeps what a matrix product of backward reads, and computes the rest
+        # again: the residual before each norm, gate and up, and their product.
+        kept += 2 * own * (hidden * p + 4)
+        kept += 3 * tokens * inner * p // run.tensor
+    else:
+        kept += 2 * norm_bytes(sizes, run, own)
+        # gate, silu(gate), up, and the product that down_proj reads.
+        kept += 4 * tokens * inner * p // run.tensor
+    return kept
+
+
+def norm_bytes(sizes: ModelSizes, run: RunSizes, tokens: int) -> int:
+    """Kept by one RMSNorm that is not compiled, but for its output, which its reader keeps.
+
+    Its input in fp32 or wider (in these precisions the residual itself), the normalised input
+    before the scale, and a factor for each token.
+    """
+    return tokens * (sizes.hidden_size * (run.master_bytes + run.param_bytes) + run.master_bytes)
+
+
+def attention_bytes(sizes: ModelSizes, run: RunSizes) -> int:
+    """Kept by rotation and attention: q, k, v, the result, and each row's log-sum in fp32."""
+    p, tokens = run.param_bytes, run.tokens
+    queries = tokens * sizes.num_heads * sizes.head_dim * p // run.tensor
+    # Context parallelism keeps the keys and values of whole rows.
+    keys = tokens * run.context * sizes.num_kv_heads * sizes.head_dim * p // run.tensor
+    sums = 4 * tokens * sizes.num_heads // run.tensor
+    kept = 2 * queries + 2 * keys + sums
+    if run.context > 1 and run.context_kernel:
+        kept += queries  # the kernel's chunks, and the two put together
+    return kept + run.mask * tokens * run.seq_len
+
+
+def rotary_bytes(sizes: ModelSizes, run: RunSizes) -> int:
+    """The table of cosines and sines in fp32, made once for all layers of a micro-batch."""
+    return 4 * run.tokens * sizes.head_dim
+
+
+def input_bytes(sizes: ModelSizes, run: RunSizes) -> int:
+    """A layer's input: all that a recomputed layer keeps."""
+    return run.tokens // run.tensor * sizes.hidden_size * run.param_bytes
+
+
+def recomputed(run: RunSizes, layers: int) -> int:
+    """How many of a part's layers are recomputed."""
+    return max(round(layers * run.recompute), run.recompute > 0)
+
+
+def kept_bytes(sizes: ModelSizes, run: RunSizes, layers: int, first: bool, last: bool) -> int:
+    """Kept for one micro-batch by a part of a model, without what the loss keeps.
+
+    Args:
+        sizes: Of the model.
+        run: Of the run.
+        layers: Layers in the part.
+        first: Whether the part begins with the embedding, which keeps the token ids.
+        last: Whether it ends with the last norm, which is never compiled.
+    """
+    again = recomputed(run, layers)
+    kept = again * input_bytes(sizes, run) + (layers - again) * layer_bytes(sizes, run)
+    if layers:
+        kept += rotary_bytes(sizes, run)
+    if first:
+        kept += 8 * run.tokens
+    if last:
+        kept += norm_bytes(sizes, run, run.tokens // run.tensor)
+    return kept
+
+
+def loss_bytes(sizes: ModelSizes, run: RunSizes) -> int:
+    """Kept by the loss, which computes its gradients in forward.
+
+    The head's gradient in fp32 or wider, and that of the hidden states.
+    """
+    head = sizes.vocab_size // run.tensor * sizes.hidden_size * run.master_bytes
+    return head + run.tokens * sizes.hidden_size * run.param_bytes
+
+
+def logits_bytes(sizes: ModelSizes, run: RunSizes) -> int:
+    """The most that is held of logits: a chunk's, in several forms at once.
+
+    While a chunk's log-probabilities are computed: its logits, in half precision also their fp32
+    copy, and the log-probabilities in fp32 or wider; besides, of the chunk before, its
+    log-probabilities and its gradient, which in wide precisions are one tensor.
+    """
+    chunk = min(run.chunk_tokens, run.tokens)
+    half = run.param_bytes < 4
+    now = run.param_bytes + run.master_bytes * (2 if half else 1)
+    before = run.master_bytes + (run.param_bytes if half else 0)
+    each = now + (before if chunk < run.tokens else 0)
+    return chunk * (sizes.vocab_size // run.tensor) * each
+
+
+def in_flight(run: RunSizes, pipeline_rank: int) -> float:
+    """Micro-batches whose activations a rank holds at most, counted in whole parts of the rank.
+
+    A rank with several stages may hold more micro-batches of one of them than of another; these
+    are counted by the share of the rank's stages.
+    """
+    ranks, per_rank = len(run.stages_of_rank), len(run.stages_of_rank[0])
+    if ranks == 1:
+        return 1
+    if run.schedule == 'gpipe':
+        return run.micro_batches
+    if run.schedule == '1f1b':
+        return min(run.micro_batches, ranks - pipeline_rank)
+    if run.schedule == 'zbv_zero_bubble':
+        # 2 * ranks stages at most, on every rank alike (https://arxiv.org/abs/2401.10241, 6).
+        return min(run.micro_batches, ranks)
+    # Interleaved: forwards before the first backward, and the one that precedes each backward
+    # (https://arxiv.org/abs/2104.04473, 2.2). A schedule that is not known is taken for one.
+    hops = 2 * (ranks - 1 - pipeline_rank)
+    if run.schedule == 'interleaved_zero_bubble':
+        # Fewer forwards before the first backward, but what gradients of weights are made of waits
+        # for them; measured, it comes to this on every rank.
+        hops = ranks
+    warm_up = hops + (per_rank - 1) * ranks
+    return min(run.micro_batches * per_rank, warm_up + 1) / per_rank

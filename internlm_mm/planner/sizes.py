@@ -1,0 +1,172 @@
+"""The numbers that decide how much memory a run takes, and the shapes that follow from them."""
+
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSizes:
+    """Sizes of a decoder whose head is not tied to its embedding.
+
+    Attributes:
+        num_layers: Decoder layers.
+        hidden_size: Width of the residual stream.
+        intermediate_size: Inner width of the feed-forward layers, which have three matrices.
+        num_heads: Query heads.
+        num_kv_heads: Key/value heads.
+        head_dim: Width of one head.
+        vocab_size: Rows of the embedding table and of the head.
+        attention_bias: Whether q, k, v and o have biases.
+    """
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    attention_bias: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSizes:
+    """What of a run, besides the model, decides about memory.
+
+    Attributes:
+        seq_len: Tokens in a row.
+        micro_batch_size: Rows of one forward on one data rank.
+        micro_batches: Forwards of one data rank in a step.
+        stages: Numbers of the layers of each pipeline stage, in the stages' order.
+        stages_of_rank: Stages that each rank of the pipeline axis holds.
+        data_replicate: Copies of the sharded model.
+        data_shard: Ranks over which parameters are sharded, with those of `context`.
+        context: Ranks that share the tokens of a row.
+        tensor: Ranks that share every matrix.
+        param_bytes: Of one number in what layers compute in.
+        reduce_bytes: Of one number in what gradients are summed in.
+        sharded: Whether FSDP2 holds the parameters; else computing uses the masters themselves.
+        reshard: 'never', 'step' or 'layer': how long gathered parameters are kept.
+        recompute: Share of a rank's layers, the first ones, that keep only their inputs.
+        compiled: Whether layers are compiled.
+        schedule: Name of the pipeline's schedule.
+        mask: Bytes of the attention mask that each layer keeps, per pair of tokens of a row; 0
+            where kernels need none.
+        context_kernel: Whether context parallelism uses a kernel that works chunk by chunk.
+        chunk_tokens: Tokens whose logits are held at a time.
+        moments: Numbers that the optimizer keeps for each parameter.
+        optimizer_copies: Further numbers for each parameter while the optimizer steps; 0 if fused.
+        offload: Whether masters, gradients and moments are in host memory.
+    """
+
+    seq_len: int
+    micro_batch_size: int
+    micro_batches: int
+    stages: tuple[tuple[int, ...], ...]
+    stages_of_rank: tuple[tuple[int, ...], ...] = ((0,),)
+    data_replicate: int = 1
+    data_shard: int = 1
+    context: int = 1
+    tensor: int = 1
+    param_bytes: int = 4
+    reduce_bytes: int = 4
+    sharded: bool = True
+    reshard: str = 'step'
+    recompute: float = 0.0
+    compiled: bool = False
+    schedule: str = '1f1b'
+    mask: int = 0
+    context_kernel: bool = False
+    chunk_tokens: int = 1024
+    moments: int = 2
+    optimizer_copies: int = 0
+    offload: bool = False
+
+    @property
+    def shards(self) -> int:
+        """Ranks that a parameter is spread over, besides tensor parallelism."""
+        return self.data_shard * self.context
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one forward on one rank, before tensor parallelism shares some of them out."""
+        return self.micro_batch_size * self.seq_len // self.context
+
+    @property
+    def master_bytes(self) -> int:
+        """Of one number in the optimizer's copy: fp32, or fp64 where layers compute in that."""
+        return max(4, self.param_bytes)
+
+
+class ParameterShape(NamedTuple):
+    """One parameter.
+
+    Attributes:
+        name: As in the model.
+        shape: Whole.
+        split: Dimension that tensor parallelism cuts, or None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    split: int | None
+
+    def unsharded(self, tensor: int) -> int:
+        """Numbers that a rank computes with."""
+        return prod(self._cut(tensor))
+
+    def sharded(self, tensor: int, shards: int, index: int | None = None) -> int:
+        """Numbers that a rank keeps.
+
+        Args:
+            tensor: Ranks of the tensor axis.
+            shards: Ranks that the rest is spread over, along the first dimension.
+            index: Which of them; None for the size of the memory, which is the largest rank's.
+        """
+        rows, *rest = self._cut(tensor)
+        share = -(-rows // shards)
+        if index is not None:
+            share = max(0, min(rows - index * share, share))
+        return share * prod(rest)
+
+    def _cut(self, tensor: int) -> list[int]:
+        shape = list(self.shape)
+        if self.split is not None:
+            shape[self.split] //= tensor
+        return shape
+
+
+def layer_parameters(sizes: ModelSizes, layer: int) -> list[ParameterShape]:
+    """The parameters of one decoder layer; matrices are [out, in]."""
+    hidden, inner = sizes.hidden_size, sizes.intermediate_size
+    wide, narrow = sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim
+    linear = {
+        'self_attn.q_proj': (wide, hidden, 0),
+        'self_attn.k_proj': (narrow, hidden, 0),
+        'self_attn.v_proj': (narrow, hidden, 0),
+        'self_attn.o_proj': (hidden, wide, 1),
+        'mlp.gate_proj': (inner, hidden, 0),
+        'mlp.up_proj': (inner, hidden, 0),
+        'mlp.down_proj': (hidden, inner, 1),
+    }
+    found = []
+    for name, (out, into, split) in linear.items():
+        found.append(ParameterShape(f'layers.{layer}.{name}.weight', (out, into), split))
+        if sizes.attention_bias and name.startswith('self_attn'):
+            # The bias of a matrix that is cut by its input is added once, after the sum.
+            bias_split = 0 if split == 0 else None
+            found.append(ParameterShape(f'layers.{layer}.{name}.bias', (out,), bias_split))
+    for norm in ('input_layernorm', 'post_attention_layernorm'):
+        found.append(ParameterShape(f'layers.{layer}.{norm}.weight', (hidden,), None))
+    return found
+
+
+def outer_parameters(sizes: ModelSizes, first: bool, last: bool) -> list[ParameterShape]:
+    """What is outside the layers: the embedding in the first stage, norm and head in the last."""
+    table = (sizes.vocab_size, sizes.hidden_size)
+    found = [ParameterShape('embed_tokens.weight', table, 0)] if first else []
+    if last:
+        found.append(ParameterShape('norm.weight', (sizes.hidden_size,), None))
+        found.append(ParameterShape('lm_head.weight', table, 0))
+    return found

@@ -1,0 +1,75 @@
+"""Checkpoints of any size, written shard by shard, and the memory that exporting them takes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from internlm_mm.checkpoint.checkpointer import CONFIG_FILE, MANIFEST_FILE, STATE_FILE
+from internlm_mm.checkpoint.storage import METADATA_FILE, write_file, write_safetensors
+from internlm_mm.models import InternLM
+
+EXPORT = """
+import sys
+from internlm_mm.__main__ import main
+code = main(['convert2hf', *sys.argv[1:]])
+status = open('/proc/self/status').read()
+print('peak', next(int(line.split()[1]) for line in status.splitlines() if 'VmHWM' in line))
+sys.exit(code)
+"""
+
+
+def write_checkpoint(path: Path, ranks: int, **sizes: int) -> int:
+    """A checkpoint as `ranks` ranks of FSDP2 write it, weights only; one rank's in memory.
+
+    Returns:
+        Parameters of the model.
+    """
+    path.mkdir(parents=True)
+    with torch.device('meta'):
+        model: nn.Module = InternLM(**sizes)
+    tensors: dict[str, dict] = {}
+    files = {}
+    for rank in range(ranks):
+        generator = torch.Generator().manual_seed(rank)
+        shard = {}
+        for name, parameter in model.named_parameters():
+            rows = -(-parameter.shape[0] // ranks)
+            start = min(rank * rows, parameter.shape[0])
+            shape = (min(rows, parameter.shape[0] - start), *parameter.shape[1:])
+            if not shape[0]:
+                continue
+            part = torch.empty(shape).uniform_(-0.03, 0.03, generator=generator)
+            shard[f'model.{name}'] = part + 1 if 'norm' in name else part
+            entry = {'dtype': 'float32', 'shape': list(parameter.shape), 'chunks': []}
+            tensors.setdefault(f'model.{name}', entry)['chunks'].append(
+                {
+                    'offsets': [start] + [0] * (parameter.ndim - 1),
+                    'sizes': list(shape),
+                    'file': f'shard_{rank}.safetensors',
+                    'key': f'model.{name}',
+                }
+            )
+        name = f'shard_{rank}.safetensors'
+        files[name] = write_safetensors(path / name, shard.items())
+    config = {'model': {'type': 'InternLM', **sizes}}
+    for name, content in (
+        (METADATA_FILE, {'version': 1, 'tensors': tensors}),
+        (STATE_FILE, {}),
+        (CONFIG_FILE, config),
+    ):
+        files[name] = write_file(path / name, json.dumps(content).encode())
+    manifest = {name: {'size': size, 'crc32': crc} for name, (size, crc) in files.items()}
+    write_file(path / MANIFEST_FILE, json.dumps({'files': manifest}).encode())
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def export_peak(checkpoint: Path, out: Path) -> int:
+    """Bytes that the exporting process had in memory at most, mapped files included."""
+    argv = [sys.executable, '-c', EXPORT, str(checkpoint), str(out), '--dtype', 'bfloat16']
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return 1024 * int(done.stdout.split('peak ')[1])

@@ -1,0 +1,195 @@
+"""A rank that is rehearsed holds what a rank that is started holds."""
+
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from internlm_mm.engine.rehearse import pretended_group, rehearse
+from internlm_mm.engine.train_cli import parse_args, resolve_config
+from internlm_mm.parallel.mesh import Layout, ParallelMesh
+from internlm_mm.utils.shards import local_tensor
+from tests.helpers import tiny_config, tiny_runner
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+SMALL = dict(
+    model__num_layers=4,
+    model__num_heads=4,
+    train_cfg__global_batch_size=16,
+    train_cfg__micro_batch_size=1,
+    val_dataloader=None,
+    val_cfg=None,
+)
+TOTAL = 2 * 64 * 32 + 4 * (4 * (32 * 32 + 32) + 3 * 32 * 48 + 2 * 32) + 32
+WHOLE = 4 * 3 * 32 + 32  # two norms and the bias of o in every layer, and the last norm
+
+
+def shipped(name: str, *options: str) -> dict:
+    arguments = [str(CONFIGS / name), '--cfg-options', *options]
+    return rehearse(resolve_config(parse_args(arguments if options else arguments[:1])), 1024)
+
+
+def started_shapes(work_dir: str, changes: dict) -> dict[str, tuple]:
+    """What a rank of a real group of processes holds."""
+    runner = tiny_runner(Path(work_dir), default_hooks={}, **changes)
+    runner.prepare_training()
+    found = {}
+    for name, parameter in runner.model.named_parameters():
+        local = local_tensor(parameter)
+        found[name] = (list(parameter.shape), list(local.shape))
+    return found
+
+
+@pytest.mark.parametrize('axis', ['data_shard', 'data_replicate', 'context', 'tensor', 'pipeline'])
+def test_shapes_are_those_of_a_run(two_ranks, tmp_path: Path, axis: str) -> None:
+    precision = dict(param='bfloat16', reduce='float32')
+    changes = SMALL | dict(strategy__parallel={axis: 2}, strategy__precision=precision)
+    started = two_ranks(started_shapes, str(tmp_path), changes)
+    for rank in (0, 1):
+        report = rehearse(tiny_config(tmp_path, **changes), 2, rank=rank)
+        (found,) = report['ranks']
+        shapes = {one['name']: (one['global'], one['local']) for one in found['shapes']}
+        assert shapes == started[rank]
+
+
+@pytest.mark.parametrize(
+    ('parallel', 'copies', 'tensor'),
+    [
+        (dict(data_shard=8), 1, 1),
+        (dict(data_replicate=2, data_shard=2, context=2), 2, 1),
+        (dict(pipeline=4, data_shard=2), 1, 1),
+        (dict(pipeline=2, data_replicate=2, tensor=2), 2, 2),
+        (dict(pipeline=2, context=2, tensor=2), 1, 2),
+    ],
+)
+def test_all_ranks_together_hold_the_model(
+    tmp_path: Path, parallel: dict, copies: int, tensor: int
+) -> None:
+    config = tiny_config(tmp_path, **SMALL, strategy__parallel=parallel)
+    ranks = [rehearse(config, 8, rank=rank)['ranks'][0] for rank in range(8)]
+    held = sum(rank['parameters']['here'] for rank in ranks)
+    assert held == copies * (TOTAL + (tensor - 1) * WHOLE)
+    # The planner knew every shard, also of the ranks that are not the first.
+    assert all(rank['memory'] for rank in ranks)
+    for rank in ranks:
+        if rank['coordinate']['data_shard'] == rank['coordinate']['context'] == 0:
+            assert rank['memory']['kinds']['parameters'] == rank['parameters']['bytes']
+
+
+def test_groups_are_the_mesh() -> None:
+    layout = Layout(pipeline=2, data_replicate=2, data_shard=2, context=2, tensor=2)
+    for rank in (0, 13, 31):
+        with pretended_group(rank, 32):
+            mesh = ParallelMesh(layout, 'cpu')
+            assert mesh.tensor and mesh.context and mesh.pipeline
+            expected = {
+                'tensor': mesh.tensor.mesh.tolist(),
+                'context': mesh.context.mesh.tolist(),
+                'pipeline': mesh.pipeline.mesh.tolist(),
+            }
+            place = mesh.fsdp.get_coordinate()
+            assert place is not None
+            expected['shard'] = mesh.fsdp.mesh[place[0]].tolist()
+            expected['data_replicate'] = mesh.fsdp.mesh[:, place[1]].tolist()
+        config = tiny_config(Path('unused'), **SMALL, strategy__parallel=layout.as_dict())
+        (found,) = rehearse(config, 32, rank=rank)['ranks']
+        assert {kind: group['ranks'] for kind, group in found['groups'].items()} == expected
+        assert found['groups']['tensor']['inside_node']
+        assert not found['groups']['pipeline']['inside_node']
+    assert not dist.is_initialized()
+
+
+def test_seven_billion_on_1024_gpus() -> None:
+    report = shipped(
+        'internlm_7b_pretrain.py', 'strategy.parallel.pipeline=4', 'strategy.parallel.tensor=2'
+    )
+    assert report['nodes'] == 128
+    assert report['model']['parameters'] == 7_321_948_160
+    assert report['layout'] == dict(
+        pipeline=4, data_replicate=32, data_shard=4, context=1, tensor=2
+    )
+    assert [rank['rank'] for rank in report['ranks']] == [0, 256, 512, 768]
+    assert sum(rank['parameters']['of'] for rank in report['ranks']) == 7_321_948_160
+    assert report['data']['checked'].startswith('not checked: ')
+    assert report['step']['micro_batches'] == 8
+    peaks = [rank['memory']['peak'] for rank in report['ranks']]
+    assert peaks[0] > peaks[1] > peaks[2]  # micro-batches wait longest on the first stage
+
+
+def test_twenty_billion_on_1024_gpus() -> None:
+    (rank,) = shipped('internlm_20b_pretrain.py')['ranks']
+    assert rank['parameters']['of'] == 20_089_943_040
+    assert rank['memory']['kinds']['parameters'] == 4 * rank['parameters']['here']
+    assert rank['groups']['shard']['ranks'] == list(range(8))
+
+
+def test_interleaved_stages(tmp_path: Path) -> None:
+    pipeline = dict(schedule='interleaved_1f1b', stages_per_rank=2)
+    parallel = dict(pipeline=2, data_shard=4)
+    config = tiny_config(
+        tmp_path, **SMALL, strategy__parallel=parallel, strategy__pipeline=pipeline
+    )
+    report = rehearse(config, 8)
+    assert [stage['layers'] for stage in report['stages']] == [
+        {0: ['0'], 2: ['2']},
+        {1: ['1'], 3: ['3']},
+    ]
+    assert [stage['head'] for stage in report['stages']] == [False, True]
+    assert all(rank['memory'] for rank in report['ranks'])
+
+
+@pytest.mark.parametrize(
+    ('world_size', 'changes', 'message'),
+    [
+        (0, {}, '--rehearse 0: a job has at least 1 GPU'),
+        (12, {}, 'do not fill machines of 8; nearest: 8 or 16'),
+        (8, dict(strategy__parallel=dict(data_shard=3)), 'there are 8'),
+        (32, {}, 'take a multiple of 32, for example 32'),
+        (8, dict(strategy__parallel=dict(tensor=8)), 'tensor=8 does not divide model.num_heads=4'),
+        (
+            8,
+            dict(strategy__parallel=dict(pipeline=8)),
+            'the model has 4. Nearest',
+        ),
+        (
+            8,
+            dict(
+                strategy__parallel=dict(pipeline=2),
+                strategy__pipeline=dict(schedule='zbv_zero_bubble'),
+                strategy__compile=True,
+            ),
+            'does not work with strategy.compile=True',
+        ),
+        (8, dict(model__max_seq_len=16), 'seq_len=32 is longer than model.max_seq_len=16'),
+        (8, dict(strategy__precision=dict(param='float16')), 'needs optim_wrapper.loss_scale'),
+        (
+            8,
+            dict(train_cfg__rampup=dict(start=4, increment=4, interval=1)),
+            'rampup: a step of=4 rows do not divide',
+        ),
+    ],
+)
+def test_what_the_run_would_refuse_is_refused(
+    tmp_path: Path, world_size: int, changes: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        rehearse(tiny_config(tmp_path, **(SMALL | changes)), world_size)
+    assert not dist.is_initialized()
+
+
+def test_ranks_and_nodes_that_are_not_there(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, **SMALL)
+    with pytest.raises(ValueError, match='--rehearse-rank 8: the ranks are 0 to 7'):
+        rehearse(config, 8, rank=8)
+    with pytest.raises(ValueError, match='--gpus-per-node 0'):
+        rehearse(config, 8, gpus_per_node=0)
+
+
+def test_a_process_of_a_job_does_not_rehearse() -> None:
+    with (
+        pretended_group(0, 2),
+        pytest.raises(ValueError, match='without a launcher'),
+        pretended_group(0, 2),
+    ):
+        pass
+    assert not dist.is_initialized()

@@ -1,0 +1,61 @@
+"""What can be said of options before there is a process group."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from internlm_mm.parallel.options import check_dist_cfg, check_loss_scale, check_options
+
+
+@pytest.mark.parametrize(
+    ('precision', 'expected'),
+    [
+        (None, (torch.float32, torch.float32)),
+        ({}, (torch.float32, torch.float32)),
+        ({'param': 'bfloat16'}, (torch.bfloat16, torch.float32)),
+        ({'reduce': 'bfloat16', 'param': 'bfloat16'}, (torch.bfloat16, torch.bfloat16)),
+        ({'param': 'float64', 'reduce': 'float64'}, (torch.float64, torch.float64)),
+    ],
+    ids=str,
+)
+def test_precision(precision, expected) -> None:
+    assert check_options(precision, 'step') == expected
+
+
+@pytest.mark.parametrize('reshard', ['never', 'step', 'layer'])
+def test_reshard(reshard: str) -> None:
+    check_options(None, reshard)
+
+
+@pytest.mark.parametrize(
+    ('precision', 'reshard', 'message'),
+    [
+        (None, 'steps', r"strategy\.reshard='steps'.*'step'"),
+        (None, True, r'strategy\.reshard=True.*layer, never, step'),
+        ({'reduced': 'float32'}, 'step', r"strategy\.precision\.reduced='float32'.*'reduce'"),
+        ({'param': 'float23'}, 'step', r"strategy\.precision\.param.*'float23'"),
+        ({'reduce': 'int32'}, 'step', r"strategy\.precision\.reduce.*'int32'"),
+    ],
+    ids=str,
+)
+def test_wrong_options(precision, reshard, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_options(precision, reshard)
+
+
+def test_options_of_the_process_group() -> None:
+    check_dist_cfg({})
+    check_dist_cfg({'backend': 'gloo', 'timeout': 60})
+    with pytest.raises(ValueError, match=r"env_cfg\.dist_cfg\.backnd='nccl'.*'backend'"):
+        check_dist_cfg({'backnd': 'nccl'})
+
+
+def test_fp16_wants_a_loss_scale() -> None:
+    unscaled, scaled = SimpleNamespace(loss_scale=None), SimpleNamespace(loss_scale=object())
+    for wrapper in (unscaled, object()):
+        with pytest.raises(ValueError, match=r"'float16' needs optim_wrapper\.loss_scale=dict\(\)"):
+            check_loss_scale(torch.float16, wrapper)
+        for dtype in (torch.bfloat16, torch.float32, torch.float64):
+            check_loss_scale(dtype, wrapper)
+    check_loss_scale(torch.float16, scaled)
