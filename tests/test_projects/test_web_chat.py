@@ -1,0 +1,472 @@
+"""The web chat without a browser: Streamlit's own AppTest, a double, a tiny model, a local server."""
+
+import base64
+import io
+import json
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from hypothesis import given
+from hypothesis import strategies as some
+from PIL import Image
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+from streamlit.runtime.scriptrunner_utils.script_requests import RerunData
+from streamlit.testing.v1 import AppTest
+
+from tests.runs import REPOSITORY
+
+PROJECT = REPOSITORY / 'projects' / 'web_chat'
+
+
+@pytest.fixture(autouse=True)
+def project(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What `python projects/web_chat/run.py` and `streamlit run` do to the search path."""
+    monkeypatch.syspath_prepend(PROJECT)
+    yield
+    st.cache_resource.clear()
+
+
+def png(width: int = 2, height: int = 3) -> bytes:
+    """A file that Pillow wrote."""
+    file = io.BytesIO()
+    Image.new('RGB', (width, height), 'red').save(file, 'PNG')
+    return file.getvalue()
+
+
+class Scripted:
+    """A double: plays one script an answer, and remembers what it was asked.
+
+    A script is a list of events, errors to raise, and functions to call in between.
+    """
+
+    name = 'scripted'
+    templates = ('chatml', 'internlm')
+    template = 'internlm'
+
+    def __init__(self, *scripts: list) -> None:
+        self.scripts = list(scripts)
+        self.asked: list[list[dict]] = []
+        self.settings: list = []
+        self.closed = 0
+
+    def answer(self, messages, settings):
+        self.asked.append(messages)
+        self.settings.append(settings)
+        try:
+            for item in self.scripts.pop(0):
+                if isinstance(item, Exception):
+                    raise item
+                if callable(item):
+                    item()
+                else:
+                    yield item
+        finally:
+            self.closed += 1
+
+
+def script(backend) -> None:
+    """What AppTest runs in the place of chat.py."""
+    from web_chat.page import show
+
+    show(backend)
+
+
+def page_of(backend: Scripted) -> AppTest:
+    page = AppTest.from_function(script, args=(backend,), default_timeout=20).run()
+    assert not page.exception
+    return page
+
+
+def say(page: AppTest, text: str) -> AppTest:
+    page.chat_input[0].set_value(text).run()
+    assert not page.exception
+    return page
+
+
+def click(page: AppTest, label: str) -> AppTest:
+    (button,) = [button for button in page.button if button.label == label]
+    button.click().run()
+    assert not page.exception
+    return page
+
+
+def shown(page: AppTest) -> list[tuple[str, list[str]]]:
+    """Who said what, as Markdown."""
+    return [
+        (message.name, [element.value for element in message.markdown])
+        for message in page.chat_message
+    ]
+
+
+def texts(*pieces: str) -> list:
+    from web_chat.events import Text
+
+    return [Text(piece) for piece in pieces]
+
+
+def press_stop() -> None:
+    """Streamlit's own Stop, or a page that is closed."""
+    get_script_run_ctx().script_requests.request_stop()
+
+
+def click_anything() -> None:
+    """A click while the script runs: it begins anew."""
+    get_script_run_ctx().script_requests.request_rerun(RerunData())
+
+
+def test_an_answer_is_streamed_and_kept() -> None:
+    backend = Scripted(texts('Hel', 'lo', ' you'), texts('Again'))
+    page = page_of(backend)
+    assert not page.chat_message
+    say(page, 'Hi')
+    assert shown(page) == [('user', ['Hi']), ('assistant', ['Hello you'])]
+    say(page, 'And?')
+    assert shown(page)[2:] == [('user', ['And?']), ('assistant', ['Again'])]
+    assert backend.asked == [
+        [{'role': 'user', 'content': 'Hi'}],
+        [
+            {'role': 'user', 'content': 'Hi'},
+            {'role': 'assistant', 'content': 'Hello you'},
+            {'role': 'user', 'content': 'And?'},
+        ],
+    ]
+    assert backend.closed == 2
+    assert not any(widget.disabled for widget in [*page.button, *page.slider, *page.chat_input])
+
+
+def test_it_is_drawn_while_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every control but Stop waits."""
+    from web_chat import page as module
+
+    seen = []
+
+    def look() -> None:
+        """At what was sent to the browser so far."""
+        widgets = [
+            getattr(element, element.WhichOneof('type'))
+            for element in deltas()
+            if element.WhichOneof('type') in ('button', 'slider', 'chat_input', 'text_area')
+        ]
+        running = {w.label if hasattr(w, 'label') else 'input' for w in widgets if not w.disabled}
+        seen.append((running, [e.markdown.body for e in deltas() if e.HasField('markdown')]))
+
+    def deltas() -> list:
+        (runner,) = runners
+        messages = [m.delta.new_element for m in runner.forward_msgs() if m.HasField('delta')]
+        return messages
+
+    from streamlit.testing.v1 import app_test
+
+    runners: list = []
+
+    class Watched(app_test.LocalScriptRunner):
+        def __init__(self, *args, **kwargs) -> None:
+            super().__init__(*args, **kwargs)
+            runners[:] = [self]
+
+    monkeypatch.setattr(app_test, 'LocalScriptRunner', Watched)
+    monkeypatch.setattr(module, 'REDRAW', 0.0)
+    one, two, three = texts('One', ' two', ' three')
+    say(page_of(Scripted([look, one, look, two, look, three])), 'Count')
+    assert [controls for controls, _ in seen] == [{'Stop'}] * 3
+    assert [bodies[-1] for _, bodies in seen] == ['Count', 'One', 'One two']
+
+
+def test_the_system_prompt_is_sent_and_may_change() -> None:
+    backend = Scripted(texts('a'), texts('b'), texts('c'))
+    page = say(page_of(backend), 'Hi')
+    page.text_area[0].set_value('Be brief.').run()
+    say(page, 'Hi again')
+    assert backend.asked[1][0] == {'role': 'system', 'content': 'Be brief.'}
+    assert [message['role'] for message in backend.asked[1]] == [
+        'system',
+        'user',
+        'assistant',
+        'user',
+    ]
+    click(page, 'New conversation')
+    assert page.text_area[0].value == 'Be brief.'
+    page.text_area[0].set_value('Be long.').run()
+    say(page, 'Hello')
+    assert [message['content'] for message in backend.asked[2]] == ['Be long.', 'Hello']
+    page.selectbox(key='current').select_index(0).run()
+    assert page.text_area[0].value == 'Be brief.'
+
+
+def test_settings_reach_the_backend() -> None:
+    from web_chat.backend import Settings
+
+    backend = Scripted(texts('a'), texts('b'))
+    page = say(page_of(backend), 'Hi')
+    assert backend.settings == [Settings(template='internlm')]
+    page.slider(key='temperature').set_value(0.0)
+    page.slider(key='top_p').set_value(0.5)
+    page.number_input(key='top_k').set_value(7)
+    page.slider(key='repetition_penalty').set_value(1.2)
+    page.number_input(key='max_new_tokens').set_value(9)
+    page.text_area(key='stop_strings').set_value('END\n\n  two')
+    page.selectbox(key='template').set_value('chatml').run()
+    say(page, 'Hi')
+    assert backend.settings[1] == Settings(
+        temperature=0.0,
+        top_p=0.5,
+        top_k=7,
+        repetition_penalty=1.2,
+        max_new_tokens=9,
+        stop=('END', '  two'),
+        template='chatml',
+    )
+
+
+def test_several_conversations() -> None:
+    backend = Scripted(texts('a'), texts('b'), texts('c'))
+    page = say(page_of(backend), 'First')
+    click(page, 'New conversation')
+    assert shown(page) == []
+    say(page, 'Second')
+    assert backend.asked[1] == [{'role': 'user', 'content': 'Second'}]
+    assert page.selectbox(key='current').options == ['First', 'Second']
+    page.selectbox(key='current').select('First').run()
+    assert shown(page) == [('user', ['First']), ('assistant', ['a'])]
+    click(page, 'Delete')
+    assert shown(page) == [('user', ['Second']), ('assistant', ['b'])]
+    click(page, 'Delete')
+    assert shown(page) == []
+    assert page.selectbox(key='current').options == ['New conversation']
+    say(page, 'Third')
+    assert backend.asked[2] == [{'role': 'user', 'content': 'Third'}]
+
+
+@pytest.mark.parametrize('end', [press_stop, click_anything])
+def test_a_stopped_answer_stays_as_far_as_it_came(
+    end: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('web_chat.page.REDRAW', 0.0)
+    first, second, third = texts('One', ' two', ' three')
+    backend = Scripted([first, second, end, third, ValueError('never reached')], texts('Well.'))
+    page = page_of(backend)
+    page.chat_input[0].set_value('Count').run()
+    assert backend.closed == 1  # the model is free for the next visitor
+    page.run()
+    (text,) = shown(page)[1][1]
+    assert text == 'One two three'  # noticed where the third was to be drawn
+    assert [caption.value for caption in page.chat_message[1].caption] == ['Stopped.']
+    say(page, 'Go on')
+    assert backend.asked[1] == [
+        {'role': 'user', 'content': 'Count'},
+        {'role': 'assistant', 'content': text},
+        {'role': 'user', 'content': 'Go on'},
+    ]
+
+
+def test_an_answer_that_was_stopped_before_it_began_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr('web_chat.page.REDRAW', 0.0)
+    backend = Scripted([*texts(''), press_stop, *texts('')], texts('Yes'))
+    page = page_of(backend)
+    page.chat_input[0].set_value('Slow').run()
+    click(page, 'Stop')  # all else waits still
+    say(page, 'Quick')
+    assert backend.asked[1] == [{'role': 'user', 'content': 'Quick'}]
+    assert shown(page)[0] == ('user', ['Slow'])
+
+
+def test_an_error_is_a_sentence_and_leaves_the_history_whole(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def logged() -> list:
+        return [record for record in caplog.records if record.name == 'web_chat']
+
+    long = ValueError('a prompt of 80 tokens leaves no room in max_seq_len=64\nand more')
+    backend = Scripted(
+        [*texts('Half'), long], texts('Fine'), [RuntimeError('odd')], texts('Better')
+    )
+    page = say(page_of(backend), 'Hi')
+    assert [error.value for error in page.error] == [
+        'a prompt of 80 tokens leaves no room in max_seq_len=64'
+    ]
+    assert shown(page) == [('user', ['Hi']), ('assistant', ['Half'])]
+    say(page, 'Ho')
+    assert backend.asked[1] == [{'role': 'user', 'content': 'Ho'}]
+    assert not logged()
+    say(page, 'Hu')
+    assert page.error[1].value == 'RuntimeError: odd'
+    assert logged()[0].exc_info  # a surprise: the log has all of it
+    click(page, 'Try again')
+    assert backend.asked[3] == backend.asked[2]
+    assert [error.value for error in page.error] == [page.error[0].value]
+    assert shown(page)[-1] == ('assistant', ['Better'])
+
+
+def test_interpreter_turns_and_images() -> None:
+    from web_chat.events import Code, Result, Text
+
+    image, broken = png(), png()[:-4]
+    answer = [
+        Text('I will '),
+        Text('compute.'),
+        Code('print(6 * 7)'),
+        Result('42', (image, broken)),
+        Text('It is 42.'),
+    ]
+    backend = Scripted(answer, texts('Bye'))
+    page = say(page_of(backend), 'What is 6 * 7?')
+    message = page.chat_message[1]
+    assert [element.value for element in message.markdown] == ['I will compute.', 'It is 42.']
+    assert [element.value for element in message.code] == ['print(6 * 7)', '42']
+    assert message.code[0].language == 'python'
+    assert len(page.image) == 1
+    assert [element.value for element in message.caption] == ['Left out: an image is cut off']
+    say(page, 'Bye')
+    arguments = '{"code": "print(6 * 7)"}'
+    call = {
+        'id': 'call_0_1',
+        'type': 'function',
+        'function': {'name': 'python', 'arguments': arguments},
+    }
+    assert backend.asked[1] == [
+        {'role': 'user', 'content': 'What is 6 * 7?'},
+        {'role': 'assistant', 'content': 'I will compute.', 'tool_calls': [call]},
+        {'role': 'tool', 'tool_call_id': 'call_0_1', 'name': 'python', 'content': '42'},
+        {'role': 'assistant', 'content': 'It is 42.'},
+        {'role': 'user', 'content': 'Bye'},
+    ]
+
+
+def test_export_is_json_with_images() -> None:
+    from web_chat.events import Code, Result, Text
+    from web_chat.history import Conversation
+
+    conversation = Conversation('Be exact.')
+    conversation.ask('Draw 書')
+    for event in [Code('draw()'), Result('', (png(),)), Text('There.')]:
+        conversation.turns[0].add(event)
+    conversation.turns[0].finish()
+    conversation.ask('This fails')
+    conversation.turns[1].fail('it did')
+    record = json.loads(conversation.export('tiny'))
+    assert (record['title'], record['model']) == ('Draw 書', 'tiny')
+    assert [message['role'] for message in record['messages']] == [
+        'system',
+        'user',
+        'assistant',
+        'tool',
+        'assistant',
+    ]
+    prefix, data = record['messages'][3]['images'][0].split(',')
+    assert (prefix, base64.b64decode(data)) == ('data:image/png;base64', png())
+
+
+def events() -> some.SearchStrategy:
+    from web_chat.events import Code, Result, Text
+
+    words = some.text('ab', max_size=3)
+    return some.one_of(
+        words.map(Text), words.map(Code), words.map(lambda text: Result(text, (b'x',)))
+    )
+
+
+@given(
+    some.data(),
+    some.lists(some.sampled_from(['finish', 'stop', 'fail', 'retry']), max_size=5),
+)
+def test_whatever_happens_the_model_sees_whole_turns(data: some.DataObject, ends: list) -> None:
+    """Roles take turns, every call has its result, and the last word is the user's."""
+    from web_chat.history import Conversation
+
+    conversation = Conversation()
+    for number, end in enumerate(ends):
+        conversation.ask(f'question {number}')
+        turn = conversation.turns[-1]
+        for event in data.draw(some.lists(events(), max_size=5)):
+            turn.add(event)
+        turn.fail('reason') if end == 'fail' else getattr(turn, end)()
+    conversation.ask('last')
+    messages = conversation.messages()
+    assert messages[-1]['role'] == 'user'
+    following = {'user': {'assistant'}, 'tool': {'assistant', 'user'}}
+    for message, after in zip(messages, messages[1:], strict=False):
+        if message['role'] == 'assistant' and 'tool_calls' in message:
+            assert after['tool_call_id'] == message['tool_calls'][0]['id']
+        elif message['role'] == 'assistant':
+            assert after['role'] == 'user' and message['content']
+        else:
+            assert after['role'] in following[message['role']]
+    ids = [call['id'] for message in messages for call in message.get('tool_calls', ())]
+    assert len(set(ids)) == len(ids)
+
+
+def test_blank_questions_are_none() -> None:
+    backend = Scripted()
+    say(page_of(backend), '  \n ')
+    assert not backend.asked
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return (
+        struct.pack('>I', len(content)) + kind + content
+        + struct.pack('>I', zlib.crc32(kind + content))
+    )  # fmt: skip
+
+
+def header(width: int, height: int) -> bytes:
+    return chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0))
+
+
+@given(some.integers(1, 40), some.integers(1, 40))
+def test_png_that_is_whole(width: int, height: int) -> None:
+    from web_chat.events import check_png
+
+    assert check_png(png(width, height)) == (width, height)
+
+
+@given(some.data())
+def test_png_with_a_byte_changed_or_cut(data: some.DataObject) -> None:
+    from web_chat.events import check_png
+
+    whole = png()
+    place = data.draw(some.integers(0, len(whole) - 1))
+    with pytest.raises(ValueError, match='image'):
+        check_png(whole[:place])
+    changed = bytearray(whole)
+    changed[place] ^= data.draw(some.integers(1, 255))
+    with pytest.raises(ValueError, match='image'):
+        check_png(bytes(changed))
+
+
+def test_png_that_should_not_be_shown() -> None:
+    from web_chat.events import MAX_BYTES, PNG_MAGIC, check_png
+
+    end = chunk(b'IEND', b'')
+    wrong = {
+        'not in PNG format': b'<svg onload="alert(1)"/>',
+        'larger than': b'\0' * (MAX_BYTES + 1),
+        '100000 x 100000 pixels': PNG_MAGIC + header(100_000, 100_000) + end,
+        '0 x 5 pixels': PNG_MAGIC + header(0, 5) + end,
+        'one header': PNG_MAGIC + end,
+        'begin with its one header': PNG_MAGIC + header(2, 2) + header(2, 2) + end,
+        '9 bytes behind': png() + b'<script>x',
+        'cut off': PNG_MAGIC,
+    }
+    for reason, data in wrong.items():
+        with pytest.raises(ValueError, match=reason):
+            check_png(data)
+
+
+def test_the_terminal_reads_the_same_events() -> None:
+    from web_chat.events import Code, Result, Text
+    from web_chat.terminal import write_events
+
+    out = io.StringIO()
+    write_events([Text('a'), Text('b'), Code('c()'), Result('d', (png(), b'e')), Text('f')], out)
+    assert out.getvalue() == (
+        'ab\n```python\nc()\n```\nd\n[image, 2 x 3]\n[an image is not in PNG format]\nf\n'
+    )
