@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
+
+from internlm_mm.checkpoint.pickled import check_pickled, dtype_named, open_tensors
 
 DTYPES = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16'}
 """Dtypes a model may be exported in, and what safetensors calls them."""
 
 INDEX_NAME = 'model.safetensors.index.json'
 SINGLE_NAME = 'model.safetensors'
+PICKLED_NAMES = ('pytorch_model.bin.index.json', 'pytorch_model.bin')
 
 
 @contextmanager
@@ -125,11 +127,12 @@ class HFWeights(Mapping[str, Tensor]):
     """The weights of a Hugging Face folder by our names, each read when it is asked for.
 
     Args:
-        folder: Holds one `model.safetensors`, or several with an index.
+        folder: Holds one `model.safetensors`, or several with an index; or `pytorch_model.bin`.
         names: Beginnings of our names, and what Hugging Face has in their place.
 
     Raises:
-        FileNotFoundError: If there are no safetensors, or one that the index names is missing.
+        FileNotFoundError: If there are no weights, or a file that the index names is missing.
+        ValueError: If a file is truncated or damaged, or lacks a weight that the index names.
     """
 
     def __init__(self, folder: Path, names: Mapping[str, str]) -> None:
@@ -143,14 +146,29 @@ class HFWeights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         path, stored_name = self._places[name]
-        with safe_open(path, framework='pt') as file:
+        with open_tensors(path) as file:
             return file.get_tensor(stored_name)
 
     def shape(self, name: str) -> list[int]:
         """Shape of a weight, without reading it."""
         path, stored_name = self._places[name]
-        with safe_open(path, framework='pt') as file:
+        with open_tensors(path) as file:
             return list(file.get_slice(stored_name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of a weight, without reading it."""
+        path, stored_name = self._places[name]
+        with open_tensors(path) as file:
+            return dtype_named(file.get_slice(stored_name).get_dtype())
+
+    def check_files(self) -> None:
+        """Read whatever has checksums once, and compare; safetensors have none.
+
+        Raises:
+            ValueError: Naming the file that is damaged.
+        """
+        for path in sorted({path for path, _ in self._places.values()}):
+            check_pickled(path)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -167,20 +185,29 @@ def _rename(name: str, table: Mapping[str, str]) -> str:
 
 
 def _weight_files(folder: Path) -> dict[str, Path]:
-    """Every stored weight's file, by its name there."""
-    index = folder / INDEX_NAME
-    if index.is_file():
-        weight_map = json.loads(index.read_text(encoding='utf-8'))['weight_map']
-        files = {name: folder / file for name, file in weight_map.items()}
-        for path in set(files.values()):
-            if not path.is_file():
-                raise FileNotFoundError(f'{index} names {path.name}, which is missing')
-        return files
-    single = folder / SINGLE_NAME
-    if not single.is_file():
-        pickled = (
-            ' (its .bin files are pickles, which are not read)' if any(folder.glob('*.bin')) else ''
-        )
-        raise FileNotFoundError(f'{folder} holds no {SINGLE_NAME} and no {INDEX_NAME}{pickled}')
-    with safe_open(single, framework='pt') as file:
-        return dict.fromkeys(file.keys(), single)
+    """Every stored weight's file, by its name there. Safetensors are taken where there are both."""
+    for index_name, single_name in ((INDEX_NAME, SINGLE_NAME), PICKLED_NAMES):
+        if (folder / index_name).is_file():
+            return _indexed_files(folder / index_name)
+        if (folder / single_name).is_file():
+            with open_tensors(folder / single_name) as file:
+                return dict.fromkeys(file.keys(), folder / single_name)
+    names = ', '.join((SINGLE_NAME, INDEX_NAME, *reversed(PICKLED_NAMES)))
+    raise FileNotFoundError(f'{folder} holds no weights: none of {names}')
+
+
+def _indexed_files(index: Path) -> dict[str, Path]:
+    try:
+        weight_map = dict(json.loads(index.read_text(encoding='utf-8'))['weight_map'])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{index} is truncated or damaged: {error!r}') from error
+    files = {name: index.parent / file for name, file in weight_map.items()}
+    for path in sorted(set(files.values())):
+        if not path.is_file():
+            raise FileNotFoundError(f'{index} names {path.name}, which is missing')
+        with open_tensors(path) as file:
+            held = set(file.keys())
+        named = {name for name, other in files.items() if other == path}
+        if named - held:
+            raise ValueError(f'{path} lacks {min(named - held)!r}, which {index.name} places there')
+    return files

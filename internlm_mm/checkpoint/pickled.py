@@ -149,12 +149,6 @@ class PickledTensors:
         """One tensor, of which parts can be read by index."""
         return _Slice(self, name)
 
-    def __enter__(self) -> PickledTensors:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._state = None
-
 
 class _Slice:
     """What `safe_open(...).get_slice` returns."""
@@ -200,6 +194,12 @@ def dtype_named(code: str) -> torch.dtype:
     return dtype
 
 
+@lru_cache(maxsize=4)
+def _pickled(path: Path, changed: int) -> PickledTensors:  # noqa: ARG001  part of the cache's key
+    """Opening takes a tenth of a second for some hundred tensors, which are asked for singly."""
+    return PickledTensors(path)
+
+
 @contextmanager
 def open_tensors(path: Path) -> Iterator[Any]:
     """A file of named tensors, safetensors or of `torch.save`, by its ending.
@@ -211,8 +211,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
         ValueError: If it is truncated or damaged, or holds anything but tensors.
     """
     if path.suffix != '.safetensors':
-        with PickledTensors(path) as pickled:
-            yield pickled
+        yield _pickled(path, path.stat().st_mtime_ns)
         return
     try:
         opened = safe_open(path, framework='pt')

@@ -17,7 +17,7 @@ from internlm_mm.checkpoint.checkpointer import (
     read_model_state,
     verify,
 )
-from internlm_mm.checkpoint.hf_files import INDEX_NAME, SINGLE_NAME
+from internlm_mm.checkpoint.hf_files import INDEX_NAME, PICKLED_NAMES, SINGLE_NAME
 from internlm_mm.checkpoint.huggingface import export_hf, fill_model, import_hf
 from internlm_mm.registry import MODELS
 from internlm_mm.tokenizers import Tokenizer, load_tokenizer
@@ -111,7 +111,8 @@ def convert_to_hf(
 
 def is_hf_folder(path: str | Path) -> bool:
     """Whether `path` holds weights in Hugging Face's layout."""
-    return any((Path(path) / name).is_file() for name in (SINGLE_NAME, INDEX_NAME))
+    names = (SINGLE_NAME, INDEX_NAME, *PICKLED_NAMES)
+    return any((Path(path) / name).is_file() for name in names)
 
 
 def _whole_checkpoint(path: str | Path) -> Path:

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from internlm_mm.checkpoint.hf_files import HFWeights, publish_folder, write_weights
 
@@ -88,3 +88,69 @@ def test_what_an_earlier_crash_left_is_cleared(tmp_path):
     with publish_folder(tmp_path / 'out', overwrite=False):
         pass
     assert list((tmp_path / 'out').iterdir()) == []
+
+
+def write_bin(folder, tensors, files=1):
+    """`pytorch_model.bin`, or several with an index, as transformers 4 left them."""
+    if files == 1:
+        torch.save(tensors, folder / 'pytorch_model.bin')
+        return
+    weight_map = {}
+    for number in range(files):
+        part = dict(list(tensors.items())[number::files])
+        file = f'pytorch_model-{number + 1:05}-of-{files:05}.bin'
+        torch.save(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = folder / 'pytorch_model.bin.index.json'
+    index.write_text(json.dumps({'metadata': {}, 'weight_map': weight_map}))
+
+
+@pytest.mark.parametrize('files', [1, 3])
+def test_files_of_torch_save(tmp_path, files):
+    tensors = {f'layers.{i}.w': torch.randn(3, 2).bfloat16() for i in range(5)}
+    write_bin(tmp_path, tensors, files)
+    weights = HFWeights(tmp_path, {'': ''})
+    assert set(weights) == set(tensors)
+    for name, tensor in tensors.items():
+        assert weights.shape(name) == [3, 2] and weights.dtype(name) == torch.bfloat16
+        assert torch.equal(weights[name], tensor)
+    weights.check_files()
+
+
+def test_safetensors_are_taken_first(tmp_path):
+    write_bin(tmp_path, {'w': torch.zeros(2)})
+    save_file({'w': torch.ones(2)}, tmp_path / 'model.safetensors')
+    weights = HFWeights(tmp_path, {'': ''})
+    assert torch.equal(weights['w'], torch.ones(2)) and weights.dtype('w') == torch.float32
+
+
+@pytest.mark.parametrize('pickled', [True, False])
+def test_damaged_folders(tmp_path, pickled):
+    tensors = {f'layers.{i}': torch.randn(10, 5) for i in range(6)}
+    if pickled:
+        write_bin(tmp_path, tensors, 3)
+        index, second = 'pytorch_model.bin.index.json', 'pytorch_model-00002-of-00003.bin'
+    else:
+        write(tmp_path, tensors, max_bytes=450)
+        index, second = 'model.safetensors.index.json', 'model-00002-of-00003.safetensors'
+    text = (tmp_path / index).read_text()
+    other = tmp_path / second.replace('00002', '00001')
+    whole = (tmp_path / second).read_bytes()
+    (tmp_path / second).write_bytes(other.read_bytes())
+    with pytest.raises(ValueError, match=f'{second} lacks .*, which {index} places there'):
+        HFWeights(tmp_path, {'': ''})
+    (tmp_path / second).write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=f'{second} is truncated'):
+        HFWeights(tmp_path, {'': ''})
+    (tmp_path / second).unlink()
+    with pytest.raises(FileNotFoundError, match=f'{index} names {second}, which is missing'):
+        HFWeights(tmp_path, {'': ''})
+    for broken in (text[:-9], '[]', '{}'):
+        (tmp_path / index).write_text(broken)
+        with pytest.raises(ValueError, match=f'{index} is truncated or damaged'):
+            HFWeights(tmp_path, {'': ''})
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match='holds no weights'):
+        HFWeights(tmp_path, {'': ''})

@@ -178,8 +178,10 @@ def test_no_model_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'config\.json is missing'):
         import_hf(tmp_path)
     (tmp_path / 'config.json').write_text(json.dumps(build().hf_config()))
+    with pytest.raises(FileNotFoundError, match=r'holds no weights: none of model\.safetensors'):
+        import_hf(tmp_path)
     (tmp_path / 'pytorch_model.bin').write_bytes(b'')
-    with pytest.raises(FileNotFoundError, match='pickles'):
+    with pytest.raises(ValueError, match=r'pytorch_model\.bin is truncated'):
         import_hf(tmp_path)
 
 
