@@ -1,11 +1,12 @@
-"""The web chat without a browser: Streamlit's own AppTest, a double, a tiny model, a local server."""
+"""The web chat without a browser: AppTest, a double, a tiny model and a server on this machine."""
 
 import base64
 import io
+import itertools
 import json
+import shlex
 import struct
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -266,6 +267,25 @@ def test_a_stopped_answer_stays_as_far_as_it_came(
     ]
 
 
+def test_a_click_while_the_answer_is_written_ends_it() -> None:
+    """Streamlit does not wait for the run that writes: the next one begins beside it."""
+    first, second, third = texts('One', ' two', ' three')
+
+    def next_run() -> None:
+        conversation.append(page.session_state.conversations[page.session_state.current])
+        conversation[0].interrupt()
+
+    conversation: list = []
+    page = page_of(Scripted([first, second, next_run, third, ValueError('never reached')]))
+    say(page, 'Count')
+    assert shown(page)[1] == ('assistant', ['One two'])
+    (turn,) = conversation[0].turns
+    conversation[0].retry()
+    turn.add(third)
+    turn.finish()
+    assert [(turn.state, turn.parts) for turn in conversation[0].turns] == [('waiting', [])]
+
+
 def test_an_answer_that_was_stopped_before_it_began_is_not_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -347,10 +367,12 @@ def test_export_is_json_with_images() -> None:
 
     conversation = Conversation('Be exact.')
     conversation.ask('Draw 書')
+    assert conversation.turns[0].begin()
     for event in [Code('draw()'), Result('', (png(),)), Text('There.')]:
         conversation.turns[0].add(event)
     conversation.turns[0].finish()
     conversation.ask('This fails')
+    conversation.turns[1].begin()
     conversation.turns[1].fail('it did')
     record = json.loads(conversation.export('tiny'))
     assert (record['title'], record['model']) == ('Draw 書', 'tiny')
@@ -386,14 +408,21 @@ def test_whatever_happens_the_model_sees_whole_turns(data: some.DataObject, ends
     for number, end in enumerate(ends):
         conversation.ask(f'question {number}')
         turn = conversation.turns[-1]
+        turn.begin()
         for event in data.draw(some.lists(events(), max_size=5)):
             turn.add(event)
-        turn.fail('reason') if end == 'fail' else getattr(turn, end)()
+        if end == 'retry':
+            turn.stop()
+            conversation.retry()
+            conversation.turns[-1].begin()
+            conversation.turns[-1].fail('again')
+        else:
+            turn.fail('reason') if end == 'fail' else getattr(turn, end)()
     conversation.ask('last')
     messages = conversation.messages()
     assert messages[-1]['role'] == 'user'
     following = {'user': {'assistant'}, 'tool': {'assistant', 'user'}}
-    for message, after in zip(messages, messages[1:], strict=False):
+    for message, after in itertools.pairwise(messages):
         if message['role'] == 'assistant' and 'tool_calls' in message:
             assert after['tool_call_id'] == message['tool_calls'][0]['id']
         elif message['role'] == 'assistant':
@@ -470,3 +499,187 @@ def test_the_terminal_reads_the_same_events() -> None:
     assert out.getvalue() == (
         'ab\n```python\nc()\n```\nd\n[image, 2 x 3]\n[an image is not in PNG format]\nf\n'
     )
+
+
+class Server:
+    """OpenAI's protocol on 127.0.0.1, as far as the chat uses it; keeps what it was sent."""
+
+    def __init__(self) -> None:
+        self.pieces = ['Hel', 'lo', ' 書']
+        self.finish: str | None = 'stop'
+        self.status = 200
+        self.requests: list[dict] = []
+        self.gone = threading.Event()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *args) -> None:
+                pass
+
+            def send(self, kind: str, content: bytes) -> None:
+                self.send_response(server.status)
+                self.send_header('Content-Type', kind)
+                self.send_header('Connection', 'close')
+                self.end_headers()
+                self.wfile.write(content)
+
+            def do_GET(self) -> None:
+                models = {'object': 'list', 'data': [{'id': 'tiny', 'object': 'model'}]}
+                self.send('application/json', json.dumps(models).encode())
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers['Content-Length']))
+                server.requests.append(json.loads(body) | {'path': self.path})
+                if server.status != 200:
+                    error = {'error': {'message': 'context too long', 'type': 'invalid'}}
+                    self.send('application/json', json.dumps(error).encode())
+                    return
+                self.send('text/event-stream', b'')
+                try:
+                    for piece in server.pieces:
+                        self.event({'content': piece}, None)
+                    if server.finish:
+                        self.event({}, server.finish)
+                        self.wfile.write(b'data: [DONE]\n\n')
+                except (BrokenPipeError, ConnectionResetError):
+                    server.gone.set()
+
+            def event(self, delta: dict, finish: str | None) -> None:
+                choice = {'index': 0, 'delta': delta, 'finish_reason': finish}
+                chunk = {
+                    'id': 'x',
+                    'object': 'chat.completion.chunk',
+                    'created': 0,
+                    'model': 'tiny',
+                    'choices': [choice],
+                }
+                self.wfile.write(f'data: {json.dumps(chunk)}\n\n'.encode())
+
+        self.http = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+        self.url = f'http://127.0.0.1:{self.http.server_port}/v1'
+        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.01,))
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.http.shutdown()
+        self.thread.join()
+        self.http.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.stop()
+
+
+def from_file(monkeypatch: pytest.MonkeyPatch, *argv: object) -> AppTest:
+    """The page as Streamlit runs it."""
+    monkeypatch.setattr('sys.argv', ['chat.py', *map(str, argv)])
+    page = AppTest.from_file(PROJECT / 'chat.py', default_timeout=60).run()
+    assert not page.exception
+    return page
+
+
+def test_a_server_answers(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = from_file(monkeypatch, server.url)
+    assert 'template' not in page.session_state  # the server's own
+    page.text_area(key='stop_strings').set_value('END').run()
+    say(page, 'Hi')
+    assert shown(page) == [('user', ['Hi']), ('assistant', ['Hello 書'])]
+    assert server.requests == [
+        {
+            'path': '/v1/chat/completions',
+            'model': 'tiny',
+            'messages': [{'role': 'user', 'content': 'Hi'}],
+            'stream': True,
+            'temperature': 0.7,
+            'top_p': 0.8,
+            'max_tokens': 512,
+            'stop': ['END'],
+        }
+    ]
+    page.number_input(key='top_k').set_value(5)
+    page.slider(key='repetition_penalty').set_value(1.1)
+    page.text_area(key='stop_strings').set_value('').run()
+    say(page, 'Ho')
+    request = server.requests[1]
+    assert (request['top_k'], request['repetition_penalty']) == (5, 1.1)
+    assert 'stop' not in request
+    assert [message['role'] for message in request['messages']] == ['user', 'assistant', 'user']
+
+
+def test_a_server_that_fails_says_so(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = from_file(monkeypatch, server.url, '--model-name', 'tiny')
+    server.status = 400
+    say(page, 'Hi')
+    assert 'answered 400' in page.error[0].value and 'context too long' in page.error[0].value
+    server.status, server.finish = 200, None
+    say(page, 'Ho')
+    assert page.error[1].value == f'{server.url} broke off in the middle of an answer'
+    server.finish = 'length'
+    click(page, 'Try again')
+    assert len(page.error) == 1
+    server.stop()
+    say(page, 'Hu')
+    assert page.error[1].value.startswith(f'no answer from {server.url}: ')
+    assert len(server.requests) == 3
+    assert server.requests[2]['messages'] == [{'role': 'user', 'content': 'Ho'}]
+    server.stop = lambda: None
+
+
+def test_closing_the_answer_closes_the_connection(server: Server) -> None:
+    from web_chat.backend import Settings
+    from web_chat.server_backend import ServerBackend
+
+    server.pieces = ['word '] * 500_000
+    events = ServerBackend(server.url, 'tiny').answer([], Settings())
+    assert next(events).text == 'word '
+    events.close()
+    assert server.gone.wait(30)
+
+
+def test_a_missing_model_is_told_on_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = from_file(monkeypatch, tmp_path / 'none')
+    assert [error.value for error in page.error] == [f'there is no folder {tmp_path / "none"}']
+    assert not page.chat_input
+
+
+def test_mistakes_are_told_in_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import importlib.util
+
+    import run
+
+    assert run.main([str(tmp_path / 'none')]) == 2
+    assert capsys.readouterr().err == f'error: there is no folder {tmp_path / "none"}\n'
+    find = importlib.util.find_spec
+    absent = {'streamlit', 'openai'}
+    monkeypatch.setattr(
+        importlib.util, 'find_spec', lambda name: None if name in absent else find(name)
+    )
+    install = "pip install 'streamlit>=1.67,<2' openai"
+    assert run.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f'error: streamlit not installed: {install}\n'
+    assert run.main(['http://127.0.0.1:1/v1']) == 2
+    assert capsys.readouterr().err == f'error: streamlit and openai not installed: {install}\n'
+    assert run.main(['http://127.0.0.1:1/v1', '--ask', 'Hi']) == 2
+    assert capsys.readouterr().err == f'error: openai not installed: {install}\n'
+
+
+def test_the_install_command_is_that_of_the_extra() -> None:
+    from web_chat.options import INSTALL
+
+    lines = (REPOSITORY / 'requirements' / 'optional.txt').read_text().splitlines()
+    web = [line.split(': ')[1] for line in lines if line.startswith('web: ')]
+    assert shlex.split(INSTALL) == ['pip', 'install', *web]
+
+
+def test_ask_answers_in_the_terminal(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    import run
+
+    assert run.main([server.url, '--ask', 'Hi']) == 0
+    assert capsys.readouterr().out == 'Hello 書\n'

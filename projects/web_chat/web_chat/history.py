@@ -28,11 +28,20 @@ class Turn:
 
     question: str
     parts: list[Event] = field(default_factory=list)
-    state: Literal['waiting', 'done', 'stopped', 'failed'] = 'waiting'
+    state: Literal['waiting', 'writing', 'done', 'stopped', 'failed'] = 'waiting'
     error: str = ''
+
+    def begin(self) -> bool:
+        """Claim the writing of the answer, which `finish`, `stop` or `fail` ends for good."""
+        if self.state != 'waiting':
+            return False
+        self.state = 'writing'
+        return True
 
     def add(self, event: Event) -> None:
         """Put an event behind the others."""
+        if self.state != 'writing':
+            return
         last = self.parts[-1] if self.parts else None
         if isinstance(event, Text) and isinstance(last, Text):
             self.parts[-1] = Text(last.text + event.text)
@@ -41,19 +50,22 @@ class Turn:
 
     def finish(self) -> None:
         """The answer is whole."""
-        self.state = 'done'
+        self._end('done')
 
     def stop(self) -> None:
         """The user has read enough; what is there stays."""
-        self.state = 'stopped'
+        self._end('stopped')
 
     def fail(self, error: str) -> None:
         """Something went wrong; what is there is shown and not used."""
-        self.state, self.error = 'failed', error
+        if self._end('failed'):
+            self.error = error
 
-    def retry(self) -> None:
-        """Forget the answer and wait for another one."""
-        self.parts, self.state, self.error = [], 'waiting', ''
+    def _end(self, state: Literal['done', 'stopped', 'failed']) -> bool:
+        if self.state != 'writing':
+            return False
+        self.state = state
+        return True
 
     @property
     def counts(self) -> bool:
@@ -100,6 +112,15 @@ class Conversation:
         words = ' '.join(self.turns[0].question.split())
         return words if len(words) <= 40 else words[:39] + '…'
 
+    def interrupt(self) -> None:
+        """Whoever is writing an answer writes in vain from now on."""
+        for turn in self.turns:
+            turn.stop()
+
+    def retry(self) -> None:
+        """Forget the last answer and wait for another one."""
+        self.turns[-1] = Turn(self.turns[-1].question)
+
     @property
     def waiting(self) -> Turn | None:
         """The turn whose answer is still to be written."""
@@ -107,8 +128,13 @@ class Conversation:
 
     def ask(self, question: str) -> None:
         """Begin a turn; blank questions are none."""
-        if question.strip() and self.waiting is None:
+        if question.strip() and not self.busy:
             self.turns.append(Turn(question))
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is being written, or about to be."""
+        return bool(self.turns) and self.turns[-1].state in ('waiting', 'writing')
 
     def messages(self, images: bool = False) -> list[Message]:
         """What a model is shown: roles take turns, whatever failed in between."""

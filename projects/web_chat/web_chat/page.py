@@ -45,14 +45,18 @@ def show(backend: Backend) -> None:
         state.conversations = {}
         add_conversation()
     conversation: Conversation = state.conversations[state.current]
+    # A click begins a run of this script at once; the one that was writing ends when it notices.
+    conversation.interrupt()
     waiting = conversation.waiting
     busy = waiting is not None
     with st.sidebar:
         show_conversations(conversation, backend.name, busy)
         settings = show_settings(backend, busy)
-    for number, turn in enumerate(conversation.turns):
+    for turn in conversation.turns:
         if turn is not waiting:
-            show_turn(turn, last=number == len(conversation.turns) - 1)
+            show_turn(turn)
+    if conversation.turns and conversation.turns[-1].state in ('failed', 'stopped'):
+        st.button('Try again', on_click=conversation.retry)
     st.chat_input('Your message', key='message', on_submit=ask, disabled=busy)
     if waiting is not None:
         write_answer(backend, conversation, waiting, settings)
@@ -127,7 +131,7 @@ def show_settings(backend: Backend, busy: bool) -> Settings:
     )
 
 
-def show_turn(turn: Turn, last: bool) -> None:
+def show_turn(turn: Turn) -> None:
     """A question and what came of it."""
     with st.chat_message('user'):
         st.markdown(turn.question)
@@ -140,8 +144,6 @@ def show_turn(turn: Turn, last: bool) -> None:
             st.caption('Stopped.')
         elif not turn.parts:
             st.caption('An empty answer.')
-        if last and turn.state in ('failed', 'stopped'):
-            st.button('Try again', on_click=turn.retry)
 
 
 def show_part(part: Event) -> None:
@@ -175,9 +177,12 @@ def write_answer(
         st.markdown(turn.question)
     with st.chat_message('assistant'):
         answer = st.container()
-        st.button('Stop', key='stop')  # any click ends this run of the script
+        st.button('Stop', key='stop')  # what any click does: see `show`
+    messages = conversation.messages()
+    if not turn.begin():
+        return
     try:
-        events = backend.answer(conversation.messages(), settings)
+        events = backend.answer(messages, settings)
         with answer, contextlib.closing(events):
             draw_events(events, turn)
         turn.finish()
@@ -189,11 +194,13 @@ def write_answer(
 
 
 def draw_events(events: Generator[Event], turn: Turn) -> None:
-    """Draw events where the script stands, and add them to the turn."""
+    """Draw events where the script stands, and add them to the turn, as long as it is ours."""
     place = st.empty()
     drawn = 0.0
     for event in events:
         turn.add(event)
+        if turn.state != 'writing':
+            return
         if not isinstance(event, Text):
             show_part(event)
             place = st.empty()
