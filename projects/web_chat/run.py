@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from web_chat.backend import BackendError, Settings
-from web_chat.options import check_installed, is_url, open_backend, parse_args
+from web_chat.options import check_model, open_backend, parse_args
 from web_chat.terminal import write_events
 
 
@@ -16,9 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
     try:
-        check_installed(args.model, page=args.ask is None)
-        if not is_url(args.model) and not Path(args.model).is_dir():
-            raise FileNotFoundError(f'there is no folder {args.model}')
+        check_model(args.model, page=args.ask is None)
         if args.ask is not None:
             messages = [{'role': 'user', 'content': args.ask}]
             write_events(open_backend(args).answer(messages, Settings()), sys.stdout)

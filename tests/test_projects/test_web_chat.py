@@ -1,12 +1,20 @@
 """The web chat without a browser: AppTest, a double, a tiny model and a server on this machine."""
 
 import base64
+import contextlib
 import io
 import itertools
 import json
+import os
+import re
 import shlex
+import socket
 import struct
+import subprocess
+import sys
 import threading
+import time
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -99,9 +107,9 @@ def click(page: AppTest, label: str) -> AppTest:
 
 
 def shown(page: AppTest) -> list[tuple[str, list[str]]]:
-    """Who said what, as Markdown."""
+    """Who said what: questions are plain text, answers Markdown."""
     return [
-        (message.name, [element.value for element in message.markdown])
+        (message.name, [part.value for part in [*message.text, *message.markdown]])
         for message in page.chat_message
     ]
 
@@ -177,7 +185,7 @@ def test_it_is_drawn_while_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     one, two, three = texts('One', ' two', ' three')
     say(page_of(Scripted([look, one, look, two, look, three])), 'Count')
     assert [controls for controls, _ in seen] == [{'Stop'}] * 3
-    assert [bodies[-1] for _, bodies in seen] == ['Count', 'One', 'One two']
+    assert [bodies[1:] for _, bodies in seen] == [[], ['One'], ['One two']]  # after the name
 
 
 def test_the_system_prompt_is_sent_and_may_change() -> None:
@@ -670,6 +678,26 @@ def test_mistakes_are_told_in_the_terminal(
     assert capsys.readouterr().err == f'error: openai not installed: {install}\n'
 
 
+def test_a_backend_of_ones_own(
+    write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The one in the documentation."""
+    import run
+
+    page = (REPOSITORY / 'docs' / 'en' / 'web_chat.md').read_text(encoding='utf-8')
+    (source,) = re.findall(r'```python\n# my_agent.py\n(.*?)```', page, re.S)
+    monkeypatch.syspath_prepend(write('my_agent.py', source).parent)
+    assert run.main(['my_agent:Agent', '--ask', 'What is 6 * 7?']) == 0
+    answer = 'Let me see. \n```python\nprint(6 * 7)\n```\n42\nIt is 42.\n'
+    assert capsys.readouterr().out == answer
+    assert run.main(['my_agent:Agnet', '--ask', 'Hi']) == 2
+    assert "no attribute 'Agnet'" in capsys.readouterr().err
+    assert run.main(['no_agent:Agent', '--ask', 'Hi']) == 2
+    assert 'is its folder on PYTHONPATH?' in capsys.readouterr().err
+    page = say(from_file(monkeypatch, 'my_agent:Agent'), 'Hi')
+    assert shown(page)[1] == ('assistant', ['Let me see.', 'It is 42.'])
+
+
 def test_the_install_command_is_that_of_the_extra() -> None:
     from web_chat.options import INSTALL
 
@@ -683,3 +711,38 @@ def test_ask_answers_in_the_terminal(server: Server, capsys: pytest.CaptureFixtu
 
     assert run.main([server.url, '--ask', 'Hi']) == 0
     assert capsys.readouterr().out == 'Hello 書\n'
+
+
+def test_it_serves_on_this_machine_only(server: Server, tmp_path: Path) -> None:
+    """As a program, from another folder, until it is told to stop."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    log = tmp_path / 'log'
+    with log.open('w') as out:
+        process = subprocess.Popen(
+            [sys.executable, PROJECT / 'run.py', server.url, '--port', str(port)],
+            cwd=tmp_path,
+            env=os.environ | {'HOME': str(tmp_path)},  # no settings of whoever runs the tests
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        response = None
+        for _ in range(600):
+            assert process.poll() is None, log.read_text()
+            with contextlib.suppress(OSError):
+                response = urllib.request.urlopen(f'http://127.0.0.1:{port}/', timeout=60)
+                break
+            time.sleep(0.1)
+        assert response is not None, log.read_text()
+        with response:
+            policy = response.headers['Content-Security-Policy']
+        assert "default-src 'self'" in policy and 'http' not in policy
+        with socket.socket() as other, pytest.raises(ConnectionRefusedError):
+            other.connect(('127.0.0.2', port))
+    finally:
+        process.terminate()
+        process.wait(60)
+    assert 'Traceback' not in log.read_text()
+    assert not list(tmp_path.rglob('.streamlit'))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +21,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='run.py', description='Chat with a model in the browser.')
     parser.add_argument(
         'model',
-        help='a work dir, a checkpoint iter_N, a Hugging Face folder, or the URL of a server with '
-        "OpenAI's protocol (http://127.0.0.1:8000/v1)",
+        help='a work dir, a checkpoint iter_N, a Hugging Face folder, the URL of a server with '
+        "OpenAI's protocol (http://127.0.0.1:8000/v1), or module:function that makes a backend",
     )
     parser.add_argument('--template', help='chat template; what suits the model if not given')
     parser.add_argument('--device', help='the first GPU if there is one, else cpu')
@@ -39,39 +41,62 @@ def is_url(model: str) -> bool:
     return model.startswith(('http://', 'https://'))
 
 
-def check_installed(model: str, page: bool) -> None:
-    """Ask for the packages that are missing.
+def is_import(model: str) -> bool:
+    """Whether a model is a backend of somebody's own, `module:function`."""
+    return re.fullmatch(r'[\w.]+:\w+', model) is not None and not Path(model).exists()
+
+
+def check_model(model: str, page: bool) -> None:
+    """Say what is missing, before anything is started.
 
     Args:
         model: What will answer.
         page: Whether there will be a page.
 
     Raises:
-        BackendError: With the command that installs them.
+        BackendError: If a package is not installed, with the command that installs it.
+        FileNotFoundError: If there is no such folder.
     """
     wanted = [*(['streamlit'] if page else []), *(['openai'] if is_url(model) else [])]
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
         raise BackendError(f'{" and ".join(missing)} not installed: {INSTALL}')
+    if not (is_url(model) or is_import(model) or Path(model).is_dir()):
+        raise FileNotFoundError(f'there is no folder {model}')
 
 
 def open_backend(args: argparse.Namespace) -> Backend:
-    """Load the model, or make ready to ask the server.
+    """Load the model, or make ready to ask somebody else.
 
     Raises:
-        BackendError: If the client of servers is not installed.
+        BackendError: If what should answer cannot be imported.
         FileNotFoundError: If there is no such model.
         ValueError: If it is damaged or fits nothing here.
     """
-    check_installed(args.model, page=False)
+    check_model(args.model, page=False)
+    if is_import(args.model):
+        return import_backend(args.model)
     # Each of the two imports takes seconds, and only one is needed.
     if is_url(args.model):
         from web_chat.server_backend import ServerBackend
 
         key = os.environ.get('OPENAI_API_KEY', 'none')  # as every client of that protocol does
         return ServerBackend(args.model, args.model_name, key)
-    if not Path(args.model).is_dir():
-        raise FileNotFoundError(f'there is no folder {args.model}')
     from web_chat.local_backend import load
 
     return load(args.model, args.template, args.device, args.dtype)
+
+
+def import_backend(name: str) -> Backend:
+    """Call `module:function`.
+
+    Raises:
+        BackendError: If there is no such function.
+    """
+    module, _, function = name.partition(':')
+    try:
+        return getattr(importlib.import_module(module), function)()
+    except ModuleNotFoundError as error:
+        raise BackendError(f'{name}: {error}; is its folder on PYTHONPATH?') from error
+    except AttributeError as error:
+        raise BackendError(f'{name}: {error}') from error

@@ -134,7 +134,7 @@ def show_settings(backend: Backend, busy: bool) -> Settings:
 def show_turn(turn: Turn) -> None:
     """A question and what came of it."""
     with st.chat_message('user'):
-        st.markdown(turn.question)
+        st.text(turn.question)  # as it was typed: a dollar begins no formula
     with st.chat_message('assistant'):
         for part in turn.parts:
             show_part(part)
@@ -174,7 +174,7 @@ def write_answer(
 ) -> None:
     """Show an answer as it comes and keep it, however it ends."""
     with st.chat_message('user'):
-        st.markdown(turn.question)
+        st.text(turn.question)
     with st.chat_message('assistant'):
         answer = st.container()
         st.button('Stop', key='stop')  # what any click does: see `show`
