@@ -25,6 +25,7 @@ from internlm_mm.checkpoint.streaming import hf_model, streamed
 from internlm_mm.registry import MODELS
 from internlm_mm.tokenizers import Tokenizer
 from internlm_mm.tokenizers.convert import write_hf_tokenizer
+from internlm_mm.tokenizers.hf_tokenizer import read_hf_tokenizer
 from internlm_mm.utils.suggest import did_you_mean
 
 _MAX_PADDING_ROWS = 1024  # of an embedding table over its tokenizer's vocabulary
@@ -219,14 +220,11 @@ def write_tokenizer(tokenizer: Tokenizer, folder: str | Path, add_bos: bool = Tr
     Raises:
         ValueError: If the converted tokenizer gives other ids for one of a few probe texts.
     """
-    # Only converting needs transformers, which takes seconds to import.
-    from transformers import AutoTokenizer
-
     folder = Path(folder)
     tokenizer.save(folder)
     if not (folder / 'tokenizer.json').exists():
         write_hf_tokenizer(folder / 'tokenizer.model', folder, add_bos)
-    converted = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    converted = read_hf_tokenizer(folder)
     for text in _PROBES:
         ours = tokenizer.encode(text)
         theirs = converted.encode(text, add_special_tokens=False)

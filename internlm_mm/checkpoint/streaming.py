@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from internlm_mm.checkpoint.hf_files import HFWeights
+from internlm_mm.checkpoint.remote import FORMATS, model_class
 
 
 @contextmanager
@@ -42,9 +44,10 @@ def streamed(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[nn.Mod
 
 
 def hf_model(folder: Path) -> tuple[nn.Module, HFWeights]:
-    """The model that plain transformers makes of a folder, on the meta device, and its weights.
+    """The model that transformers makes of a folder, on the meta device, and its weights.
 
-    What it computes from its configuration, such as rotary frequencies, is there.
+    What it computes from its configuration, such as rotary frequencies, is there. Code that lies in
+    the folder is not run: for formats with modeling files of ours the packaged ones are.
 
     Raises:
         ValueError: If the names or shapes of the weights are not the model's.
@@ -52,9 +55,17 @@ def hf_model(folder: Path) -> tuple[nn.Module, HFWeights]:
     # Only converting needs transformers, which takes seconds to import.
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    said = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
     with torch.device('meta'):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        if said.get('model_type') in FORMATS:
+            config_class, model_type = model_class(said)
+            config = config_class.from_pretrained(folder, local_files_only=True)
+            model = model_type(config).eval()
+        else:
+            config = AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for path, module in list(model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             model.set_submodule(path, type(module)(config))

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from internlm_mm.registry import TOKENIZERS
 from internlm_mm.tokenizers.base import SOURCE_HASH, Tokenizer, hash_files
@@ -24,6 +25,21 @@ _FILES = (
 )
 
 
+def read_hf_tokenizer(folder: str | Path) -> Any:
+    """What `AutoTokenizer` makes of a folder; code that lies in the folder is not run.
+
+    Where the folder has code, for its model or its tokenizer, AutoTokenizer would ask at the
+    terminal whether to run it, even where the tokenizer is a plain one.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    files = [Path(folder) / name for name in ('config.json', 'tokenizer_config.json')]
+    said = [json.loads(file.read_text(encoding='utf-8')) for file in files if file.is_file()]
+    has_code = any('auto_map' in content for content in said)
+    reader = PreTrainedTokenizerFast if has_code else AutoTokenizer
+    return reader.from_pretrained(folder, local_files_only=True)
+
+
 @TOKENIZERS.register_module()
 class HFTokenizer(Tokenizer):
     """A tokenizer of Hugging Face `transformers`, from a local folder; nothing is downloaded.
@@ -37,7 +53,7 @@ class HFTokenizer(Tokenizer):
 
     def __init__(self, path: str | Path) -> None:
         # Importing transformers takes seconds; a run with a SentencePiece model need not wait.
-        from transformers import AutoTokenizer, PreTrainedTokenizerFast
+        from transformers import PreTrainedTokenizerFast
 
         path = Path(path)
         self.path = path.parent if path.name == JSON_NAME else path
@@ -46,7 +62,7 @@ class HFTokenizer(Tokenizer):
                 f'no Hugging Face tokenizer at {self.path}: {JSON_NAME} is missing'
             )
         if (self.path / 'tokenizer_config.json').is_file():
-            self._tokenizer = AutoTokenizer.from_pretrained(self.path, local_files_only=True)
+            self._tokenizer = read_hf_tokenizer(self.path)
         else:
             self._tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(self.path / JSON_NAME))
         self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1  # ids may have holes

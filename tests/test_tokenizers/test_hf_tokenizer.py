@@ -92,3 +92,17 @@ def test_a_converted_model_is_the_same_tokenizer(
     assert HFTokenizer(tmp_path).hash == trained.hash
     (tmp_path / 'tokenizer.model').write_bytes(b'another')
     assert HFTokenizer(tmp_path).hash != trained.hash
+
+
+@pytest.mark.parametrize('file', ['config.json', 'tokenizer_config.json'])
+def test_code_in_the_folder_is_neither_run_nor_asked_about(
+    tmp_path: Path, folder: Path, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('builtins.input', lambda *_: pytest.fail('asked'))
+    for source in folder.iterdir():
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    (tmp_path / 'code.py').write_text('raise SystemExit("run")')
+    said = json.loads((folder / file).read_text()) if file == 'tokenizer_config.json' else {}
+    said['auto_map'] = {'AutoConfig': 'code.Config', 'AutoTokenizer': ['code.T', 'code.T']}
+    (tmp_path / file).write_text(json.dumps({'model_type': 'internlm2'} | said))
+    assert HFTokenizer(tmp_path).encode('the fox') == HFTokenizer(folder).encode('the fox')

@@ -128,7 +128,7 @@ class Chat:
 
         def work() -> None:
             try:
-                self.chat(
+                answer = self.chat(
                     tokenizer,
                     query,
                     history,
@@ -140,26 +140,25 @@ class Chat:
                     meta_instruction,
                     **kwargs,
                 )
+                tokens.queue.put(answer)
             except Exception as error:
                 tokens.queue.put(error)
-            tokens.queue.put(None)
 
         worker = Thread(target=work, daemon=True)
         worker.start()
         ids: list[int] = []
-        shown = None
+        shown = ''
         try:
-            while (item := tokens.queue.get()) is not None:
-                if isinstance(item, Exception):
-                    raise item
+            while isinstance(item := tokens.queue.get(), list):
                 ids += item
                 response = self._response(tokenizer, ids)
                 if response not in ('', shown) and not self._may_change(response):
                     shown = response
                     yield response, [*(history or ()), (query, response)]
-            response = self._response(tokenizer, ids)
-            if response != shown:
-                yield response, [*(history or ()), (query, response)]
+            if isinstance(item, Exception):
+                raise item
+            if not shown or item[0] != shown:
+                yield item
         finally:
             tokens.abandoned.set()
             worker.join()
@@ -211,10 +210,15 @@ class Chat:
 
 
 class _Tokens(BaseStreamer):
-    """Hands tokens from the thread that generates to the one that reads."""
+    """Hands tokens from the thread that generates to the one that reads.
+
+    Attributes:
+        queue: New tokens, in lists; in the end what `chat` returned or raised.
+        abandoned: Set when nobody reads any more, which ends generation.
+    """
 
     def __init__(self) -> None:
-        self.queue: SimpleQueue[list[int] | Exception | None] = SimpleQueue()
+        self.queue: SimpleQueue[list[int] | tuple[str, History] | Exception] = SimpleQueue()
         self.abandoned = Event()
         self._prompt_seen = False
 
