@@ -99,7 +99,7 @@ class Checkpointer:
         if distributed:
             dist.barrier(group=self._control_group())
         writer = SafetensorsWriter(
-            staging, lambda files: _publish(staging, path, files, texts, folders or {})
+            staging, lambda files: publish(staging, path, files, texts, folders or {})
         )
         arguments: dict[str, Any] = {
             'storage_writer': writer,
@@ -334,7 +334,7 @@ def _sweep(work_dir: Path) -> None:
             shutil.rmtree(left_over, ignore_errors=True)
 
 
-def _publish(
+def publish(
     staging: Path,
     path: Path,
     files: dict[str, tuple[int, int]],

@@ -18,6 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from internlm_mm.checkpoint.tensor_file import DTYPE_CODES
+
 _MAX_MAPPED = 64 * 2**20
 """Bytes of a file that are read before its mapping is renewed: mapped pages count as memory, and
 opening a file again takes as long as reading about this much."""
@@ -166,20 +168,7 @@ class _Slice:
         return self._file.get_tensor(self._name)[part].clone()
 
 
-_DTYPES = {
-    'F64': torch.float64,
-    'F32': torch.float32,
-    'F16': torch.float16,
-    'BF16': torch.bfloat16,
-    'F8_E4M3': torch.float8_e4m3fn,
-    'F8_E5M2': torch.float8_e5m2,
-    'I64': torch.int64,
-    'I32': torch.int32,
-    'I16': torch.int16,
-    'I8': torch.int8,
-    'U8': torch.uint8,
-    'BOOL': torch.bool,
-}
+_DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
 
 
 def dtype_named(code: str) -> torch.dtype:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from safetensors import safe_open
@@ -38,23 +38,10 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
+from internlm_mm.checkpoint.tensor_file import Entry, write_tensor_file
+
 METADATA_FILE = 'metadata.json'
 FORMAT_VERSION = 1
-
-_DTYPE_CODES = {
-    torch.float64: 'F64',
-    torch.float32: 'F32',
-    torch.float16: 'F16',
-    torch.bfloat16: 'BF16',
-    torch.float8_e4m3fn: 'F8_E4M3',
-    torch.float8_e5m2: 'F8_E5M2',
-    torch.int64: 'I64',
-    torch.int32: 'I32',
-    torch.int16: 'I16',
-    torch.int8: 'I8',
-    torch.uint8: 'U8',
-    torch.bool: 'BOOL',
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,36 +74,9 @@ def write_safetensors(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> tupl
     Returns:
         Size in bytes, and CRC-32 of the content, taken in the same pass.
     """
-    items = [(name, tensor.detach().contiguous()) for name, tensor in tensors]
-    header: dict[str, object] = {}
-    position = 0
-    for name, tensor in items:
-        end = position + tensor.nbytes
-        header[name] = {
-            'dtype': _DTYPE_CODES[tensor.dtype],
-            'shape': list(tensor.shape),
-            'data_offsets': [position, end],
-        }
-        position = end
-    text = json.dumps(header, separators=(',', ':')).encode()
-    text += b' ' * (-len(text) % 8)  # the data begins aligned
-    size, checksum = 0, 0
-    with open(path, 'wb') as file:
-        for data in (
-            len(text).to_bytes(8, 'little'),
-            text,
-            *map(_raw_bytes, (t for _, t in items)),
-        ):
-            file.write(data)
-            size += len(data)
-            checksum = zlib.crc32(data, checksum)
-        file.flush()
-        os.fsync(file.fileno())
-    return size, checksum
-
-
-def _raw_bytes(tensor: Tensor) -> Any:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+    items = list(tensors)
+    entries = [Entry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in items]
+    return write_tensor_file(path, entries, (tensor for _, tensor in items))
 
 
 class SafetensorsWriter(StorageWriter):

@@ -1,0 +1,207 @@
+"""Weights of other programs: what a path holds, and whether a model is the one in it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from internlm_mm.checkpoint.checkpointer import METADATA_FILE, list_checkpoints
+from internlm_mm.checkpoint.huggingface import import_hf
+from internlm_mm.checkpoint.internlm_files import is_internlm_folder
+from internlm_mm.checkpoint.internlm_layout import FORMATS as INTERNLM_FORMATS
+from internlm_mm.checkpoint.internlm_shards import import_internlm
+from internlm_mm.checkpoint.pretrained import is_hf_folder
+from internlm_mm.registry import MODELS
+from internlm_mm.utils.suggest import did_you_mean
+
+FORMATS = ('auto', 'hf', *INTERNLM_FORMATS)
+"""What a folder of weights can be said to be."""
+
+_SIZES = 'vocab_size hidden_size intermediate_size num_heads num_kv_heads head_dim'.split()
+_MEANING = ['rope_theta', 'norm_eps', 'tie_word_embeddings']
+
+
+class Source(NamedTuple):
+    """Weights of another program.
+
+    Attributes:
+        path: The folder.
+        form: For people: whose it is.
+        config: Of the model in it, as `MODELS.build` takes it.
+        weights: By our names, each read when asked for: a `stream_writer.LazyWeights` that is a
+            mapping, too, and has `check_files()`.
+    """
+
+    path: Path
+    form: str
+    config: dict[str, Any]
+    weights: Any
+
+    @property
+    def family(self) -> str:
+        """Name of the model's class."""
+        return type(self.build()).__name__
+
+    def build(self) -> nn.Module:
+        """The model, on the meta device."""
+        with torch.device('meta'):
+            return MODELS.build(dict(self.config))
+
+
+def is_foreign(path: str | Path) -> bool:
+    """Whether `path` holds weights of another program: Hugging Face's or InternLM's own."""
+    if (Path(path) / METADATA_FILE).is_file():
+        return False
+    return is_hf_folder(path) or is_internlm_folder(path)
+
+
+def open_source(
+    path: str | Path, format: str = 'auto', settings: Mapping[str, Any] | None = None
+) -> Source:
+    """Find out what a folder holds, and check it whole: files, names and shapes; not the numbers.
+
+    Args:
+        path: A Hugging Face folder, or one of InternLM's own shards.
+        format: One of `FORMATS`; 'auto' looks at the files.
+        settings: Arguments of the model that win over what the folder says.
+
+    Raises:
+        FileNotFoundError: If there is nothing, or a file is missing.
+        ValueError: If files are damaged, or tensors missing, left over, or of other shapes than
+            the model that is described.
+    """
+    path, settings = Path(path), dict(settings or {})
+    if format not in FORMATS:
+        raise ValueError(f'format={format!r} is unknown.{did_you_mean(format, FORMATS)}')
+    if format == 'auto':
+        format = _format_of(path)
+    if format != 'hf':
+        internlm = 'auto' if format == 'internlm' else format
+        config, weights = import_internlm(path, internlm, settings)
+        return Source(path, "InternLM's own shards", config, weights)
+    source = _open_hf(path, settings)
+    check_weights(source.build(), source)
+    return source
+
+
+def _format_of(path: Path) -> str:
+    if not path.is_dir():
+        hint = '; nothing is downloaded: give a local folder' if not path.exists() else ''
+        raise FileNotFoundError(
+            f'{path} is no folder: expected a Hugging Face folder or one of InternLM shards{hint}'
+        )
+    if (path / METADATA_FILE).is_file() or list_checkpoints(path):
+        raise ValueError(f'{path} is a checkpoint of internlm_mm already: take it as it is')
+    forms = [
+        name
+        for name, found in (
+            ('hf', (path / 'config.json').is_file() or is_hf_folder(path)),
+            ('internlm', is_internlm_folder(path)),
+        )
+        if found
+    ]
+    if len(forms) > 1:
+        raise ValueError(
+            f'{path} holds config.json or Hugging Face weights, and shards of InternLM: tell '
+            f'which with --format ({", ".join(FORMATS[1:])})'
+        )
+    if not forms and any(path.glob('consolidated*.pth')):
+        raise ValueError(f"{path} is in Meta's format; take the Hugging Face form of the model")
+    if not forms and any(path.glob('*.gguf')):
+        raise ValueError(
+            f'{path} holds GGUF files, which are quantised; take the Hugging Face form'
+        )
+    return forms[0] if forms else 'internlm'  # which says what was looked for
+
+
+def _open_hf(path: Path, settings: dict[str, Any]) -> Source:
+    try:
+        config, weights = import_hf(path)
+    except KeyError as error:
+        raise ValueError(f'{path / "config.json"} lacks the key {error}') from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path / "config.json"} is damaged: {error}') from error
+    except ValueError as error:
+        if type(error) is ValueError:
+            raise
+        raise ValueError(f'{path / "config.json"} is truncated or damaged: {error}') from error
+    family = config['type']
+    known = [name for name in inspect.signature(family).parameters if name != 'objective']
+    for key, value in settings.items():
+        if key not in known:
+            raise ValueError(
+                f'{key}={value!r} is no setting of {family.__name__}.{did_you_mean(key, known)}'
+            )
+    return Source(path, 'a Hugging Face folder', config | settings, weights)
+
+
+def check_weights(model: nn.Module, source: Source) -> None:
+    """Compare a model with what a folder holds, both ways, without reading a weight.
+
+    Args:
+        model: May be on the meta device.
+        source: The folder.
+
+    Raises:
+        ValueError: Naming the first tensor that is missing, left over or of another shape.
+    """
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    kind = type(model).__name__
+    for name, shape in wanted.items():
+        if name not in source.weights:
+            near = did_you_mean(name, source.weights) if len(source.weights) < 5000 else ''
+            raise ValueError(f'{source.path}: {name!r} is missing, which {kind} has.{near}')
+        found = tuple(source.weights.shape(name))
+        if found != shape:
+            raise ValueError(
+                f'{source.path}: {name!r} has shape {list(found)}; expected {list(shape)} '
+                f'for this {kind}'
+            )
+    extra = sorted(set(source.weights) - set(wanted))
+    if extra:
+        raise ValueError(
+            f'{source.path}: {extra[0]!r} is left over (of {len(extra)}): {kind} of these sizes '
+            'has no such weight'
+        )
+
+
+def check_same_model(model: nn.Module, source: Source) -> list[str]:
+    """Compare a run's model with the one in a folder: settings, names and shapes.
+
+    Args:
+        model: The run's, whole; may be on the meta device.
+        source: The folder.
+
+    Returns:
+        Differences that change nothing before long texts: the length and scaling of positions.
+
+    Raises:
+        ValueError: Naming the first key of the model, or tensor, that differs.
+    """
+    theirs = source.build()
+    layers = len(_layers(model)), len(_layers(theirs))
+    pairs: list[tuple[str, Any, Any]] = [('num_layers', *layers)]
+    pairs += [
+        (key, getattr(model, key, None), getattr(theirs, key, None)) for key in _SIZES + _MEANING
+    ]
+    for key, here, there in pairs:
+        if here != there and None not in (here, there):
+            raise ValueError(
+                f'model.{key}={here!r}, but {source.path} is a {type(theirs).__name__} with '
+                f'{key}={there!r}'
+            )
+    check_weights(model, source)
+    return [
+        f'model.{key}={here!r} differs from {there!r} in {source.path}'
+        for key in ('max_seq_len', 'rope_scaling')
+        if (here := getattr(model, key, None)) != (there := getattr(theirs, key, None))
+    ]
+
+
+def _layers(model: nn.Module) -> list[Any]:
+    return list(getattr(model, 'layers', []))
