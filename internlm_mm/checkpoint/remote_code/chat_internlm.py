@@ -141,7 +141,7 @@ class Chat:
                     **kwargs,
                 )
                 tokens.queue.put(answer)
-            except Exception as error:
+            except BaseException as error:  # or the reader would wait for ever
                 tokens.queue.put(error)
 
         worker = Thread(target=work, daemon=True)
@@ -155,7 +155,7 @@ class Chat:
                 if response not in ('', shown) and not self._may_change(response):
                     shown = response
                     yield response, [*(history or ()), (query, response)]
-            if isinstance(item, Exception):
+            if isinstance(item, BaseException):
                 raise item
             if not shown or item[0] != shown:
                 yield item
@@ -218,7 +218,7 @@ class _Tokens(BaseStreamer):
     """
 
     def __init__(self) -> None:
-        self.queue: SimpleQueue[list[int] | tuple[str, History] | Exception] = SimpleQueue()
+        self.queue: SimpleQueue[list[int] | tuple[str, History] | BaseException] = SimpleQueue()
         self.abandoned = Event()
         self._prompt_seen = False
 
