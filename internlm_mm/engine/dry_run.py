@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from internlm_mm.checkpoint.checkpointer import check_model
 from internlm_mm.engine.preflight import build_data_part, check_run
-from internlm_mm.engine.start import choose_start
+from internlm_mm.engine.start import check_start, choose_start
 from internlm_mm.engine.stock_hooks import check_hook
 from internlm_mm.parallel.attention import apply_attention, check_shared_attention
 from internlm_mm.parallel.context import check_documents
@@ -78,6 +78,7 @@ def dry_run(config: Config) -> str:
     _check_parts(config, model)
     lines = [
         *_model_lines(config, model, train.dataset.seq_len),
+        *_start_lines(config, model),
         *_layout_lines(config, layout, model),
         *_data_lines(config, loaders),
         *_tokenizer_lines(config, tokenizer),
@@ -143,7 +144,6 @@ def _check_parts(config: Config, model: nn.Module) -> None:
     wrapper = OPTIM_WRAPPER_CONSTRUCTORS.build(build)(model)
     check_loss_scale(dtype, wrapper)
     check_dist_cfg((config.get('env_cfg') or {}).get('dist_cfg') or {})
-    _check_start(config, model)
     for schedule in config.get('param_scheduler') or []:
         defaults = {'by_epoch': False, 'end': config.train_cfg.max_iters}
         PARAM_SCHEDULERS.build({**defaults, **schedule}, default_args={'optimizer': wrapper})
@@ -158,13 +158,24 @@ def _check_parts(config: Config, model: nn.Module) -> None:
         raise PermissionError(f'work_dir={config.work_dir!r} cannot be made: {existing}')
 
 
-def _check_start(config: Config, model: nn.Module) -> None:
-    """Find and verify what the run would begin from, and compare shapes."""
+def _start_lines(config: Config, model: nn.Module) -> list[str]:
+    """Find and verify what the run would begin from, compare it with the model, and say so."""
     start = choose_start(
         config.get('resume', False), config.get('load_from'), Path(config.work_dir), True, LOG
     )
-    if start is not None and {'model', 'optimizer'} & set(start.content):
-        check_model(start.path, model)
+    if start is None:
+        return []
+    source = check_start(start, model, config, LOG)
+    if source is None:
+        return [f'start      {", ".join(start.content)} of {start.path}']
+    sizes: Counter[str] = Counter()
+    for name in source.weights:
+        dtype, shape = source.weights.dtype(name), torch.Size(source.weights.shape(name))
+        sizes[str(dtype).removeprefix('torch.')] += dtype.itemsize * shape.numel()
+    return [
+        f'start      the weights of {start.path}, {source.form}: {source.family}, '
+        f'{len(source.weights)} tensors, {_bytes(sizes.total())} in {" and ".join(sizes)}'
+    ]
 
 
 def _model_lines(config: Config, model: nn.Module, seq_len: int) -> list[str]:
@@ -176,9 +187,6 @@ def _model_lines(config: Config, model: nn.Module, seq_len: int) -> list[str]:
             f'           {flops.full / 1e9:.3f} GFLOP a token at {seq_len} tokens '
             f'({flops.causal / 1e9:.3f} counted causally)'
         )
-    for key in ('load_from', 'resume'):
-        if config.get(key):
-            lines.append(f'           {key}={config[key]}')
     return lines
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from internlm_mm.checkpoint.checkpointer import Checkpointer, check_tensors, read_state
+from internlm_mm.checkpoint.planner import local_part
 from internlm_mm.checkpoint.random_state import random_state, set_random_state
 from internlm_mm.checkpoint.storage import read_tensor_index
 from internlm_mm.optim.param_groups import check_same_groups
@@ -112,6 +113,23 @@ class RunState:
         if callback is not None:
             callback(state)
         return state
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take this rank's part of every weight; one of them is in memory whole at a time.
+
+        Args:
+            weights: By our names, each read when asked for; every one of the model's.
+        """
+        if self.strategy.gather_ahead is not None:
+            self.strategy.gather_ahead.drop()  # copies of the weights from before
+        for name, tensor in self.strategy.model_state_dict().items():
+            held = local_part(name, tensor)
+            if held is not None:
+                (offsets, sizes), data = held
+                part = tuple(
+                    slice(start, start + size) for start, size in zip(offsets, sizes, strict=True)
+                )
+                data.copy_(weights[name][part])
 
     def _empty_optimizer_state(self, path: Path) -> dict[str, Tensor]:
         """Give the optimizer the state tensors the checkpoint has, to be filled by the load.

@@ -11,14 +11,11 @@ from mmengine.hooks import Hook
 from mmengine.registry import init_default_scope
 from mmengine.runner import FlexibleRunner, Priority
 
-from internlm_mm.checkpoint.checkpointer import (
-    TOKENIZER_FOLDER,
-    check_model,
-    read_state,
-)
+from internlm_mm.checkpoint.checkpointer import TOKENIZER_FOLDER, read_state
+from internlm_mm.checkpoint.foreign import Source
 from internlm_mm.engine.preflight import build_data_part, check_run, check_writable
 from internlm_mm.engine.run_state import RunState
-from internlm_mm.engine.start import Start, choose_start, model_differences
+from internlm_mm.engine.start import Start, check_start, choose_start
 from internlm_mm.engine.stock_hooks import check_hook
 from internlm_mm.parallel.context import check_documents
 from internlm_mm.registry import DATALOADERS, DATASETS, HOOKS, RUNNERS, TOKENIZERS
@@ -45,8 +42,9 @@ class LLMRunner(FlexibleRunner):
         strategy: Config of the strategy: layout, precision, memory.
         default_hooks: Hooks by role, so that a config can replace or drop (None) one.
         custom_hooks: Further hooks.
-        load_from: A checkpoint to start from, weights only, or `dict(path=..., content=[...])` with
-            any of 'model', 'optimizer', 'data', 'scheduler'.
+        load_from: A checkpoint, Hugging Face folder or folder of InternLM's shards whose weights
+            to start from; `dict(path=..., content=[...])` takes any of 'model', 'optimizer',
+            'data', 'scheduler' of a checkpoint.
         resume: True goes on from the newest whole checkpoint of `work_dir` if there is one; a path
             from there.
         launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
@@ -105,6 +103,7 @@ class LLMRunner(FlexibleRunner):
         self._has_loaded: bool
         self.flops_per_token: FlopsPerToken | None = None  # of the whole model, before it is cut
         self._start: Start | None = None
+        self._source: Source | None = None  # weights of another program, opened
         self._is_checked = False
         super().__init__(
             model=model,
@@ -300,13 +299,8 @@ class LLMRunner(FlexibleRunner):
         self._start = choose_start(
             self._resume, self._load_from, self.work_dir, training, self.logger
         )
-        if self._start is not None and {'model', 'optimizer'} & set(self._start.content):
-            check_model(self._start.path, self.model)
-            for key, ours, theirs in model_differences(self._start.path, self.cfg):
-                self.logger.warning(
-                    f'model.{key}={ours!r} differs from {theirs!r}, with which {self._start.path} '
-                    'was trained: weights of the same shapes may mean something else'
-                )
+        if self._start is not None:
+            self._source = check_start(self._start, self.model, self.cfg, self.logger)
 
     def _keep_seed(self) -> None:
         """Go on with the seed of the run that is resumed: it decides the order of the data."""
@@ -324,11 +318,16 @@ class LLMRunner(FlexibleRunner):
     def load_or_resume(self) -> None:
         """Load what was chosen, if anything."""
         if self._start is not None and not self._has_loaded:
-            self._take(*self._start)
+            self._take(self._start)
         self._has_loaded = True
 
-    def _take(self, path: Path, content: tuple[str, ...], random: bool = False) -> None:
-        parts = [part for part in content if part != 'data'] + (['random'] if random else [])
+    def _take(self, start: Start) -> None:
+        path, content = start.path, start.content
+        if self._source is not None:
+            self.run_state.load_weights(self._source.weights)
+            self.logger.info(f'loaded {self._source.family} from {path}, {self._source.form}')
+            return
+        parts = [part for part in content if part != 'data'] + (['random'] if start.random else [])
         state = self.run_state.load(
             path, parts, lambda state: self.call_hook('after_load_checkpoint', checkpoint=state)
         )

@@ -10,11 +10,13 @@ import torch.distributed as dist
 from mmengine.config import Config
 
 from internlm_mm.checkpoint.checkpointer import (
+    check_model,
     check_whole,
     find_checkpoint,
     newest_whole_checkpoint,
     read_config,
 )
+from internlm_mm.checkpoint.foreign import Source, check_same_model, is_foreign, open_source
 from internlm_mm.utils.config import dump_config
 from internlm_mm.utils.suggest import did_you_mean
 
@@ -22,18 +24,32 @@ CONTENT = ('model', 'optimizer', 'data', 'scheduler')
 """What `load_from=dict(path=..., content=[...])` can take from a checkpoint."""
 
 
+_FOREIGN = ('format', 'settings')
+"""Further keys of `load_from` where the path is of another program; see `open_source`."""
+
+
 class Start(NamedTuple):
-    """A checkpoint to begin from.
+    """A checkpoint, or the weights of another program, to begin from.
 
     Attributes:
         path: Its folder.
         content: What to take from it; names of `CONTENT`.
         random: Whether random generators go on where they were.
+        foreign: How to open weights of another program; None for a checkpoint of ours.
     """
 
     path: Path
     content: tuple[str, ...]
     random: bool
+    foreign: Mapping[str, Any] | None = None
+
+    def open(self) -> Source | None:
+        """The weights of another program, or None where a checkpoint of ours is.
+
+        Raises:
+            ValueError: If they are damaged or do not fit together.
+        """
+        return None if self.foreign is None else open_source(self.path, **self.foreign)
 
 
 def choose_start(
@@ -64,8 +80,57 @@ def choose_start(
         return Start(resumed, CONTENT if training else ('model',), training)
     if load_from is None:
         return None
-    path, content = parse_load_from(load_from)
-    return Start(agree(lambda: _whole_checkpoint(path)), content, False)
+    path, content, options = parse_load_from(load_from)
+    return agree(lambda: _find_weights(path, content, options))
+
+
+def _find_weights(path: str, content: tuple[str, ...], options: dict[str, Any]) -> Start:
+    if not is_foreign(path):
+        folder = _whole_checkpoint(path)
+        if options:
+            raise ValueError(
+                f'load_from.{next(iter(options))} is for weights of other programs; {path} is a '
+                'checkpoint'
+            )
+        return Start(folder, content, False)
+    if content != ('model',):
+        other = next((part for part in content if part != 'model'), 'nothing')
+        raise ValueError(
+            f"load_from.content: {path} holds weights of another program, ['model'] alone and not "
+            f'{other!r}'
+        )
+    return Start(Path(path), content, False, options)
+
+
+def check_start(start: Start, model: Any, config: Config, logger: Logger) -> Source | None:
+    """Whether the run's model is the one whose weights it would take. Collective.
+
+    Args:
+        start: What `choose_start` chose.
+        model: The run's, whole; may be on the meta device.
+        config: The run's.
+        logger: Hears of differences that do not hinder.
+
+    Returns:
+        The weights, opened, where they are of another program.
+
+    Raises:
+        ValueError: Naming the file, the tensor or the key of the model that does not fit.
+    """
+    source = start.open()
+    if source is not None:
+        for difference in check_same_model(model, source):
+            logger.warning(f'{difference}: meant for longer texts?')
+        agree(source.weights.check_files)  # one pass over the files, on one rank
+        return source
+    if {'model', 'optimizer'} & set(start.content):
+        check_model(start.path, model)
+        for key, ours, theirs in model_differences(start.path, config):
+            logger.warning(
+                f'model.{key}={ours!r} differs from {theirs!r}, with which {start.path} '
+                'was trained: weights of the same shapes may mean something else'
+            )
+    return None
 
 
 def agree(decide: Callable[[], Any]) -> Any:
@@ -84,29 +149,37 @@ def agree(decide: Callable[[], Any]) -> Any:
     return answer[0]
 
 
-def parse_load_from(load_from: str | Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """Path and content of the key `load_from`; a path alone means the weights.
+def parse_load_from(
+    load_from: str | Mapping[str, Any],
+) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    """Path, content and further options of the key `load_from`; a path alone means the weights.
 
     Raises:
         ValueError: If a key or a part is unknown.
     """
     if isinstance(load_from, str):
-        return load_from, ('model',)
-    options = dict(load_from)
-    path = options.pop('path', None)
-    content = tuple(options.pop('content', ('model',)))
-    if path is None or options:
+        return load_from, ('model',), {}
+    rest = dict(load_from)
+    path = rest.pop('path', None)
+    content = tuple(rest.pop('content', ('model',)))
+    options = {key: rest.pop(key) for key in _FOREIGN if key in rest}
+    if path is None or rest:
         raise ValueError(f'load_from={dict(load_from)}: expected dict(path=..., content=[...])')
     for part in content:
         if part not in CONTENT:
             raise ValueError(
                 f'load_from.content: {part!r} is unknown.{did_you_mean(part, CONTENT)}'
             )
-    return path, content
+    return path, content, options
 
 
 def _find_resume(resume: str | bool, work_dir: Path, logger: Logger) -> Path | None:
     if isinstance(resume, str):
+        if is_foreign(resume):
+            raise ValueError(
+                f'resume={resume!r} holds weights of another program and no run to go on with: '
+                'use load_from'
+            )
         return _whole_checkpoint(resume)
     if not resume:
         return None

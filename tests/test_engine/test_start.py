@@ -5,8 +5,12 @@ import pytest
 import torch
 
 from internlm_mm.checkpoint.checkpointer import Checkpointer
+from internlm_mm.checkpoint.huggingface import export_hf
+from internlm_mm.engine.dry_run import dry_run
 from internlm_mm.engine.start import CONTENT, Start, choose_start
-from tests.helpers import tiny_runner
+from internlm_mm.models import InternLM
+from tests.helpers import tiny_config, tiny_runner
+from tests.internlm_oracle import SIZES, full_state, write_shards
 
 LOG = logging.getLogger('test_start')
 
@@ -132,3 +136,110 @@ def test_an_unnamed_seed_goes_on_with_the_run(tmp_path: Path) -> None:
     second.train()
     assert second.seed == first.seed
     assert second.train_dataloader.dataset.seed == first.seed
+
+
+# ---------------------------------------------------------------- weights of other programs
+
+TINY_SIZES = SIZES | dict(
+    vocab_size=64, num_layers=2, num_heads=2, max_seq_len=64, intermediate_size=48
+)
+
+
+@pytest.fixture(params=['hf', 'shards'])
+def foreign(tmp_path: Path, request) -> tuple[Path, dict]:
+    """A folder of another program with weights for the config of `tests/configs/tiny.py`."""
+    state = full_state(TINY_SIZES, biases=True)
+    folder = tmp_path / request.param
+    if request.param == 'hf':
+        with torch.device('meta'):
+            model = InternLM(**TINY_SIZES)
+        export_hf(model, state, folder, dtype='float32', verify=False)
+    else:
+        said = {'max_position_embeddings': 64}
+        write_shards(folder, state, TINY_SIZES, tp=2, pp=2, config=said)
+    return folder, state
+
+
+def test_training_goes_on_from_other_programs_weights(tmp_path: Path, foreign) -> None:
+    folder, state = foreign
+    chosen = start(tmp_path / 'work', load_from=str(folder))
+    assert chosen == Start(folder, ('model',), False, {})
+    runner = tiny_runner(tmp_path / 'work', load_from=str(folder))
+    runner.prepare_training()
+    loaded = runner.model.state_dict()
+    assert set(loaded) == set(state)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+    tiny_runner(tmp_path / 'work', load_from=str(folder), train_cfg__max_iters=1).train()
+
+
+def test_a_dry_run_says_what_will_be_loaded(tmp_path: Path, foreign) -> None:
+    plan = dry_run(tiny_config(tmp_path / 'work', load_from=str(foreign[0])))
+    form = "InternLM's own shards" if foreign[0].name == 'shards' else 'a Hugging Face folder'
+    line = next(line for line in plan.splitlines() if line.startswith('start '))
+    assert f'the weights of {foreign[0]}, {form}: InternLM, 29 tensors, 0.1 MiB in float32' in line
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        ('num_layers', 1, r'model\.num_layers=1, but .* is a InternLM with num_layers=2'),
+        ('hidden_size', 64, r'model\.hidden_size=64, but .* with hidden_size=32'),
+        ('norm_eps', 1e-6, r'model\.norm_eps=1e-06, but .* with norm_eps=1e-05'),
+        ('type', 'Llama', r'is left over'),
+    ],
+)
+def test_another_model_than_the_folders_is_refused(
+    tmp_path: Path, foreign, key: str, value, message: str
+) -> None:
+    changes = {'load_from': str(foreign[0]), f'model__{key}': value}
+    with pytest.raises(ValueError, match=message):
+        tiny_runner(tmp_path / 'work', **changes).train()
+    with pytest.raises(ValueError, match=message):
+        dry_run(tiny_config(tmp_path / 'work', **changes))
+
+
+def test_another_length_is_told(tmp_path: Path, foreign, caplog) -> None:
+    plan = tiny_config(tmp_path / 'work', load_from=str(foreign[0]), model__max_seq_len=128)
+    dry_run(plan)
+    assert 'model.max_seq_len=128 differs from 64' in caplog.text
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'content': ['model', 'optimizer']}, r"\['model'\] alone and not 'optimizer'"),
+        ({'format': 'internevoo'}, "Did you mean 'internevo'"),
+        ({'settings': {'num_headz': 1}}, "Did you mean 'num_heads'"),
+        ({'formatt': 'hf'}, 'expected dict'),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path: Path, foreign, options: dict, message: str) -> None:
+    load_from = {'path': str(foreign[0]), **options}
+    with pytest.raises(ValueError, match=message):
+        dry_run(tiny_config(tmp_path / 'work', load_from=load_from))
+
+
+def test_options_of_other_programs_with_a_checkpoint(work_dir: Path) -> None:
+    with pytest.raises(ValueError, match=r'load_from\.format is for weights of other programs'):
+        start(work_dir / 'x', load_from={'path': str(work_dir), 'format': 'hf'})
+
+
+def test_settings_of_other_programs(tmp_path: Path) -> None:
+    write_shards(tmp_path / 'x', full_state(TINY_SIZES, True), TINY_SIZES, tp=2)
+    options = {'format': 'internlm-2023', 'settings': {'num_heads': 2}}
+    load_from = {'path': str(tmp_path / 'x'), **options}
+    plan = dry_run(tiny_config(tmp_path / 'work', load_from=load_from))
+    assert "InternLM's own shards: InternLM, 29 tensors" in plan
+
+
+def test_other_programs_have_no_run_to_resume(tmp_path: Path, foreign) -> None:
+    with pytest.raises(ValueError, match='no run to go on with: use load_from'):
+        start(tmp_path / 'work', resume=str(foreign[0]))
+
+
+def test_a_damaged_folder_stops_before_training(tmp_path: Path, foreign) -> None:
+    file = next(iter([*foreign[0].glob('*.safetensors'), *foreign[0].glob('model_tp1*')]))
+    file.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=f'{file.name} is truncated'):
+        tiny_runner(tmp_path / 'work', load_from=str(foreign[0])).train()
+    assert not list((tmp_path / 'work').glob('iter_*'))
