@@ -6,35 +6,15 @@ layout, as `LlamaForCausalLM` of transformers 5 has it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Config = Mapping[str, Any]
+from internlm_mm.utils.weight_layout import Packing, Rule, WeightLayout
 
-INTERNLM2_NAMES: tuple[tuple[tuple[str, ...], str], ...] = (
-    (('embed_tokens.',), 'model.tok_embeddings.'),
-    (
-        (
-            'layers.{}.self_attn.q_proj.',
-            'layers.{}.self_attn.k_proj.',
-            'layers.{}.self_attn.v_proj.',
-        ),
-        'model.layers.{}.attention.wqkv.',
-    ),
-    (('layers.{}.self_attn.o_proj.',), 'model.layers.{}.attention.wo.'),
-    (('layers.{}.mlp.gate_proj.',), 'model.layers.{}.feed_forward.w1.'),
-    (('layers.{}.mlp.up_proj.',), 'model.layers.{}.feed_forward.w3.'),
-    (('layers.{}.mlp.down_proj.',), 'model.layers.{}.feed_forward.w2.'),
-    (('layers.{}.input_layernorm.',), 'model.layers.{}.attention_norm.'),
-    (('layers.{}.post_attention_layernorm.',), 'model.layers.{}.ffn_norm.'),
-    (('norm.',), 'model.norm.'),
-    (('lm_head.',), 'output.'),
-)
-"""Beginnings of our names, several where InternLM2 packs them into one tensor (see `pack_wqkv`),
-and of InternLM2's; `{}` is the number of a layer."""
+Config = Mapping[str, Any]
 
 # Keys of Llama's config.json that InternLM's do not have; what they say must be said otherwise.
 _ROPE_KEYS = {'rope_parameters', 'rope_scaling', 'rope_theta'}
@@ -68,7 +48,7 @@ def to_internlm_config(llama_config: Config) -> dict[str, Any]:
             f"format 'internlm' has num_key_value_heads=num_attention_heads={heads}, "
             f"not {kv_heads}; 'internlm2' and 'llama' can say so"
         )
-    rope = _rope(llama_config)
+    rope = rope_of(llama_config)
     rotary: dict[str, Any] = {'base': rope.pop('rope_theta')}
     kind = rope.pop('rope_type')
     rotary['type'] = _PLAIN if kind == 'default' else kind
@@ -111,7 +91,7 @@ def to_internlm2_config(llama_config: Config) -> dict[str, Any]:
         ValueError: If heads have a width of their own, or the feed-forward layers have biases: the
             format cannot say so.
     """
-    rope = _rope(llama_config)
+    rope = rope_of(llama_config)
     theta, kind = rope.pop('rope_theta'), rope.pop('rope_type')
     heads = llama_config['num_attention_heads']
     return {
@@ -131,7 +111,41 @@ def from_internlm2_config(config: Config) -> dict[str, Any]:
         config: The content of a config.json with `model_type: internlm2`.
     """
     config = _DEFAULTS | dict(config)
-    return _llama(config, _rope(config))
+    return _llama(config, rope_of(config))
+
+
+def internlm2_layout(num_heads: int, num_kv_heads: int) -> WeightLayout:
+    """InternLM2's names, and its `wqkv` (see `pack_wqkv`).
+
+    Args:
+        num_heads: Query heads.
+        num_kv_heads: Key/value heads.
+    """
+
+    def join(parts: Sequence[Tensor]) -> Tensor:
+        q, k, v = parts
+        return pack_wqkv(q, k, v, num_heads, num_kv_heads)
+
+    wqkv = Packing(join, lambda tensor: unpack_wqkv(tensor, num_heads, num_kv_heads))
+    qkv = tuple(f'layers.{{}}.self_attn.{name}_proj.' for name in 'qkv')
+    names = {
+        'layers.{}.self_attn.o_proj.': 'attention.wo.',
+        'layers.{}.mlp.gate_proj.': 'feed_forward.w1.',
+        'layers.{}.mlp.up_proj.': 'feed_forward.w3.',
+        'layers.{}.mlp.down_proj.': 'feed_forward.w2.',
+        'layers.{}.input_layernorm.': 'attention_norm.',
+        'layers.{}.post_attention_layernorm.': 'ffn_norm.',
+    }
+    return WeightLayout(
+        (
+            Rule(('embed_tokens.',), 'model.tok_embeddings.'),
+            Rule(qkv, 'model.layers.{}.attention.wqkv.', wqkv),
+            *(Rule((ours,), f'model.layers.{{}}.{theirs}') for ours, theirs in names.items()),
+            Rule(('norm.',), 'model.norm.'),
+            Rule(('lm_head.',), 'output.'),
+        ),
+        ignored=('rotary_emb.inv_freq',),
+    )
 
 
 def pack_wqkv(q: Tensor, k: Tensor, v: Tensor, num_heads: int, num_kv_heads: int) -> Tensor:
@@ -240,7 +254,7 @@ def _llama(config: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rope(config: Config) -> dict[str, Any]:
+def rope_of(config: Config) -> dict[str, Any]:
     """Rotary settings as transformers 5 spells them, from any of the spellings it knows."""
     said = config.get('rope_parameters') or config.get('rope_scaling') or {}
     rope = {'rope_type': said.get('rope_type', said.get('type', 'default'))}

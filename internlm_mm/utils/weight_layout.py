@@ -43,16 +43,16 @@ class Stored(NamedTuple):
     Attributes:
         name: The file's name.
         packing: Of which it is a part, or None where the tensor is the file's.
-        index: Which part.
+        part: Which part.
     """
 
     name: str
     packing: Packing | None
-    index: int
+    part: int
 
     def take(self, tensor: Tensor) -> Tensor:
         """Our tensor out of the file's."""
-        return tensor if self.packing is None else self.packing.split(tensor)[self.index]
+        return tensor if self.packing is None else self.packing.split(tensor)[self.part]
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from internlm_mm.models import Llama
 from internlm_mm.models.hf_layouts import (
-    INTERNLM2_NAMES,
     from_internlm2_config,
     from_internlm_config,
+    internlm2_layout,
     pack_wqkv,
     to_internlm2_config,
     to_internlm_config,
@@ -187,16 +187,27 @@ def test_shapes_that_do_not_belong_together():
 
 
 def test_every_weight_of_ours_has_a_name():
+    """The file's names as they are documented, each with what of ours it holds."""
     with torch.device('meta'):
         model = Llama(
-            vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4
+            vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=12, num_heads=4
         )
-    found = [
-        theirs.format(1)
-        for name, _ in model.named_parameters()
-        if not name.startswith('layers.0')
-        for ours, theirs in INTERNLM2_NAMES
-        if any(name.startswith(beginning.format(1)) for beginning in ours)
-    ]
-    assert sorted(set(found)) == sorted(theirs.format(1) for _, theirs in INTERNLM2_NAMES)
-    assert len(found) == len([n for n, _ in model.named_parameters() if 'layers.0' not in n])
+    groups = internlm2_layout(4, 4).groups(name for name, _ in model.named_parameters())
+    own = {name: len(parts) for name, parts in groups.items() if '.layers.' not in name}
+    assert own == {
+        'model.tok_embeddings.weight': 1,
+        'model.norm.weight': 1,
+        'output.weight': 1,
+    }
+    eleventh = {name.split('.11.')[1]: parts for name, parts in groups.items() if '.11.' in name}
+    assert {name: len(parts) for name, parts in eleventh.items()} == {
+        'attention.wqkv.weight': 3,
+        'attention.wo.weight': 1,
+        'feed_forward.w1.weight': 1,
+        'feed_forward.w2.weight': 1,
+        'feed_forward.w3.weight': 1,
+        'attention_norm.weight': 1,
+        'ffn_norm.weight': 1,
+    }
+    assert eleventh['feed_forward.w2.weight'] == ['layers.11.mlp.down_proj.weight']
+    assert eleventh['feed_forward.w3.weight'] == ['layers.11.mlp.up_proj.weight']
