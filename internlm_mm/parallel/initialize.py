@@ -1,16 +1,12 @@
 """Initial weights that do not depend on the layout."""
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-
-def name_seed(seed: int, name: str) -> int:
-    """Seed of one tensor: a hash of the run's seed and the tensor's name."""
-    return int.from_bytes(hashlib.sha256(f'{seed}/{name}'.encode()).digest()[:7], 'big')
+from internlm_mm.utils.seeds import name_seed
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from internlm_mm.datasets.packing import collate_rows
-from internlm_mm.parallel.initialize import name_seed
 from internlm_mm.structures import IGNORE_INDEX
+from internlm_mm.utils.seeds import name_seed
 
 TYPICAL = 0.15
 """Size of a weight to start from. Far above what families start with, so that every part of a small

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from internlm_mm.models import InternLM
 from internlm_mm.parallel import HybridParallelStrategy
-from internlm_mm.parallel.initialize import initialize_parameters, name_seed
+from internlm_mm.parallel.initialize import initialize_parameters
 
 MODEL = dict(
     type=InternLM, vocab_size=301, hidden_size=64, intermediate_size=99, num_layers=4, num_heads=4
@@ -126,11 +126,3 @@ def test_a_tensor_keeps_its_numbers_when_the_model_grows() -> None:
         initialize_parameters(model, 5, torch.device('cpu'))
     for name, value in small.named_parameters():
         assert torch.equal(value, dict(large.named_parameters())[name]), name
-
-
-def test_seeds_of_names() -> None:
-    names = [f'layers.{i}.mlp.{p}_proj.weight' for i in range(100) for p in ('up', 'gate')]
-    seeds = {name_seed(seed, name) for seed in range(20) for name in names}
-    assert len(seeds) == 20 * len(names)
-    assert all(0 <= seed < 2**63 for seed in seeds)  # what a generator takes
-    assert name_seed(1, '1/x') != name_seed(11, '/x')

@@ -1,6 +1,8 @@
 """The reference against torch's own AdamW, clip and loss over micro-batches."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -99,3 +101,15 @@ def test_initial_weights_are_large_and_exact() -> None:
             assert TYPICAL / 1.5 < size < TYPICAL * 1.5
         else:
             assert exponents[name] == 0
+
+
+def test_it_knows_nothing_of_what_it_judges() -> None:
+    """In a process of its own, which has imported nothing but the reference."""
+    code = 'import sys, internlm_mm.verify.reference; print(*sys.modules)'
+    found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    judged = ('parallel', 'optim', 'engine', 'checkpoint')
+    assert not [
+        name for name in found.stdout.split()
+        if name.startswith(tuple(f'internlm_mm.{part}' for part in judged))
+    ]  # fmt: skip
+    assert 'internlm_mm.verify.reference' in found.stdout.split()
