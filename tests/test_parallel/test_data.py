@@ -1,7 +1,9 @@
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
@@ -211,6 +213,27 @@ def test_the_next_forward_finds_everything_gathered(two_ranks) -> None:
     for found in two_ranks(gathers_of_a_step):
         # The first forward gathers for itself, and so does one after `drop`.
         assert found == [4, 4, 0, 4, 4]
+
+
+def begins_without_the_other() -> bool:
+    """Rank 1 begins to gather only when rank 0 has come back from doing so."""
+    module = net('never')
+    ahead, store = GatherAhead(module), dist.distributed_c10d._get_default_store()
+    if dist.get_rank() == 0:
+        ahead.start()
+        store.set('rank 0 went on', '')
+    else:
+        store.wait(['rank 0 went on'], timedelta(seconds=20))
+        ahead.start()
+    out = module(torch.ones(2, 5))
+    store.delete_key('rank 0 went on')
+    ahead.drop()
+    return torch.equal(out, Net()(torch.ones(2, 5)))
+
+
+def test_the_gather_is_on_its_way_while_the_host_goes_on(two_ranks) -> None:
+    """The forward, not `start`, is what waits for the other rank's part."""
+    assert two_ranks(begins_without_the_other) == [True, True]
 
 
 def test_gathering_ahead_without_shards_does_nothing() -> None:
