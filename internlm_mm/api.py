@@ -50,6 +50,8 @@ def generate(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    stop: Sequence[str] = (),
     seed: int | None = None,
 ) -> list[str]:
     """Continue texts.
@@ -61,6 +63,8 @@ def generate(
         temperature: Divides the logits; 0 takes the likeliest token.
         top_k: Draw from the k likeliest tokens only; None for all.
         top_p: Draw from the fewest tokens whose probabilities add up to this.
+        repetition_penalty: Makes tokens that are there already less likely above 1; 1 for none.
+        stop: Strings that end a text, and are not part of it.
         seed: Of the draws; None for another one every time.
 
     Returns:
@@ -71,6 +75,8 @@ def generate(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
         seed=seed,
     )
     generator = model if isinstance(model, Generator) else from_pretrained(model)

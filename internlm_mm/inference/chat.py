@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TextIO
 
-from internlm_mm.inference.generator import Generator, Sampling
+from internlm_mm.inference.generator import Generator
+from internlm_mm.inference.sampling import Sampling
 
 
 def complete(

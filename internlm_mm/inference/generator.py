@@ -1,51 +1,17 @@
-"""Text from a model: sampling with a KV cache."""
+"""Text from a model: batches and streams over a KV cache."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from internlm_mm.inference.sampling import Sampling, SeenTokens, draw
+from internlm_mm.inference.text_stream import TextStream
 from internlm_mm.tokenizers import Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is chosen, and when to stop.
-
-    Attributes:
-        max_new_tokens: Most tokens to add to a prompt; the model's longest sequence may end it
-            sooner.
-        temperature: Divides the logits; 0 takes the likeliest token and draws nothing.
-        top_k: Draw from the k likeliest tokens only; None for all.
-        top_p: Draw from the fewest tokens whose probabilities add up to this, in (0, 1].
-        stop_ids: Tokens that end a text, besides the tokenizer's `eos_id`; not part of it.
-        seed: Of the draws; None for another one every time.
-
-    Raises:
-        ValueError: If a value is out of its range.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    stop_ids: tuple[int, ...] = ()
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f'max_new_tokens={self.max_new_tokens} must be at least 1')
-        if self.temperature < 0:
-            raise ValueError(f'temperature={self.temperature} must not be negative')
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f'top_k={self.top_k} must be at least 1')
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f'top_p={self.top_p} is not in (0, 1]')
 
 
 class Generator:
@@ -74,13 +40,11 @@ class Generator:
         Returns:
             What was added to each prompt.
         """
-        added: list[list[int]] = [[] for _ in prompts]
+        texts = ['' for _ in prompts]
         rows = [self._encode(prompt) for prompt in prompts]
-        for tokens in self.generate_ids(rows, self._with_eos(sampling)):
-            for row, token in zip(added, tokens, strict=True):
-                if token is not None:
-                    row.append(token)
-        return [self._tokenizer().decode(ids) for ids in added]
+        for pieces in self._pieces(rows, sampling or Sampling()):
+            texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+        return texts
 
     def stream(self, prompt: str, sampling: Sampling | None = None) -> Iterator[str]:
         """Continue one prompt, giving each piece of text as soon as it is known.
@@ -92,71 +56,123 @@ class Generator:
         Yields:
             Pieces that, joined, are what `generate` returns.
         """
-        tokenizer = self._tokenizer()
-        ids: list[int] = []
-        given = ''
-        for (token,) in self.generate_ids([self._encode(prompt)], self._with_eos(sampling)):
-            if token is not None:
-                ids.append(token)
-            text = tokenizer.decode(ids)
-            # A replacement character at the end may be the first bytes of a longer character.
-            if not text.endswith('\ufffd'):
-                yield text[len(given) :]
-                given = text
-        if rest := tokenizer.decode(ids)[len(given) :]:
-            yield rest
+        return self.stream_ids(self._encode(prompt), sampling)
 
-    @torch.inference_mode()
+    def stream_ids(self, prompt: Sequence[int], sampling: Sampling | None = None) -> Iterator[str]:
+        """Continue a prompt of tokens, giving each piece of text as soon as it is known.
+
+        Args:
+            prompt: Its tokens as they are: nothing is put in front.
+            sampling: How to draw; greedily by default.
+
+        Yields:
+            Pieces of text; an empty one where a token adds none yet, so that whoever listens can
+            leave after every token.
+        """
+        for (piece,) in self._pieces([prompt], sampling or Sampling()):
+            yield piece
+
     def generate_ids(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        ends: Callable[[int, int], bool] | None = None,
     ) -> Iterator[list[int | None]]:
         """Continue several prompts of tokens, step by step.
 
+        Drawn greedily, every row is what it would be alone. Draws of a batch come from one
+        sequence of random numbers, so that rows with the same prompt differ.
+
         Args:
             prompts: Tokens of each prompt; lengths may differ, none may be empty.
-            sampling: How to draw.
+            sampling: How to draw; without `stop`, which is for texts.
+            ends: Told each new token with its row before it, `ends(row, token)`; True ends the row
+                after it.
 
-        Yields:
-            The next token of each row, None for rows that have ended. Ends when all have.
+        Returns:
+            Iterator over the next token of each row, None for rows that have ended. Ends when all
+            have.
 
         Raises:
-            ValueError: If a prompt is empty or leaves no room for a token.
+            ValueError: If a prompt is empty or leaves no room for a token, or `stop` is set.
         """
-        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
-        steps = self._room(prompts, sampling.max_new_tokens)
+        if sampling.stop:
+            raise ValueError(f'stop={sampling.stop!r} is for texts; give tokens as stop_ids')
+        room = [self._room(prompt, sampling.max_new_tokens) for prompt in prompts]
+        return self._steps(prompts, room, sampling, ends)
+
+    @torch.inference_mode()
+    def _steps(
+        self,
+        prompts: Sequence[Sequence[int]],
+        room: Sequence[int],
+        sampling: Sampling,
+        ends: Callable[[int, int], bool] | None,
+    ) -> Iterator[list[int | None]]:
+        if not prompts:
+            return
         longest = max(map(len, prompts))
-        # Padded on the right: a row's later tokens overwrite its padding in the cache.
-        padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
+        # Padded on the right: a row's later tokens overwrite its padding in the cache. Padding is
+        # a token that the row has anyway, which a repetition penalty then counts as it should.
+        padded = [[*prompt, *[prompt[-1]] * (longest - len(prompt))] for prompt in prompts]
         input_ids = torch.tensor(padded, device=self.device)
+        rows = torch.arange(len(prompts), device=self.device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        # Rows that have ended stay in the batch, and write to their last slot again and again.
+        ends_at = lengths + torch.tensor(room, device=self.device) - 1
         position_ids = torch.arange(longest, device=self.device).expand_as(input_ids)
-        cache = self.model.make_cache(len(prompts), longest + steps)
+        cache = self.model.make_cache(len(prompts), longest + max(room))
         generator = self._random(sampling.seed)
+        seen = self._seen(input_ids, sampling)
         last = lengths - 1
         ended = [False] * len(prompts)
-        for step in range(steps):
+        for step in range(max(room)):
             hidden = self.model.hidden_states(input_ids, position_ids, None, cache)
-            logits = self.model.lm_head(hidden[torch.arange(len(prompts)), last]).float()
+            logits = self.model.lm_head(hidden[rows, last]).float()
+            if seen is not None:
+                logits = seen.penalise(logits)
             tokens = draw(logits, sampling, generator)
             chosen: list[int | None] = []
-            for row, token in enumerate(tokens.tolist()):
+            for row, token in enumerate(tokens.tolist()):  # the one wait for the device
                 ended[row] = ended[row] or token in sampling.stop_ids
                 chosen.append(None if ended[row] else token)
-            if all(ended):
+                if not ended[row]:
+                    stopped = ends is not None and ends(row, token)
+                    ended[row] = stopped or step + 1 == room[row]
+            if all(token is None for token in chosen):
                 return
             yield chosen
+            if all(ended):
+                return
             input_ids = tokens.unsqueeze(1)
-            position_ids = (lengths + step).unsqueeze(1)
+            position_ids = torch.minimum(lengths + step, ends_at).unsqueeze(1)
             last = torch.zeros_like(lengths)
+            if seen is not None:
+                seen.add(input_ids)
 
-    def _room(self, prompts: Sequence[Sequence[int]], wanted: int) -> int:
-        """Tokens that can be added to the longest prompt, at most `wanted`."""
-        if not prompts or not all(prompts):
+    def _pieces(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[list[str]]:
+        """What each step adds to the text of each row."""
+        tokenizer = self._tokenizer()
+        texts = [TextStream(tokenizer.decode, sampling.stop) for _ in prompts]
+        new = [''] * len(prompts)
+
+        def ends(row: int, token: int) -> bool:
+            new[row] = texts[row].push(token)
+            return texts[row].stopped
+
+        for _ in self.generate_ids(prompts, self._for_tokens(sampling), ends):
+            yield list(new)
+            new[:] = [''] * len(prompts)
+        yield [text.finish() for text in texts]
+
+    def _room(self, prompt: Sequence[int], wanted: int) -> int:
+        """Tokens that can be added to a prompt, at most `wanted`."""
+        if not prompt:
             raise ValueError('a prompt is empty and the tokenizer has no token to begin with')
-        longest = max(map(len, prompts))
-        room = self.model.max_seq_len - longest
+        room = self.model.max_seq_len - len(prompt)
         if room < 1:
             raise ValueError(
-                f'a prompt of {longest} tokens leaves no room in '
+                f'a prompt of {len(prompt)} tokens leaves no room in '
                 f'max_seq_len={self.model.max_seq_len}'
             )
         return min(room, wanted)
@@ -173,12 +189,19 @@ class Generator:
             )
         return self.tokenizer
 
-    def _with_eos(self, sampling: Sampling | None) -> Sampling:
-        sampling = sampling or Sampling()
+    def _for_tokens(self, sampling: Sampling) -> Sampling:
+        """The part that concerns tokens, the tokenizer's eos among those that end a row."""
         eos = self._tokenizer().eos_id
-        if eos is None or eos in sampling.stop_ids:
-            return sampling
-        return dataclasses.replace(sampling, stop_ids=(*sampling.stop_ids, eos))
+        stop_ids = sampling.stop_ids
+        if eos is not None and eos not in stop_ids:
+            stop_ids = (*stop_ids, eos)
+        return dataclasses.replace(sampling, stop_ids=stop_ids, stop=())
+
+    def _seen(self, input_ids: Tensor, sampling: Sampling) -> SeenTokens | None:
+        if sampling.repetition_penalty == 1:
+            return None
+        vocab_size = self.model.lm_head.weight.shape[0]
+        return SeenTokens(input_ids, vocab_size, sampling.repetition_penalty)
 
     def _random(self, seed: int | None) -> torch.Generator:
         generator = torch.Generator(self.device)
@@ -187,29 +210,3 @@ class Generator:
         else:
             generator.manual_seed(seed)
         return generator
-
-
-def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """Choose one token a row.
-
-    Args:
-        logits: [rows, vocab], float32.
-        sampling: How.
-        generator: On the device of `logits`.
-
-    Returns:
-        [rows], int64.
-    """
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    logits = logits / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        least = logits.topk(sampling.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, float('-inf'))
-    if sampling.top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        probs = ordered.softmax(-1)
-        # A token stays if those before it have not yet reached top_p; so the first always does.
-        surplus = probs.cumsum(-1) - probs >= sampling.top_p
-        logits = logits.masked_fill(surplus.gather(-1, order.argsort()), float('-inf'))
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
+from internlm_mm.checkpoint.huggingface import export_hf
 from internlm_mm.inference import Generator, Sampling
-from internlm_mm.inference.generator import draw
 from internlm_mm.models import InternLM
 
 SIZES = dict(
@@ -46,27 +46,43 @@ def rows_of(generator, prompts, **options):
     return [[t for t in row if t is not None] for row in zip(*steps, strict=True)]
 
 
-def test_greedy_equals_transformers(model, generator):
-    config = {k: v for k, v in model.hf_config().items() if k != 'architectures'}
-    hf = LlamaForCausalLM(LlamaConfig(**config, eos_token_id=None)).eval()
-    hf.load_state_dict(
-        {
-            ('' if n.startswith('lm_head') else 'model.') + n: p
-            for n, p in model.state_dict().items()
-        }
-    )
-    prompt = [5, 17, 60, 33]
-    ours = rows_of(generator, [prompt], max_new_tokens=200)[0]
-    ids = torch.tensor([prompt])
-    theirs = hf.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=200,
-        do_sample=False,
-        pad_token_id=0,
-    )
-    assert len(set(ours)) > 10  # not the same token over and over
-    assert ours == theirs[0, 4:].tolist()
+@pytest.fixture(scope='module')
+def theirs(model, tmp_path_factory):
+    """Transformers' model from an export of ours."""
+    folder = tmp_path_factory.mktemp('export') / 'hf'
+    export_hf(model, model.state_dict(), folder, dtype='float32')
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def generate_theirs(theirs, prompts, tokens, **options):
+    """New tokens of transformers' generate, its prompts padded on the left."""
+    longest = max(map(len, prompts))
+    padded = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    options = {'do_sample': False, 'pad_token_id': 0, 'eos_token_id': None, **options}
+    out = theirs.generate(padded, attention_mask=mask, max_new_tokens=tokens, **options)
+    return out[:, longest:].tolist()
+
+
+@pytest.mark.parametrize(
+    'prompts', [[[5, 17, 60, 33]], [[5, 17, 60, 33], [7], [9] * 20, list(range(2, 40))]], ids=len
+)
+def test_greedy_equals_transformers(theirs, generator, prompts):
+    ours = rows_of(generator, prompts, max_new_tokens=200)
+    assert len(set(ours[0])) > 10  # not the same token over and over
+    assert ours == generate_theirs(theirs, prompts, 200)
+
+
+@pytest.mark.parametrize('penalty', [1.3, 0.8])
+def test_repetition_penalty_equals_transformers(theirs, generator, penalty):
+    prompts = [[5, 17, 60, 33, 33], [7], [9] * 20]
+    # One by one: transformers would count what fills up a batch as a token of the prompt.
+    expected = [
+        generate_theirs(theirs, [prompt], 100, repetition_penalty=penalty)[0] for prompt in prompts
+    ]
+    ours = rows_of(generator, prompts, max_new_tokens=100, repetition_penalty=penalty)
+    assert ours == expected
+    assert ours != rows_of(generator, prompts, max_new_tokens=100)
 
 
 def test_rows_of_different_lengths_do_not_touch(generator):
@@ -124,36 +140,76 @@ def test_room(generator):
         rows_of(generator, [[5] * 256])
     with pytest.raises(ValueError, match='a prompt is empty'):
         rows_of(generator, [[]])
+    assert generator.generate([]) == []
 
 
-def test_draw_follows_the_distribution():
-    probs = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    logits = probs.log().expand(20_000, 4)
-    generator = torch.Generator().manual_seed(0)
-
-    def frequencies(**options):
-        tokens = draw(logits, Sampling(**options), generator)
-        return torch.bincount(tokens, minlength=4) / len(tokens)
-
-    def near(expected, **options):
-        expected = torch.tensor(expected)
-        # 20,000 draws: four standard deviations are at most 0.0142.
-        torch.testing.assert_close(
-            frequencies(**options), expected / expected.sum(), rtol=0, atol=0.0142
-        )
-
-    near([0.5, 0.3, 0.15, 0.05], temperature=1.0)
-    near([0.25, 0.09, 0.0225, 0.0025], temperature=0.5)
-    near([0.5, 0.3, 0.0, 0.0], temperature=1.0, top_k=2)
-    near([0.5, 0.3, 0.0, 0.0], temperature=1.0, top_p=0.8)
-    near([0.5, 0.3, 0.15, 0.0], temperature=1.0, top_p=0.81)
-    near([1.0, 0.0, 0.0, 0.0], temperature=1.0, top_p=0.01)
-    assert frequencies(temperature=0.0).tolist() == [1, 0, 0, 0]
+def test_a_long_row_takes_no_room_from_a_short_one(generator):
+    prompts = [[5] * 250, [7, 8], [9] * 200]
+    alone = [rows_of(generator, [prompt], max_new_tokens=80)[0] for prompt in prompts]
+    assert [len(row) for row in alone] == [6, 80, 56]
+    assert rows_of(generator, prompts, max_new_tokens=80) == alone
 
 
-@pytest.mark.parametrize(
-    'wrong', [dict(max_new_tokens=0), dict(temperature=-1.0), dict(top_k=0), dict(top_p=0.0)]
-)
-def test_values_out_of_range(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        Sampling(**wrong)
+def test_a_row_ends_when_it_is_told_to(generator):
+    prompts = [[5], [6, 7]]
+    free = rows_of(generator, prompts, max_new_tokens=30)
+    told = []
+
+    def ends(row, token):
+        told.append((row, token))
+        return row == 0 and len(told) > 8
+
+    steps = list(generator.generate_ids(prompts, Sampling(max_new_tokens=30), ends))
+    rows = [[t for t in row if t is not None] for row in zip(*steps, strict=True)]
+    assert rows == [free[0][:5], free[1]]
+    assert told == [
+        (row, token)
+        for step in zip(free[0][:5] + [None] * 25, free[1], strict=True)
+        for row, token in enumerate(step)
+        if token is not None
+    ]
+
+
+def test_stop_strings_end_each_row_where_its_text_has_them(generator):
+    prompts = ['abc', 'x', 'hello']
+    free = generator.generate(prompts, Sampling(max_new_tokens=60))
+    stops = (free[0][7:10], free[1][20:22])
+    sampling = Sampling(max_new_tokens=60, stop=stops)
+    expected = [
+        text[: min([text.find(stop) for stop in stops if stop in text], default=len(text))]
+        for text in free
+    ]
+    assert expected[0] != free[0] and expected[1] != free[1]
+    assert generator.generate(prompts, sampling) == expected
+    assert ''.join(generator.stream('abc', sampling)) == expected[0]
+    with pytest.raises(ValueError, match='is for texts; give tokens as stop_ids'):
+        generator.generate_ids([[5]], sampling)
+
+
+def test_generation_stops_computing_at_a_stop_string(model):
+    class Counting:
+        """The model, counting its steps."""
+
+        def __init__(self):
+            self.steps = 0
+
+        def __getattr__(self, name):
+            return getattr(model, name)
+
+        def hidden_states(self, *args):
+            self.steps += 1
+            return model.hidden_states(*args)
+
+    counting = Counting()
+    generator = Generator(counting, Letters())
+    text = generator.generate(['abc'], Sampling(max_new_tokens=60))[0]
+    assert counting.steps == 60
+    counting.steps = 0
+    generator.generate(['abc'], Sampling(max_new_tokens=60, stop=(text[5:7],)))
+    assert counting.steps < 30
+
+
+def test_tokens_of_a_prompt_are_taken_as_they_are(generator):
+    ids = [0, *Letters().encode('abc')]
+    sampling = Sampling(max_new_tokens=20)
+    assert ''.join(generator.stream_ids(ids, sampling)) == generator.generate(['abc'], sampling)[0]
