@@ -32,6 +32,8 @@ class Batch:
         domain_ids: Data domain of each token, [rows, seq], int64, or None when domains are not
             told apart.
         num_domains: How many domains there are; 0 when `domain_ids` is None.
+        own_positions: Which tokens of their rows `input_ids` are, [seq], int64, where ranks share
+            rows; None when they are all. `document_ids` and `cu_seqlens` are then of whole rows.
     """
 
     input_ids: Tensor
@@ -43,11 +45,19 @@ class Batch:
     num_targets: int
     domain_ids: Tensor | None = None
     num_domains: int = 0
+    own_positions: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
         """All positions, trained or not: what speed is counted in."""
         return self.input_ids.numel()
+
+    def document_lengths(self) -> Tensor:
+        """How many tokens the document of each token has, [rows, seq], int32."""
+        lengths = self.cu_seqlens.diff().gather(1, self.document_ids.long())
+        if self.own_positions is None:
+            return lengths
+        return lengths.index_select(1, self.own_positions)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`; copies from pinned memory do not block."""

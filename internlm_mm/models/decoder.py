@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from internlm_mm.models.init import NormalInit
-from internlm_mm.models.layers import RMSNorm
+from internlm_mm.models.layers import RMSNorm, TiedHead
 from internlm_mm.models.objectives import NextToken
 from internlm_mm.ops import Documents, KVCache, LayerCache, make_documents, needs_mask, rope_table
+from internlm_mm.ops.rope import read_scaling
 from internlm_mm.registry import OBJECTIVES
 from internlm_mm.structures import Batch
 
@@ -63,17 +64,20 @@ class Decoder(nn.Module):
         num_heads: Query heads.
         num_kv_heads: Key/value heads.
         head_dim: Width of one head.
-        max_seq_len: Longest sequence, in tokens.
+        max_seq_len: Longest row, in tokens.
         rope_theta: Base of the rotary wavelengths.
+        rope_scaling: How they are changed for longer sequences, in transformers' words: `rope_type`
+            and what belongs to it, as `internlm_mm.ops.rope` lists; None for not at all.
         norm_eps: Added to the mean square in every norm.
+        tie_word_embeddings: Whether the head is the embedding table, turned round.
         objective: What training sums, as a module or its config; next-token loss if None.
 
     Raises:
-        ValueError: If a size is not positive.
+        ValueError: If a size is not positive, or `rope_scaling` says what is not known.
     """
 
     init: ClassVar[NormalInit]
-    tensor_plan: ClassVar[dict[str, str]] = {
+    tensor_plan: dict[str, str] = {  # noqa: RUF012  never changed in place
         # Module names -> how tensor parallelism splits them (docs/en/parallel.md).
         'embed_tokens': 'vocabulary',
         'layers.*.input_layernorm': 'sequence',
@@ -102,7 +106,9 @@ class Decoder(nn.Module):
         head_dim: int,
         max_seq_len: int,
         rope_theta: float,
+        rope_scaling: Mapping[str, Any] | None = None,
         norm_eps: float,
+        tie_word_embeddings: bool = False,
         objective: dict[str, Any] | nn.Module | None,
     ) -> None:
         super().__init__()
@@ -124,12 +130,20 @@ class Decoder(nn.Module):
         self.head_dim = head_dim
         self.max_seq_len = max_seq_len
         self.rope_theta = rope_theta
+        self.rope_scaling = None if rope_scaling is None else dict(rope_scaling)
+        self._scaling = read_scaling(rope_scaling, max_seq_len, head_dim)
         self.norm_eps = norm_eps
         self.embed_tokens: nn.Embedding | None = nn.Embedding(vocab_size, hidden_size)
         # A dict, so that a layer keeps its name when a pipeline stage drops the others.
         self.layers = nn.ModuleDict({str(i): make_layer() for i in range(num_layers)})
         self.norm: RMSNorm | None = RMSNorm(hidden_size, norm_eps)
-        self.lm_head: nn.Linear | None = nn.Linear(hidden_size, vocab_size, bias=False)
+        self.tie_word_embeddings = tie_word_embeddings
+        self.lm_head: nn.Linear | TiedHead | None
+        if tie_word_embeddings:
+            self.lm_head = TiedHead(self.embed_tokens)
+            self.tensor_plan = {k: v for k, v in self.tensor_plan.items() if k != 'lm_head'}
+        else:
+            self.lm_head = nn.Linear(hidden_size, vocab_size, bias=False)
         self.objective: nn.Module = (
             objective
             if isinstance(objective, nn.Module)
@@ -149,7 +163,10 @@ class Decoder(nn.Module):
             part without a head the output of its last layer, [rows, seq, hidden].
         """
         documents = make_documents(batch, need_mask=any(map(_needs_mask, self.layers.values())))
-        hidden = self.hidden_states(batch.input_ids, batch.position_ids, documents, previous=hidden)
+        lengths = batch.document_lengths() if self._is_stretched(batch.max_seqlen) else None
+        hidden = self.hidden_states(
+            batch.input_ids, batch.position_ids, documents, previous=hidden, lengths=lengths
+        )
         if self.lm_head is None:
             return hidden
         return self.objective(hidden, self.lm_head.weight, batch)
@@ -161,6 +178,7 @@ class Decoder(nn.Module):
         documents: Documents | None = None,
         cache: KVCache | None = None,
         previous: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """What the head reads.
 
@@ -170,6 +188,9 @@ class Decoder(nn.Module):
             documents: Boundaries inside the rows; None when each row is one document.
             cache: Keys and values of earlier tokens, when generating.
             previous: Output of the layers before, where there is no embedding here.
+            lengths: Tokens in the document of each token, [rows, seq] or [rows, 1], for rotary
+                embeddings that follow from it. Without, those of packed documents are not
+                stretched, and a row that is one document is as long as its last position says.
 
         Returns:
             Normalised output of the last layer, [rows, seq, hidden]; as it is without `norm`.
@@ -180,13 +201,22 @@ class Decoder(nn.Module):
         seq = input_ids.shape[1]
         if seq > self.max_seq_len:
             raise ValueError(f'rows of {seq} tokens exceed max_seq_len={self.max_seq_len}')
-        rope = rope_table(position_ids, self.head_dim, self.rope_theta)
+        if lengths is None and documents is None and self._is_stretched(None):
+            lengths = position_ids.amax(1, keepdim=True) + 1
+        rope = rope_table(position_ids, self.head_dim, self.rope_theta, self._scaling, lengths)
         caches = {} if cache is None else cache.extend(position_ids)
         x = previous if self.embed_tokens is None else self.embed_tokens(input_ids)
         assert x is not None, 'a part of a model without embedding needs the layers before'
         for name, layer in self.layers.items():
             x = layer(x, rope, documents, caches.get(name))
         return x if self.norm is None else self.norm(x)
+
+    def _is_stretched(self, longest: int | None) -> bool:
+        """Whether rotary frequencies follow from the lengths of documents, of `longest` at most."""
+        scaling = self._scaling
+        if scaling is None or not scaling.depends_on_length:
+            return False
+        return longest is None or longest > scaling.original_length
 
     def logits(
         self,

@@ -1,4 +1,4 @@
-"""InternLM, first generation (7B and 20B)."""
+"""The first InternLM: biases on all four projections of attention."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from internlm_mm.models.decoder import DecoderLayer, check_sizes
+from internlm_mm.models.family import Family
+from internlm_mm.models.hf_forms import INTERNLM, LLAMA
 from internlm_mm.models.init import NormalInit
-from internlm_mm.models.layers import SelfAttention, SwiGLU
-from internlm_mm.models.llama_format import LlamaFormat
 from internlm_mm.registry import MODELS
 
 
 @MODELS.register_module()
-class InternLM(LlamaFormat):
+class InternLM(Family):
     """InternLM v1: multi-head attention with biases on q, k, v and o, SwiGLU, an untied head.
 
     Initialisation. Embedding and head are drawn with standard deviation 0.0052; q, k, v, gate and
@@ -32,16 +31,19 @@ class InternLM(LlamaFormat):
         intermediate_size: Inner width of the feed-forward layers.
         num_layers: Layers.
         num_heads: Attention heads; must divide `hidden_size`.
-        max_seq_len: Longest sequence, in tokens.
+        max_seq_len: Longest row, in tokens.
         rope_theta: Base of the rotary wavelengths.
+        rope_scaling: How they are changed for longer sequences; see `Decoder`.
         norm_eps: Added to the mean square in every norm.
+        attention_bias: Whether q, k, v and o have biases; published InternLM-20B has none.
         objective: What training sums, as a module or its config; next-token loss if None.
 
     Raises:
-        ValueError: If sizes do not fit together.
+        ValueError: If sizes do not fit together, or `rope_scaling` is not understood.
     """
 
     init = NormalInit(embedding=0.0052, projection=0.006, scale_by_depth=True)
+    hf_forms = (LLAMA, INTERNLM)
     attention_bias = True
 
     def __init__(
@@ -54,41 +56,25 @@ class InternLM(LlamaFormat):
         num_heads: int,
         max_seq_len: int = 2048,
         rope_theta: float = 10_000.0,
+        rope_scaling: Mapping[str, Any] | None = None,
         norm_eps: float = 1e-5,
+        attention_bias: bool = True,
         objective: dict[str, Any] | nn.Module | None = None,
     ) -> None:
-        check_sizes(hidden_size=hidden_size, num_heads=num_heads)
-        if hidden_size % num_heads:
-            raise ValueError(f'num_heads={num_heads} does not divide hidden_size={hidden_size}')
-        head_dim = hidden_size // num_heads
         super().__init__(
-            lambda: DecoderLayer(
-                SelfAttention(hidden_size, num_heads, num_heads, head_dim, bias=True),
-                SwiGLU(hidden_size, intermediate_size),
-                hidden_size,
-                norm_eps,
-            ),
-            num_layers=num_layers,
             vocab_size=vocab_size,
             hidden_size=hidden_size,
             intermediate_size=intermediate_size,
+            num_layers=num_layers,
             num_heads=num_heads,
-            num_kv_heads=num_heads,
-            head_dim=head_dim,
+            num_kv_heads=None,
+            head_dim=None,
             max_seq_len=max_seq_len,
             rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
             norm_eps=norm_eps,
+            tie_word_embeddings=False,
             objective=objective,
+            attention_bias=attention_bias,
+            output_bias=attention_bias,
         )
-
-    @classmethod
-    def from_hf_config(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        """As in `LlamaFormat`; heads must not share keys, nor have a width of their own."""
-        sizes = super().from_hf_config(config)
-        heads, kv_heads = sizes['num_heads'], sizes.pop('num_kv_heads')
-        if kv_heads != heads:
-            raise ValueError(f'InternLM has num_key_value_heads={heads}, not {kv_heads}')
-        head_dim = sizes.pop('head_dim')
-        if head_dim * heads != sizes['hidden_size']:
-            raise ValueError(f'InternLM has head_dim=hidden_size / heads, not {head_dim}')
-        return sizes

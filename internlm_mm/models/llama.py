@@ -1,24 +1,24 @@
-"""Llama, second generation in style: no biases, key heads may be shared."""
+"""Llama, second generation and later: key heads may be shared."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from internlm_mm.models.decoder import DecoderLayer, check_sizes
+from internlm_mm.models.family import Family
+from internlm_mm.models.hf_forms import LLAMA
 from internlm_mm.models.init import NormalInit
-from internlm_mm.models.layers import SelfAttention, SwiGLU
-from internlm_mm.models.llama_format import LlamaFormat
 from internlm_mm.registry import MODELS
 
 
 @MODELS.register_module()
-class Llama(LlamaFormat):
-    """Llama without biases and with an untied head; grouped-query attention if asked for.
+class Llama(Family):
+    """Llama 2, 3, 3.1 and 3.2: no biases unless asked for, grouped-query attention if asked for.
 
-    Matrices are drawn with standard deviation 0.02, norms are 1. Scaled rotary frequencies
-    (Llama 3.1 and later) are not part of this family.
+    Matrices are drawn with standard deviation 0.02, biases are 0 and norms 1. Llama 3.1 and later
+    set `rope_scaling` to the kind 'llama3'; small models tie the head to the embedding.
 
     Args:
         vocab_size: Rows of the embedding table, padding rows included.
@@ -28,19 +28,23 @@ class Llama(LlamaFormat):
         num_heads: Query heads.
         num_kv_heads: Key/value heads; must divide `num_heads`, and equals it if None.
         head_dim: Width of one head; `hidden_size // num_heads` if None.
-        max_seq_len: Longest sequence, in tokens.
+        max_seq_len: Longest row, in tokens.
         rope_theta: Base of the rotary wavelengths.
+        rope_scaling: How they are changed for longer sequences; see `Decoder`.
         norm_eps: Added to the mean square in every norm.
+        attention_bias: Whether q, k, v and o have biases.
+        tie_word_embeddings: Whether the head is the embedding table, turned round.
         objective: What training sums, as a module or its config; next-token loss if None.
 
     Raises:
-        ValueError: If sizes do not fit together.
+        ValueError: If sizes do not fit together, or `rope_scaling` is not understood.
 
-    Source: https://arxiv.org/abs/2307.09288, section 2.2.
+    Source: https://arxiv.org/abs/2307.09288, section 2.2, and https://arxiv.org/abs/2407.21783,
+    section 3.2.
     """
 
     init = NormalInit(embedding=0.02, projection=0.02, scale_by_depth=False)
-    attention_bias = False
+    hf_forms = (LLAMA,)
 
     def __init__(
         self,
@@ -54,30 +58,26 @@ class Llama(LlamaFormat):
         head_dim: int | None = None,
         max_seq_len: int = 4096,
         rope_theta: float = 10_000.0,
+        rope_scaling: Mapping[str, Any] | None = None,
         norm_eps: float = 1e-5,
+        attention_bias: bool = False,
+        tie_word_embeddings: bool = False,
         objective: dict[str, Any] | nn.Module | None = None,
     ) -> None:
-        kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        check_sizes(num_heads=num_heads, num_kv_heads=kv_heads, num_layers=num_layers)
-        if head_dim is None and hidden_size % num_heads:
-            raise ValueError(f'num_heads={num_heads} does not divide hidden_size={hidden_size}')
-        width = hidden_size // num_heads if head_dim is None else head_dim
         super().__init__(
-            lambda: DecoderLayer(
-                SelfAttention(hidden_size, num_heads, kv_heads, width, bias=False),
-                SwiGLU(hidden_size, intermediate_size),
-                hidden_size,
-                norm_eps,
-            ),
-            num_layers=num_layers,
             vocab_size=vocab_size,
             hidden_size=hidden_size,
             intermediate_size=intermediate_size,
+            num_layers=num_layers,
             num_heads=num_heads,
-            num_kv_heads=kv_heads,
-            head_dim=width,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
             max_seq_len=max_seq_len,
             rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
             norm_eps=norm_eps,
+            tie_word_embeddings=tie_word_embeddings,
             objective=objective,
+            attention_bias=attention_bias,
+            output_bias=attention_bias,
         )

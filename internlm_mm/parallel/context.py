@@ -54,6 +54,7 @@ def share_batch(batch: Batch, mesh: DeviceMesh) -> Batch:
         labels=batch.labels.index_select(1, own),
         position_ids=batch.position_ids.index_select(1, own),
         domain_ids=None if domains is None else domains.index_select(1, own),
+        own_positions=own,
     )
 
 

@@ -84,6 +84,7 @@ def _embed(module: Any, mesh: DeviceMesh, input_ids: Tensor) -> Tensor:
 STYLES: dict[str, Callable[[], ParallelStyle]] = {
     'vocabulary': SplitVocabulary,
     'sequence': lambda: SequenceParallel(use_local_output=True),
+    'heads': lambda: SequenceParallel(sequence_dim=2, use_local_output=True),
     'gather': GatherInput,
     'column': ColwiseParallel,
     'row': lambda: RowwiseParallel(output_layouts=TOKENS),

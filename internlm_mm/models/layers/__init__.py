@@ -2,6 +2,7 @@
 
 from internlm_mm.models.layers.attention import SelfAttention
 from internlm_mm.models.layers.feed_forward import SwiGLU
+from internlm_mm.models.layers.head import TiedHead
 from internlm_mm.models.layers.norm import RMSNorm
 
-__all__ = ['RMSNorm', 'SelfAttention', 'SwiGLU']
+__all__ = ['RMSNorm', 'SelfAttention', 'SwiGLU', 'TiedHead']
