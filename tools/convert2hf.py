@@ -1,4 +1,4 @@
-"""Export a checkpoint to a Hugging Face folder that plain transformers loads, and prove it."""
+"""Export a checkpoint to a Hugging Face folder that transformers loads, and prove it."""
 
 import argparse
 import re
@@ -17,11 +17,13 @@ def main(argv: list[str] | None = None) -> int:
         difference = convert_to_hf(
             args.checkpoint,
             args.out,
+            format=args.format,
             tokenizer=args.tokenizer,
             dtype=args.dtype,
             max_shard_bytes=args.max_shard_size,
             overwrite=args.overwrite,
             add_bos=not args.no_bos,
+            show_progress=sys.stderr.isatty(),
         )
     except (OSError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
@@ -35,13 +37,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line, in our spelling or in InternLM's."""
     parser = argparse.ArgumentParser(
         prog='convert2hf',
-        description='Export a checkpoint to a folder that plain transformers loads as '
-        'LlamaForCausalLM, without remote code, and compare the logits of the two.',
+        description='Export a checkpoint to a folder that transformers loads, by default as plain '
+        'LlamaForCausalLM without remote code, and compare the logits of the two.',
     )
     parser.add_argument('checkpoint', nargs='?', help='a work dir or a checkpoint iter_N in it')
     parser.add_argument('out', nargs='?', help='the folder to make')
     parser.add_argument('--src_folder', help="InternLM's name for CHECKPOINT")
     parser.add_argument('--tgt_folder', help="InternLM's name for OUT")
+    parser.add_argument(
+        '--format',
+        help="what config.json names: llama, or the form of the model's own family, as internlm or "
+        'qwen2 (default: llama where the family has it)',
+    )
     tokenizer_help = 'a .model file or a tokenizer folder; by default the one in the checkpoint'
     parser.add_argument('--tokenizer', help=tokenizer_help)
     parser.add_argument(

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from internlm_mm.checkpoint.checkpointer import TOKENIZER_FOLDER
@@ -24,6 +20,7 @@ from internlm_mm.checkpoint.stream_writer import entries_of, write_weights_check
 from internlm_mm.checkpoint.tensor_file import Entry
 from internlm_mm.tokenizers import Tokenizer, load_tokenizer
 from internlm_mm.utils.config import dump_config
+from internlm_mm.utils.progress import byte_bar
 from internlm_mm.utils.suggest import did_you_mean
 
 STEP_FOLDER = 'iter_0'
@@ -95,7 +92,10 @@ def convert_from(
     stored = _most_common(entries)
     config = _config(found, stored)
     found.weights.check_files()
-    with publish_folder(out, overwrite) as folder, _bar(size, show_progress) as advance:
+    with (
+        publish_folder(out, overwrite) as folder,
+        byte_bar('converting', size, show_progress) as advance,
+    ):
         folders = {}
         if words is not None:
             words.save(folder / TOKENIZER_FOLDER)
@@ -175,18 +175,3 @@ def _check_finite(source: Source, entry: Entry, tensor: Tensor) -> None:
             f'finite in {str(entry.dtype).removeprefix("torch.")}: the file is damaged, or the '
             'dtype too narrow'
         )
-
-
-@contextmanager
-def _bar(size: int, show: bool) -> Iterator[Any]:
-    """A progress bar over bytes."""
-    with Progress(
-        TextColumn('{task.description}'),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-        console=Console(file=sys.stderr),
-        disable=not show,
-    ) as progress:
-        task = progress.add_task('converting', total=size)
-        yield lambda count: progress.advance(task, count)

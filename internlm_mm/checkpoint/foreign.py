@@ -120,16 +120,7 @@ def _format_of(path: Path) -> str:
 
 
 def _open_hf(path: Path, settings: dict[str, Any]) -> Source:
-    try:
-        config, weights = import_hf(path)
-    except KeyError as error:
-        raise ValueError(f'{path / "config.json"} lacks the key {error}') from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f'{path / "config.json"} is damaged: {error}') from error
-    except ValueError as error:
-        if type(error) is ValueError:
-            raise
-        raise ValueError(f'{path / "config.json"} is truncated or damaged: {error}') from error
+    config, weights = import_hf(path)
     family = config['type']
     known = [name for name in inspect.signature(family).parameters if name != 'objective']
     for key, value in settings.items():

@@ -78,7 +78,7 @@ def write_gguf(
     chosen = _dtype_of(config, dtype)
     if out.exists() and not overwrite:
         raise FileExistsError(f'{out} exists; choose another file or overwrite it (--overwrite)')
-    weights = HFWeights(folder, {'': ''})
+    weights = HFWeights(folder)
     tensors = dict(_tensors(config, weights))
     vocabulary = read_vocabulary(folder, config['vocab_size'])
     rope, frequencies = rope_metadata(config)

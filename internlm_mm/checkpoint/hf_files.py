@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,17 @@ import torch
 from torch import Tensor
 
 from internlm_mm.checkpoint.pickled import check_pickled, dtype_named, open_tensors
+from internlm_mm.checkpoint.tensor_file import Entry, write_tensor_file
+from internlm_mm.utils.weight_layout import Stored, WeightLayout
 
-DTYPES = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16'}
-"""Dtypes a model may be exported in, and what safetensors calls them."""
+DTYPES = ('float32', 'float16', 'bfloat16')
+"""Dtypes a model may be exported in."""
 
 INDEX_NAME = 'model.safetensors.index.json'
 SINGLE_NAME = 'model.safetensors'
 PICKLED_NAMES = ('pytorch_model.bin.index.json', 'pytorch_model.bin')
+
+_ROWS = 4096  # of a weight that are compared at once
 
 
 @contextmanager
@@ -48,75 +52,91 @@ def publish_folder(out: Path, overwrite: bool) -> Iterator[Path]:
 
 def write_weights(
     folder: Path,
-    names: Mapping[str, str],
+    layout: WeightLayout,
     state: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
     dtype: str,
     max_shard_bytes: int,
+    on_bytes: Callable[[int], None] | None = None,
 ) -> None:
-    itemsize = getattr(torch, dtype).itemsize
-    sizes = {name: itemsize * torch.Size(shape).numel() for name, shape in shapes.items()}
-    shards = _plan_shards(sizes, max_shard_bytes)
+    """Write safetensors and their index, with one stored tensor in memory at a time.
+
+    Args:
+        folder: Where they go; it must exist.
+        layout: Names and packings in the files.
+        state: Weights by our names, each read once.
+        shapes: Theirs, by our names: what is written, in this order.
+        dtype: A key of `DTYPES`.
+        max_shard_bytes: Largest file; a tensor larger than this has a file of its own.
+        on_bytes: Called with the size of each tensor when it is written.
+
+    Raises:
+        ValueError: If a name has no place in the layout, or a weight is not of its shape.
+    """
+    groups = layout.groups(shapes)
+    entries = [
+        Entry(stored, getattr(torch, dtype), _packed_shape(layout, stored, parts, shapes))
+        for stored, parts in groups.items()
+    ]
+
+    def read(shard: list[Entry]) -> Iterator[Tensor]:
+        for entry in shard:
+            yield _packed(layout, entry, groups[entry.name], state, shapes)
+            if on_bytes is not None:
+                on_bytes(entry.nbytes)
+
+    shards = _plan_shards(entries, max_shard_bytes)
     weight_map = {}
     for index, shard in enumerate(shards, start=1):
         file = (
             f'model-{index:05}-of-{len(shards):05}.safetensors' if len(shards) > 1 else SINGLE_NAME
         )
-        renamed = {name: _rename(name, names) for name in shard}
-        weight_map.update(dict.fromkeys(renamed.values(), file))
-        _write_shard(folder / file, renamed, state, shapes, dtype)
-    index_content = {'metadata': {'total_size': sum(sizes.values())}, 'weight_map': weight_map}
+        weight_map.update(dict.fromkeys([entry.name for entry in shard], file))
+        write_tensor_file(folder / file, shard, read(shard), {'format': 'pt'})
+    size = sum(entry.nbytes for entry in entries)
+    index_content = {'metadata': {'total_size': size}, 'weight_map': weight_map}
     write_json(folder / INDEX_NAME, index_content)
 
 
-def _plan_shards(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    room = max_bytes
-    for name, size in sizes.items():
-        if size > room and shards[-1]:
-            shards.append([])
-            room = max_bytes
-        shards[-1].append(name)
-        room -= size
-    return shards
+def _packed_shape(
+    layout: WeightLayout, stored: str, parts: list[str], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[int, ...]:
+    packing = layout.packing(stored)
+    if packing is None:
+        return shapes[parts[0]]
+    return tuple(packing.join([torch.empty(shapes[part], device='meta') for part in parts]).shape)
 
 
-def _write_shard(
-    path: Path,
-    names: Mapping[str, str],
+def _packed(
+    layout: WeightLayout,
+    entry: Entry,
+    parts: list[str],
     state: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
-    dtype: str,
-) -> None:
-    """Write one safetensors file, holding one tensor in memory at a time.
+) -> Tensor:
+    tensors = []
+    for part in parts:
+        tensor = state[part]
+        if tuple(tensor.shape) != tuple(shapes[part]):
+            raise ValueError(
+                f'{part} has shape {list(tensor.shape)} in the checkpoint, '
+                f'{list(shapes[part])} in the model'
+            )
+        tensors.append(tensor.to(entry.dtype))
+    packing = layout.packing(entry.name)
+    return tensors[0] if packing is None else packing.join(tensors)
 
-    The format: length of the header as 8 bytes, the header as JSON, then the tensors end to end.
-    """
-    torch_dtype = getattr(torch, dtype)
-    header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
-    end = 0
-    for name, stored_name in names.items():
-        start, end = end, end + torch_dtype.itemsize * torch.Size(shapes[name]).numel()
-        header[stored_name] = {
-            'dtype': DTYPES[dtype],
-            'shape': list(shapes[name]),
-            'data_offsets': [start, end],
-        }
-    encoded = json.dumps(header, separators=(',', ':')).encode()
-    encoded += b' ' * (-len(encoded) % 8)  # tensors begin at a multiple of 8 bytes
-    with open(path, 'wb') as file:
-        file.write(len(encoded).to_bytes(8, 'little') + encoded)
-        for name in names:
-            tensor = state[name]
-            if tuple(tensor.shape) != shapes[name]:
-                raise ValueError(
-                    f'{name} has shape {list(tensor.shape)} in the checkpoint, '
-                    f'{list(shapes[name])} in the model'
-                )
-            data = tensor.to(torch_dtype).contiguous().flatten().view(torch.uint8)
-            file.write(data.numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
+
+def _plan_shards(entries: Sequence[Entry], max_bytes: int) -> list[list[Entry]]:
+    shards: list[list[Entry]] = [[]]
+    room = max_bytes
+    for entry in entries:
+        if entry.nbytes > room and shards[-1]:
+            shards.append([])
+            room = max_bytes
+        shards[-1].append(entry)
+        room -= entry.nbytes
+    return shards
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -128,38 +148,44 @@ class HFWeights(Mapping[str, Tensor]):
 
     Args:
         folder: Holds one `model.safetensors`, or several with an index; or `pytorch_model.bin`.
-        names: Beginnings of our names, and what Hugging Face has in their place.
+        layout: Names and packings in the files; without one, names are the folder's own.
 
     Raises:
         FileNotFoundError: If there are no weights, or a file that the index names is missing.
-        ValueError: If a file is truncated or damaged, or lacks a weight that the index names.
+        ValueError: If a file is truncated or damaged, lacks a weight that the index names, or has
+            one that has no place in the layout.
     """
 
-    def __init__(self, folder: Path, names: Mapping[str, str]) -> None:
-        files = _weight_files(folder)
-        ours = {theirs: mine for mine, theirs in names.items()}
-        self._places = {
-            _rename(name, ours): (path, name)
-            for name, path in files.items()
-            if not name.endswith('rotary_emb.inv_freq')  # stored by old exporters; computed here
-        }
+    def __init__(self, folder: Path, layout: WeightLayout | None = None) -> None:
+        self._places: dict[str, tuple[Path, Stored]] = {}
+        for name, path in _weight_files(folder).items():
+            try:
+                parts = {name: Stored(name, None, 0)} if layout is None else layout.ours(name)
+            except ValueError as error:
+                raise ValueError(f'{path}: {error}') from None
+            self._places |= {ours: (path, stored) for ours, stored in parts.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        path, stored_name = self._places[name]
+        path, stored = self._places[name]
         with open_tensors(path) as file:
-            return file.get_tensor(stored_name)
+            return _take(path, stored, file.get_tensor(stored.name))
 
     def shape(self, name: str) -> list[int]:
         """Shape of a weight, without reading it."""
-        path, stored_name = self._places[name]
+        path, stored = self._places[name]
         with open_tensors(path) as file:
-            return list(file.get_slice(stored_name).get_shape())
+            whole = torch.empty(file.get_slice(stored.name).get_shape(), device='meta')
+        return list(_take(path, stored, whole).shape)
 
     def dtype(self, name: str) -> torch.dtype:
         """Dtype of a weight, without reading it."""
-        path, stored_name = self._places[name]
+        path, stored = self._places[name]
         with open_tensors(path) as file:
-            return dtype_named(file.get_slice(stored_name).get_dtype())
+            return dtype_named(file.get_slice(stored.name).get_dtype())
+
+    def stored_name(self, name: str) -> str:
+        """What the file calls the tensor that a weight is, or is a part of."""
+        return self._places[name][1].name
 
     def check_files(self) -> None:
         """Read whatever has checksums once, and compare; safetensors have none.
@@ -170,6 +196,32 @@ class HFWeights(Mapping[str, Tensor]):
         for path in sorted({path for path, _ in self._places.values()}):
             check_pickled(path)
 
+    def tie(self, alias: str, name: str) -> bool:
+        """Take `alias` for another name of `name`, if they are the same or only one is there.
+
+        Returns:
+            Whether they are one now, with the name `name`; both stay where they differ.
+        """
+        if alias not in self:
+            return True
+        if name in self and not self._same(alias, name):
+            return False
+        place = self._places.pop(alias)
+        self._places.setdefault(name, place)
+        return True
+
+    def _same(self, first: str, second: str) -> bool:
+        """Whether two weights hold the same numbers, read in pieces."""
+        if self.shape(first) != self.shape(second) or self.dtype(first) != self.dtype(second):
+            return False
+        (one, stored), (other, stored_too) = self._places[first], self._places[second]
+        with open_tensors(one) as file, open_tensors(other) as file_too:
+            slices = file.get_slice(stored.name), file_too.get_slice(stored_too.name)
+            return all(
+                torch.equal(*(part[start : start + _ROWS] for part in slices))
+                for start in range(0, self.shape(first)[0], _ROWS)
+            )
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
@@ -177,11 +229,13 @@ class HFWeights(Mapping[str, Tensor]):
         return len(self._places)
 
 
-def _rename(name: str, table: Mapping[str, str]) -> str:
-    for ours, theirs in table.items():
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
-    raise ValueError(f'weight {name!r} begins with none of {", ".join(table)}')
+def _take(path: Path, stored: Stored, tensor: Tensor) -> Tensor:
+    try:
+        return stored.take(tensor)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f'{path}: {stored.name!r} has shape {list(tensor.shape)}, which does not fit: {error}'
+        ) from error
 
 
 def _weight_files(folder: Path) -> dict[str, Path]:

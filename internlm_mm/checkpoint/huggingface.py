@@ -1,13 +1,14 @@
 """Models to and from Hugging Face folders: safetensors, config.json and tokenizer.
 
-What differs between families (the content of config.json and the names of weights) is told by the
-model that is passed in; see `internlm_mm.models.llama_format`.
+What differs between families (the content of config.json, the names and packings of weights) is
+told by their `hf_forms`; see `internlm_mm.models.hf_forms`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,21 @@ from internlm_mm.checkpoint.hf_files import (
     write_json,
     write_weights,
 )
-from internlm_mm.checkpoint.streaming import hf_model, streamed
+from internlm_mm.checkpoint.remote import FORMATS as REMOTE_FORMATS
+from internlm_mm.checkpoint.remote import write_remote_code
+from internlm_mm.checkpoint.streaming import hf_model, shared_parameters, streamed
 from internlm_mm.registry import MODELS
 from internlm_mm.tokenizers import Tokenizer
 from internlm_mm.tokenizers.convert import write_hf_tokenizer
 from internlm_mm.tokenizers.hf_tokenizer import read_hf_tokenizer
+from internlm_mm.utils.progress import byte_bar
 from internlm_mm.utils.suggest import did_you_mean
 
+LOG = logging.getLogger(__name__)
+
 _MAX_PADDING_ROWS = 1024  # of an embedding table over its tokenizer's vocabulary
+
+_EMBEDDING, _HEAD = 'embed_tokens.weight', 'lm_head.weight'
 
 _PROBES = (
     'def main(path: str) -> None:\n    for line in open(path):\n        print(line, end="")\n',
@@ -43,14 +51,16 @@ def export_hf(
     model_state: Mapping[str, Tensor],
     out: str | Path,
     *,
+    format: str | None = None,
     tokenizer: Tokenizer | None = None,
     dtype: str = 'bfloat16',
     max_shard_bytes: int = 5 * 10**9,
     overwrite: bool = False,
     add_bos: bool = True,
     verify: bool = True,
+    show_progress: bool = False,
 ) -> float | None:
-    """Write a folder that plain `transformers` loads, and compare its logits with ours.
+    """Write a folder that `transformers` loads, and compare its logits with ours.
 
     Everything is written to `OUT.tmp`, which takes the name OUT only when it is whole and proven.
     Weights pass through memory one tensor at a time, and for the comparison those of one module.
@@ -59,12 +69,14 @@ def export_hf(
         model: The architecture, on the meta device; its parameters are not read.
         model_state: Weights by our names, each read when asked for.
         out: The folder to make.
+        format: Name of one of the family's forms; None for 'llama' where it has that.
         tokenizer: Written beside the weights if given.
         dtype: Of the weights: 'float32', 'float16' or 'bfloat16'.
         max_shard_bytes: Largest weight file; a tensor larger than this has a file of its own.
         overwrite: Whether an existing `out` is replaced.
         add_bos: Whether the exported tokenizer begins texts with bos, as the training data should.
         verify: Whether to run both models and compare.
+        show_progress: Whether bars on standard error show how far it is.
 
     Returns:
         The largest difference between the logits, or None without `verify`.
@@ -75,25 +87,59 @@ def export_hf(
     """
     if dtype not in DTYPES:
         raise ValueError(f'dtype={dtype!r} cannot be exported.{did_you_mean(dtype, DTYPES)}')
+    form = find_form(model, format)
+    config = form.config_of(model)
+    layout = form.layout(model.num_heads, model.num_kv_heads)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     check_names(shapes, model_state)
     if tokenizer is not None:
         check_vocabulary(tokenizer, model.vocab_size)
+    torch_dtype = getattr(torch, dtype)
+    size = torch_dtype.itemsize * sum(torch.Size(shape).numel() for shape in shapes.values())
     with publish_folder(Path(out), overwrite) as folder:
-        write_weights(folder, model.hf_names, model_state, shapes, dtype, max_shard_bytes)
-        _write_configs(folder, model.hf_config(), tokenizer, dtype)
+        with byte_bar('writing', size, show_progress) as advance:
+            write_weights(folder, layout, model_state, shapes, dtype, max_shard_bytes, advance)
+        if form.name in REMOTE_FORMATS:
+            config |= write_remote_code(folder, form.name)
+        _write_configs(folder, config, tokenizer, dtype)
         if tokenizer is not None:
             write_tokenizer(tokenizer, folder, add_bos)
         if not verify:
             return None
-        with streamed(model.eval(), _Rounded(model_state, getattr(torch, dtype))) as ours:
-            return verify_logits(
-                ours, folder, probe_ids(tokenizer, model.vocab_size, model.max_seq_len)
-            )
+        ids = probe_ids(tokenizer, model.vocab_size, model.max_seq_len)
+        with (
+            byte_bar('comparing', 2 * size, show_progress) as advance,
+            streamed(model.eval(), _Rounded(model_state, torch_dtype, advance)) as ours,
+        ):
+            return verify_logits(ours, folder, ids, on_bytes=advance)
+
+
+def find_form(model: Any, name: str | None) -> Any:
+    """The form called `name` of a model's family; None for 'llama', or its own if it has no such.
+
+    Raises:
+        ValueError: If it has no such form, or none at all.
+    """
+    family = type(model).__name__
+    forms = {form.name: form for form in getattr(model, 'hf_forms', ())}
+    if not forms:
+        raise ValueError(f'{family} has no Hugging Face form: no hf_forms')
+    if name is None:
+        return forms.get('llama', next(iter(forms.values())))
+    if name not in forms:
+        raise ValueError(
+            f'format={name!r}: {family} can be written as {" or ".join(forms)}.'
+            f'{did_you_mean(name, forms)}'
+        )
+    return forms[name]
 
 
 def verify_logits(
-    model: Any, hf_folder: str | Path, ids: Sequence[Sequence[int]], tolerance: float = 1e-4
+    model: Any,
+    hf_folder: str | Path,
+    ids: Sequence[Sequence[int]],
+    tolerance: float = 1e-4,
+    on_bytes: Callable[[int], None] | None = None,
 ) -> float:
     """Run the same tokens through our model and through `transformers`, in float32.
 
@@ -105,6 +151,7 @@ def verify_logits(
         ids: Prompts, as tokens.
         tolerance: Largest difference that passes, as a share of the largest logit, or as it is
             where logits are below 1.
+        on_bytes: Called with the size of each of the folder's weights when it has been read.
 
     Returns:
         The largest difference of any logit.
@@ -118,7 +165,8 @@ def verify_logits(
     with torch.inference_mode():
         ours = model.logits(batch)
         other, weights = hf_model(Path(hf_folder))
-        with streamed(other, weights) as running:
+        stored = _Watched(weights, on_bytes) if on_bytes else weights
+        with streamed(other, stored) as running:
             theirs = running(batch, use_cache=False).logits
     pairs = [(a[: len(row)], b[: len(row)]) for a, b, row in zip(ours, theirs, ids, strict=True)]
     difference = max(float((a - b).abs().max()) for a, b in pairs)
@@ -132,7 +180,7 @@ def verify_logits(
 
 
 def import_hf(folder: str | Path) -> tuple[dict[str, Any], HFWeights]:
-    """Read a Hugging Face folder with safetensors.
+    """Read a Hugging Face folder, of any family and form; nothing but config.json and names.
 
     Args:
         folder: Local folder.
@@ -142,14 +190,26 @@ def import_hf(folder: str | Path) -> tuple[dict[str, Any], HFWeights]:
 
     Raises:
         FileNotFoundError: If config.json or the weights are missing.
-        ValueError: If no registered family is what config.json describes.
+        ValueError: If no registered family is what config.json describes, or files are damaged.
     """
     folder = Path(folder)
     file = folder / 'config.json'
     if not file.is_file():
         raise FileNotFoundError(f'{folder} is no Hugging Face model: config.json is missing')
-    family, arguments = _find_family(json.loads(file.read_text(encoding='utf-8')), file)
-    return {'type': family, **arguments}, HFWeights(folder, family.hf_names)
+    try:
+        said = json.loads(file.read_text(encoding='utf-8'))
+    except ValueError as error:  # of the text's encoding, too
+        raise ValueError(f'{file} is truncated or damaged: {error}') from error
+    if not isinstance(said, dict):
+        raise ValueError(f'{file} is truncated or damaged: it holds no table')
+    form, family, arguments = _find_family(said, file)
+    heads = arguments['num_heads']
+    weights = HFWeights(folder, form.layout(heads, arguments.get('num_kv_heads', heads)))
+    if arguments.get('tie_word_embeddings') and not weights.tie(_HEAD, _EMBEDDING):
+        # As transformers does.
+        LOG.warning(f'{folder}: {_HEAD} differs from {_EMBEDDING}, so they are not tied')
+        arguments['tie_word_embeddings'] = False
+    return {'type': family, **arguments}, weights
 
 
 def fill_model(
@@ -167,7 +227,11 @@ def fill_model(
         ValueError: If names or shapes do not fit.
     """
     check_names({name: tuple(p.shape) for name, p in model.named_parameters()}, state)
+    shared = shared_parameters(model)
     model.to(dtype).to_empty(device=device)
+    for alias, name in shared.items():  # `to_empty` has parted them
+        module, _, attribute = alias.rpartition('.')
+        setattr(model.get_submodule(module), attribute, model.get_parameter(name))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             weight = state[name]
@@ -232,21 +296,37 @@ def write_tokenizer(tokenizer: Tokenizer, folder: str | Path, add_bos: bool = Tr
             raise ValueError(f'the exported tokenizer encodes {text!r} as {theirs}, ours as {ours}')
 
 
-class _Rounded(Mapping[str, Tensor]):
-    """Tensors as they are after being stored in another dtype."""
+class _Watched(Mapping[str, Tensor]):
+    """Tensors that are counted when they have been read."""
 
-    def __init__(self, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-        self._state = state
-        self._dtype = dtype
+    def __init__(self, state: Mapping[str, Tensor], on_bytes: Callable[[int], None]) -> None:
+        self._state, self._on_bytes = state, on_bytes
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._state[name].to(self._dtype)
+        tensor = self._state[name]
+        self._on_bytes(tensor.nbytes)
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._state)
 
     def __len__(self) -> int:
         return len(self._state)
+
+
+class _Rounded(_Watched):
+    """Tensors as they are after being stored in another dtype."""
+
+    def __init__(
+        self, state: Mapping[str, Tensor], dtype: torch.dtype, on_bytes: Callable[[int], None]
+    ) -> None:
+        super().__init__(state, on_bytes)
+        self._dtype = dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._state[name].to(self._dtype)
+        self._on_bytes(tensor.nbytes)
+        return tensor
 
 
 def _write_configs(
@@ -266,14 +346,27 @@ def _write_configs(
     write_json(folder / 'generation_config.json', ids)
 
 
-def _find_family(config: Mapping[str, Any], file: Path) -> tuple[Any, dict[str, Any]]:
-    """The registered model class that `config` describes, and its constructor's arguments."""
+def _find_family(config: Mapping[str, Any], file: Path) -> tuple[Any, Any, dict[str, Any]]:
+    """The form of a config.json, the family it describes, and its constructor's arguments."""
     MODELS.import_from_location()
-    refusals = []
-    for family in MODELS.module_dict.values():
-        if hasattr(family, 'from_hf_config'):
-            try:
-                return family, family.from_hf_config(config)
-            except ValueError as error:
-                refusals.append(str(error))
-    raise ValueError(f'{file} fits no model here: ' + '; '.join(refusals))
+    families = [f for f in dict.fromkeys(MODELS.module_dict.values()) if hasattr(f, 'hf_forms')]
+    pairs = [(form, family) for family in families for form in family.hf_forms]
+    fitting = [(form, family) for form, family in pairs if form.describes(config)]
+    if not fitting:
+        known = dict.fromkeys(f'{form.architecture} ({form.model_type})' for form, _ in pairs)
+        raise ValueError(
+            f'{file} has model_type={config.get("model_type")!r}, '
+            f'architectures={config.get("architectures")!r}: no model that is known here. '
+            f'Known are {", ".join(known)}'
+        )
+    found, refusals = [], []
+    for form, family in fitting:
+        try:
+            found.append((form, family, form.arguments(family, config)))
+        except ValueError as error:
+            refusals.append(str(error))
+    if not found:
+        raise ValueError(f'{file}: ' + '; '.join(dict.fromkeys(refusals)))
+    # Several families have Llama's form: the one whose biases are so by default, and of two such
+    # the one that has no other form.
+    return min(found, key=lambda one: ('attention_bias' in one[2], len(one[1].hf_forms)))

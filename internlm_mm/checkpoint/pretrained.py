@@ -33,7 +33,7 @@ def load_model(
     """Build a trained model, in evaluation mode and without gradients.
 
     Args:
-        path: A work dir, a checkpoint `iter_N`, or a Hugging Face folder with safetensors.
+        path: A work dir, a checkpoint `iter_N`, or a Hugging Face folder.
         device: Where the model goes.
         dtype: Of its parameters.
 
@@ -60,23 +60,28 @@ def convert_to_hf(
     checkpoint: str | Path,
     out: str | Path,
     *,
+    format: str | None = None,
     tokenizer: str | Path | None = None,
     dtype: str | None = None,
     max_shard_bytes: int = 5 * 10**9,
     overwrite: bool = False,
     add_bos: bool = True,
+    show_progress: bool = False,
 ) -> float:
     """Export a checkpoint to a Hugging Face folder and prove it.
 
     Args:
         checkpoint: A work dir or a checkpoint `iter_N`.
         out: The folder to make.
+        format: Name of one of the forms that the model's family has; None for 'llama', or the
+            family's own if it has no such.
         tokenizer: Path of the tokenizer; by default the one stored in the checkpoint, if any.
         dtype: Of the weights: 'float32', 'float16' or 'bfloat16'; None for what the run computed
             in, so that nothing is rounded that the run did not round.
         max_shard_bytes: Largest weight file.
         overwrite: Whether an existing `out` is replaced.
         add_bos: Whether the exported tokenizer begins texts with bos, as the training data should.
+        show_progress: Whether bars on standard error show how far it is.
 
     Returns:
         The largest difference between the logits of the two stacks on fixed prompts, in float32.
@@ -84,7 +89,7 @@ def convert_to_hf(
     Raises:
         FileExistsError: If `out` exists and `overwrite` is False.
         FileNotFoundError: If there is no checkpoint or tokenizer.
-        ValueError: If the checkpoint is damaged, the model has no Hugging Face form, the
+        ValueError: If the checkpoint is damaged, the model's family has no such form, the
             vocabularies do not fit or the logits differ.
     """
     folder = _whole_checkpoint(checkpoint)
@@ -93,17 +98,17 @@ def convert_to_hf(
         dtype = computed_in(config)
     LOG.info(f'exporting {folder} in {dtype}')
     model = _build_on_meta(config['model'])
-    if not hasattr(model, 'hf_config'):
-        raise ValueError(f'{type(model).__name__} has no Hugging Face form: no method hf_config')
     difference = export_hf(
         model,
         read_model_state(folder),
         out,
+        format=format,
         tokenizer=load_tokenizer_of(folder) if tokenizer is None else load_tokenizer(tokenizer),
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
         overwrite=overwrite,
         add_bos=add_bos,
+        show_progress=show_progress,
     )
     assert difference is not None
     return difference

@@ -22,25 +22,40 @@ def streamed(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[nn.Mod
     """Inside the block, a model on the meta device can run, in float32 on the CPU.
 
     A module's own weights are read before its forward and given up after it, so that memory holds
-    those of one module, not of a model.
+    those of one module, not of a model. A module without any that uses another's, as a tied head
+    does, names that one as its `lender`.
 
     Args:
-        model: Its parameters are on the meta device and no module uses those of another.
+        model: Its parameters are on the meta device. One that several modules use is read for each.
         weights: By the model's own names, each read when asked for, as often as its module runs.
     """
+    shared = shared_parameters(model)
+    paths = {module: path for path, module in model.named_modules()}
     handles = []
-    for path, module in model.named_modules():
-        parameters = dict(module.named_parameters(recurse=False))
+    for module in paths:
+        owner = getattr(module, 'lender', module)
+        parameters = dict(owner.named_parameters(recurse=False))
         if parameters:
-            prefix = f'{path}.' if path else ''
-            read = partial(_read, list(parameters), prefix, weights)
+            full = {name: f'{paths[owner]}.{name}'.removeprefix('.') for name in parameters}
+            names = {name: shared.get(path, path) for name, path in full.items()}
+            read = partial(_read, owner, names, weights)
             handles.append(module.register_forward_pre_hook(read))
-            handles.append(module.register_forward_hook(partial(_give_up, parameters)))
+            handles.append(module.register_forward_hook(partial(_give_up, owner, parameters)))
     try:
         yield model
     finally:
         for handle in handles:
             handle.remove()
+
+
+def shared_parameters(model: nn.Module) -> dict[str, str]:
+    """Further names of parameters that have several, and the first of each."""
+    first: dict[int, str] = {}
+    aliases = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            aliases[name] = first[id(parameter)]
+    return aliases
 
 
 def hf_model(folder: Path) -> tuple[nn.Module, HFWeights]:
@@ -69,7 +84,7 @@ def hf_model(folder: Path) -> tuple[nn.Module, HFWeights]:
     for path, module in list(model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             model.set_submodule(path, type(module)(config))
-    weights = HFWeights(folder, {'': ''})
+    weights = HFWeights(folder)
     wanted = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     found = {name: weights.shape(name) for name in weights}
     if wanted != found:
@@ -81,17 +96,15 @@ def hf_model(folder: Path) -> tuple[nn.Module, HFWeights]:
     return model, weights
 
 
-def _read(
-    names: list[str], prefix: str, weights: Mapping[str, Tensor], module: nn.Module, _: Any
-) -> None:
-    for name in names:
-        value = weights[prefix + name].to(torch.float32)
-        setattr(module, name, nn.Parameter(value, requires_grad=False))
+def _read(owner: nn.Module, names: dict[str, str], weights: Mapping[str, Tensor], *_: Any) -> None:
+    for name, stored in names.items():
+        value = weights[stored].to(torch.float32)
+        setattr(owner, name, nn.Parameter(value, requires_grad=False))
 
 
-def _give_up(empty: dict[str, nn.Parameter], module: nn.Module, *_: Any) -> None:
+def _give_up(owner: nn.Module, empty: dict[str, nn.Parameter], *_: Any) -> None:
     for name, parameter in empty.items():
-        setattr(module, name, parameter)
+        setattr(owner, name, parameter)
     _return_memory()
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +47,10 @@ class Entry(NamedTuple):
 
 
 def write_tensor_file(
-    path: Path, entries: Sequence[Entry], tensors: Iterable[Tensor]
+    path: Path,
+    entries: Sequence[Entry],
+    tensors: Iterable[Tensor],
+    metadata: Mapping[str, str] | None = None,
 ) -> tuple[int, int]:
     """Write CPU tensors to a safetensors file, one at a time, and reach the disk.
 
@@ -55,6 +58,7 @@ def write_tensor_file(
         path: The file; its folder exists.
         entries: What is written, in order: the header comes before the first tensor.
         tensors: The tensors, each given up once it is written.
+        metadata: Texts for the file's header.
 
     Returns:
         Size in bytes, and CRC-32 of the content, taken in the same pass.
@@ -62,7 +66,7 @@ def write_tensor_file(
     Raises:
         ValueError: If a tensor is none that its entry describes.
     """
-    header: dict[str, object] = {}
+    header: dict[str, object] = {'__metadata__': dict(metadata)} if metadata else {}
     position = 0
     for entry in entries:
         header[entry.name] = {

@@ -39,7 +39,8 @@ _SIZES = {
     'num_hidden_layers': 'num_layers',
     'num_attention_heads': 'num_heads',
 }
-_KEPT_LENGTH = ('llama3', 'yarn')  # kinds of rotary embedding that need the length of before
+# Kinds of rotary embedding that need the length of training, which config.json may say otherwise.
+_KEPT_LENGTH = ('dynamic', 'llama3', 'yarn')
 
 
 def llama_layout(
@@ -79,6 +80,10 @@ class HFForm:
         named = {'architectures': [self.architecture], 'model_type': self.model_type}
         return named | self.from_llama(llama)
 
+    def config_of(self, model: Any) -> dict[str, Any]:
+        """The content of config.json of a model, but for token ids and dtype."""
+        return self.config(llama_config(model))
+
     def describes(self, config: Config) -> bool:
         """Whether `config` is of this form."""
         kind, named = config.get('model_type'), list(config.get('architectures') or ())
@@ -101,7 +106,7 @@ class HFForm:
         for key in _SIZES:
             if key not in config:
                 raise ValueError(f'the key {key!r} is missing')
-            if not isinstance(config[key], int) or config[key] < 1:
+            if type(config[key]) is not int or config[key] < 1:
                 raise ValueError(f'{key}={config[key]!r} must be a positive integer')
         if config.get('quantization_config'):
             raise ValueError('quantization_config: weights are read only as they were before that')
@@ -115,6 +120,10 @@ def llama_config(model: Any) -> dict[str, Any]:
         model: Of any family; only its settings are looked at.
     """
     rope = {'rope_type': 'default', **(model.rope_scaling or {})}
+    longest = model.max_seq_len
+    if rope['rope_type'] == 'dynamic':
+        # Others stretch beyond `max_position_embeddings`, whatever else is said.
+        longest = rope.pop('original_max_position_embeddings', longest)
     return {
         'vocab_size': model.vocab_size,
         'hidden_size': model.hidden_size,
@@ -123,7 +132,7 @@ def llama_config(model: Any) -> dict[str, Any]:
         'num_attention_heads': model.num_heads,
         'num_key_value_heads': model.num_kv_heads,
         'head_dim': model.head_dim,
-        'max_position_embeddings': model.max_seq_len,
+        'max_position_embeddings': longest,
         'rms_norm_eps': model.norm_eps,
         'hidden_act': 'silu',
         'attention_bias': model.attention_bias,

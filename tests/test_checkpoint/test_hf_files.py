@@ -8,8 +8,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from internlm_mm.checkpoint.hf_files import HFWeights, publish_folder, write_weights
+from internlm_mm.utils.weight_layout import WeightLayout
 
-NAMES = {'layers.': 'model.layers.', 'head.': 'head.'}
+LAYOUT = WeightLayout.of_names({'layers.': 'model.layers.', 'head.': 'head.'})
 
 
 def state():
@@ -23,7 +24,7 @@ def state():
 
 def write(folder, tensors, dtype='float32', max_bytes=10**9):
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    write_weights(folder, NAMES, tensors, shapes, dtype, max_bytes)
+    write_weights(folder, LAYOUT, tensors, shapes, dtype, max_bytes)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
@@ -37,7 +38,7 @@ def test_safetensors_reads_what_we_write(tmp_path, dtype, max_bytes):
         with safe_open(file, framework='pt') as opened:
             assert opened.metadata() == {'format': 'pt'}
     assert set(read) == {'model.layers.0.w', 'model.layers.1.w', 'head.w', 'head.s'}
-    weights = HFWeights(tmp_path, NAMES)
+    weights = HFWeights(tmp_path, LAYOUT)
     assert len(weights) == 4
     for name, tensor in tensors.items():
         assert torch.equal(weights[name], tensor.to(getattr(torch, dtype)))
@@ -54,7 +55,7 @@ def test_shards_keep_to_their_size(tmp_path):
 
 
 def test_a_name_outside_the_table(tmp_path):
-    with pytest.raises(ValueError, match='begins with none of layers'):
+    with pytest.raises(ValueError, match=r'known are names that begin with layers'):
         write(tmp_path, {'tail.w': torch.ones(1)})
 
 
@@ -109,7 +110,7 @@ def write_bin(folder, tensors, files=1):
 def test_files_of_torch_save(tmp_path, files):
     tensors = {f'layers.{i}.w': torch.randn(3, 2).bfloat16() for i in range(5)}
     write_bin(tmp_path, tensors, files)
-    weights = HFWeights(tmp_path, {'': ''})
+    weights = HFWeights(tmp_path)
     assert set(weights) == set(tensors)
     for name, tensor in tensors.items():
         assert weights.shape(name) == [3, 2] and weights.dtype(name) == torch.bfloat16
@@ -120,7 +121,7 @@ def test_files_of_torch_save(tmp_path, files):
 def test_safetensors_are_taken_first(tmp_path):
     write_bin(tmp_path, {'w': torch.zeros(2)})
     save_file({'w': torch.ones(2)}, tmp_path / 'model.safetensors')
-    weights = HFWeights(tmp_path, {'': ''})
+    weights = HFWeights(tmp_path)
     assert torch.equal(weights['w'], torch.ones(2)) and weights.dtype('w') == torch.float32
 
 
@@ -138,19 +139,19 @@ def test_damaged_folders(tmp_path, pickled):
     whole = (tmp_path / second).read_bytes()
     (tmp_path / second).write_bytes(other.read_bytes())
     with pytest.raises(ValueError, match=f'{second} lacks .*, which {index} places there'):
-        HFWeights(tmp_path, {'': ''})
+        HFWeights(tmp_path)
     (tmp_path / second).write_bytes(whole[:-100])
     with pytest.raises(ValueError, match=f'{second} is truncated'):
-        HFWeights(tmp_path, {'': ''})
+        HFWeights(tmp_path)
     (tmp_path / second).unlink()
     with pytest.raises(FileNotFoundError, match=f'{index} names {second}, which is missing'):
-        HFWeights(tmp_path, {'': ''})
+        HFWeights(tmp_path)
     for broken in (text[:-9], '[]', '{}'):
         (tmp_path / index).write_text(broken)
         with pytest.raises(ValueError, match=f'{index} is truncated or damaged'):
-            HFWeights(tmp_path, {'': ''})
+            HFWeights(tmp_path)
 
 
 def test_nothing_there(tmp_path):
     with pytest.raises(FileNotFoundError, match='holds no weights'):
-        HFWeights(tmp_path, {'': ''})
+        HFWeights(tmp_path)

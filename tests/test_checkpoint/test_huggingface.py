@@ -1,6 +1,7 @@
 """Folders that plain transformers must load, and damaged ones that must be refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from internlm_mm.checkpoint.huggingface import (
     verify_logits,
 )
 from internlm_mm.models import InternLM, Llama
+from internlm_mm.models.hf_forms import LLAMA
 from internlm_mm.registry import MODELS
 
 SIZES = dict(
@@ -121,8 +123,8 @@ def test_import_of_what_transformers_writes(tmp_path):
 
 
 def test_a_difference_is_refused_and_leaves_nothing(tmp_path, state, monkeypatch):
-    wrong = build().hf_config() | {'rms_norm_eps': 1e-2}
-    monkeypatch.setattr(InternLM, 'hf_config', lambda self: wrong)
+    wrong = replace(LLAMA, from_llama=lambda llama: llama | {'rms_norm_eps': 1e-2})
+    monkeypatch.setattr(InternLM, 'hf_forms', (wrong,))
     with pytest.raises(ValueError, match='differ from ours'):
         export_hf(build(), state, tmp_path / 'out')
     assert list(tmp_path.iterdir()) == []
@@ -177,7 +179,7 @@ def test_vocabulary(tokens, fits):
 def test_no_model_there(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'config\.json is missing'):
         import_hf(tmp_path)
-    (tmp_path / 'config.json').write_text(json.dumps(build().hf_config()))
+    (tmp_path / 'config.json').write_text(json.dumps(LLAMA.config_of(build())))
     with pytest.raises(FileNotFoundError, match=r'holds no weights: none of model\.safetensors'):
         import_hf(tmp_path)
     (tmp_path / 'pytorch_model.bin').write_bytes(b'')
@@ -194,7 +196,9 @@ def test_a_missing_shard(tmp_path, state):
 
 def test_a_model_we_do_not_have(tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps({'architectures': ['GPT2LMHeadModel']}))
-    with pytest.raises(ValueError, match=r'fits no model here.*GPT2LMHeadModel'):
+    with pytest.raises(
+        ValueError, match=r"architectures=\['GPT2LMHeadModel'\]: no model .*Qwen3ForCausalLM \(qwen3\)"
+    ):
         import_hf(tmp_path)
 
 
