@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from internlm_mm.engine.preflight import build_data_part, check_run
-from internlm_mm.engine.start import check_start, choose_start
+from internlm_mm.engine.start import check_start, check_start_vocabulary, choose_start
 from internlm_mm.engine.stock_hooks import check_hook
 from internlm_mm.parallel.attention import apply_attention, check_shared_attention
 from internlm_mm.parallel.context import check_documents
@@ -77,8 +77,8 @@ def dry_run(config: Config) -> str:
     next(iter(train))  # reads one step: truncated or foreign files show here
     _check_parts(config, model)
     lines = [
-        *_model_lines(config, model, train.dataset.seq_len),
-        *_start_lines(config, model),
+        *_model_lines(model, train.dataset.seq_len),
+        *_start_lines(config, model, tokenizer, loaders),
         *_layout_lines(config, layout, model),
         *_data_lines(config, loaders),
         *_tokenizer_lines(config, tokenizer),
@@ -158,7 +158,9 @@ def _check_parts(config: Config, model: nn.Module) -> None:
         raise PermissionError(f'work_dir={config.work_dir!r} cannot be made: {existing}')
 
 
-def _start_lines(config: Config, model: nn.Module) -> list[str]:
+def _start_lines(
+    config: Config, model: nn.Module, tokenizer: Any, loaders: dict[str, Any]
+) -> list[str]:
     """Find and verify what the run would begin from, compare it with the model, and say so."""
     start = choose_start(
         config.get('resume', False), config.get('load_from'), Path(config.work_dir), True, LOG
@@ -166,6 +168,7 @@ def _start_lines(config: Config, model: nn.Module) -> list[str]:
     if start is None:
         return []
     source = check_start(start, model, config, LOG)
+    check_start_vocabulary(start, tokenizer, loaders, LOG)
     if source is None:
         return [f'start      {", ".join(start.content)} of {start.path}']
     sizes: Counter[str] = Counter()
@@ -178,7 +181,7 @@ def _start_lines(config: Config, model: nn.Module) -> list[str]:
     ]
 
 
-def _model_lines(config: Config, model: nn.Module, seq_len: int) -> list[str]:
+def _model_lines(model: nn.Module, seq_len: int) -> list[str]:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     lines = [f'model      {type(model).__name__}, {parameters:,} parameters']
     flops = model_flops(model, seq_len)

@@ -15,7 +15,13 @@ from internlm_mm.checkpoint.checkpointer import TOKENIZER_FOLDER, read_state
 from internlm_mm.checkpoint.foreign import Source
 from internlm_mm.engine.preflight import build_data_part, check_run, check_writable
 from internlm_mm.engine.run_state import RunState
-from internlm_mm.engine.start import Start, check_start, choose_start
+from internlm_mm.engine.start import (
+    Start,
+    check_start,
+    check_start_vocabulary,
+    choose_start,
+    together,
+)
 from internlm_mm.engine.stock_hooks import check_hook
 from internlm_mm.parallel.context import check_documents
 from internlm_mm.registry import DATALOADERS, DATASETS, HOOKS, RUNNERS, TOKENIZERS
@@ -245,8 +251,7 @@ class LLMRunner(FlexibleRunner):
         loaders = {'train_dataloader': self.train_dataloader}
         if self._val_loop is not None:
             loaders['val_dataloader'] = self.val_dataloader
-        check_run(self.model, loaders, self.tokenizer)
-        self._check_fit(loaders)
+        self._check_data(loaders)
         self.flops_per_token = model_flops(self.model, self.train_dataloader.dataset.seq_len)
         self._prepare(
             optim_wrapper=self.optim_wrapper,
@@ -264,9 +269,8 @@ class LLMRunner(FlexibleRunner):
             raise ValueError('val needs val_dataloader and val_cfg in the config')
         self.model = self.strategy.build_model(self.model)
         self._val_loop = self.build_val_loop(self._val_loop)
-        check_run(self.model, {'val_dataloader': self.val_dataloader}, self.tokenizer)
-        self._check_fit({'val_dataloader': self.val_dataloader})
         self._choose_start(training=False)
+        self._check_data({'val_dataloader': self.val_dataloader})
         self._prepare()
         self.load_or_resume()
         self.call_hook('before_run')
@@ -274,8 +278,11 @@ class LLMRunner(FlexibleRunner):
         self.call_hook('after_run')
         return metrics
 
-    def _check_fit(self, loaders: Mapping[str, Any]) -> None:
-        """Whether the layout fits all rows, and every size of a batch that ramps up."""
+    def _check_data(self, loaders: Mapping[str, Any]) -> None:
+        """Whether model, tokenizer and layout fit all rows, and every size of a ramped-up batch."""
+        check_run(self.model, loaders, self.tokenizer)
+        if self._start is not None:
+            check_start_vocabulary(self._start, self.tokenizer, loaders, self.logger)
         for key, loader in loaders.items():
             for count in getattr(loader, 'micro_batch_counts', [None]):
                 self.strategy.check_fit(self.model, loader.dataset.seq_len, count, key=key)
@@ -324,7 +331,8 @@ class LLMRunner(FlexibleRunner):
     def _take(self, start: Start) -> None:
         path, content = start.path, start.content
         if self._source is not None:
-            self.run_state.load_weights(self._source.weights)
+            weights = self._source.weights
+            together(lambda: self.run_state.load_weights(weights))
             self.logger.info(f'loaded {self._source.family} from {path}, {self._source.form}')
             return
         parts = [part for part in content if part != 'data'] + (['random'] if start.random else [])

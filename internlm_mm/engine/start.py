@@ -10,19 +10,22 @@ import torch.distributed as dist
 from mmengine.config import Config
 
 from internlm_mm.checkpoint.checkpointer import (
+    METADATA_FILE,
+    TOKENIZER_FOLDER,
     check_model,
     check_whole,
     find_checkpoint,
+    list_checkpoints,
     newest_whole_checkpoint,
     read_config,
 )
 from internlm_mm.checkpoint.foreign import Source, check_same_model, is_foreign, open_source
+from internlm_mm.checkpoint.vocabulary import compare_vocabularies, find_tokenizer
 from internlm_mm.utils.config import dump_config
 from internlm_mm.utils.suggest import did_you_mean
 
 CONTENT = ('model', 'optimizer', 'data', 'scheduler')
 """What `load_from=dict(path=..., content=[...])` can take from a checkpoint."""
-
 
 _FOREIGN = ('format', 'settings')
 """Further keys of `load_from` where the path is of another program; see `open_source`."""
@@ -35,21 +38,14 @@ class Start(NamedTuple):
         path: Its folder.
         content: What to take from it; names of `CONTENT`.
         random: Whether random generators go on where they were.
-        foreign: How to open weights of another program; None for a checkpoint of ours.
+        foreign: Options of `open_source` for weights of another program; None for a checkpoint of
+            ours.
     """
 
     path: Path
     content: tuple[str, ...]
     random: bool
     foreign: Mapping[str, Any] | None = None
-
-    def open(self) -> Source | None:
-        """The weights of another program, or None where a checkpoint of ours is.
-
-        Raises:
-            ValueError: If they are damaged or do not fit together.
-        """
-        return None if self.foreign is None else open_source(self.path, **self.foreign)
 
 
 def choose_start(
@@ -85,14 +81,14 @@ def choose_start(
 
 
 def _find_weights(path: str, content: tuple[str, ...], options: dict[str, Any]) -> Start:
-    if not is_foreign(path):
-        folder = _whole_checkpoint(path)
-        if options:
-            raise ValueError(
-                f'load_from.{next(iter(options))} is for weights of other programs; {path} is a '
-                'checkpoint'
-            )
-        return Start(folder, content, False)
+    is_ours = (Path(path) / METADATA_FILE).is_file() or bool(list_checkpoints(path))
+    if options and is_ours:
+        raise ValueError(
+            f'load_from.{next(iter(options))} is for weights of other programs; {path} is a '
+            'checkpoint'
+        )
+    if not options and not is_foreign(path):
+        return Start(_whole_checkpoint(path), content, False)
     if content != ('model',):
         other = next((part for part in content if part != 'model'), 'nothing')
         raise ValueError(
@@ -117,9 +113,9 @@ def check_start(start: Start, model: Any, config: Config, logger: Logger) -> Sou
     Raises:
         ValueError: Naming the file, the tensor or the key of the model that does not fit.
     """
-    source = start.open()
-    if source is not None:
-        for difference in check_same_model(model, source):
+    if start.foreign is not None:
+        source, differences = together(lambda: _open(start, model))
+        for difference in differences:
             logger.warning(f'{difference}: meant for longer texts?')
         agree(source.weights.check_files)  # one pass over the files, on one rank
         return source
@@ -133,6 +129,41 @@ def check_start(start: Start, model: Any, config: Config, logger: Logger) -> Sou
     return None
 
 
+def _open(start: Start, model: Any) -> tuple[Source, list[str]]:
+    source = open_source(start.path, **(start.foreign or {}))
+    return source, check_same_model(model, source)
+
+
+def check_start_vocabulary(
+    start: Start, tokenizer: Any, loaders: Mapping[str, Any], logger: Logger
+) -> None:
+    """Whether the run's ids mean what they meant to the weights that it begins from. Collective.
+
+    Args:
+        start: What `choose_start` chose.
+        tokenizer: The run's, or None.
+        loaders: Built loaders by config key.
+        logger: Hears of differences that need not hinder.
+
+    Raises:
+        ValueError: If the tokenizer beside the weights gives the same words other ids.
+    """
+    if start.random or 'model' not in start.content:
+        return
+    folder = start.path if start.foreign is not None else start.path / TOKENIZER_FOLDER
+    data = {key: loader.dataset for key, loader in loaders.items()}
+
+    def compare() -> list[str]:
+        try:
+            theirs = find_tokenizer(folder)
+        except (OSError, ValueError) as error:
+            return [f'the tokenizer in {folder} is not compared with that of the data: {error}']
+        return [] if theirs is None else compare_vocabularies(tokenizer, data, theirs, folder)
+
+    for difference in agree(compare):
+        logger.warning(difference)
+
+
 def agree(decide: Callable[[], Any]) -> Any:
     """What rank 0 decides, on every rank; an error there is raised everywhere. Collective."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -141,12 +172,35 @@ def agree(decide: Callable[[], Any]) -> Any:
     if dist.get_rank() == 0:
         try:
             answer = [decide()]
-        except (OSError, ValueError) as error:
+        except Exception as error:
             answer = [error]
     dist.broadcast_object_list(answer)
     if isinstance(answer[0], Exception):
         raise answer[0]
     return answer[0]
+
+
+def together(act: Callable[[], Any]) -> Any:
+    """What each rank gets by itself; an error on one is raised on all. Collective.
+
+    Raises:
+        ValueError: On the ranks that had no error, with the first one's rank and message.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return act()
+    result, failure = None, None
+    try:
+        result = act()
+    except Exception as error:
+        failure = error
+    failures: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, failure and f'{type(failure).__name__}: {failure}')
+    if failure is not None:
+        raise failure
+    for rank, message in enumerate(failures):
+        if message is not None:
+            raise ValueError(f'rank {rank}: {message}')
+    return result
 
 
 def parse_load_from(

@@ -60,7 +60,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='go on from the newest whole checkpoint of the work dir, or from PATH',
     )
     parser.add_argument(
-        '--load-from', metavar='PATH', help='start from the weights of a checkpoint'
+        '--load-from',
+        metavar='PATH',
+        help="start from the weights of a checkpoint, a Hugging Face folder or InternLM's shards",
     )
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override, a.b.c=value'

@@ -1,14 +1,26 @@
+import itertools
+import json
 import logging
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from mmengine.hooks import Hook
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from internlm_mm.checkpoint.checkpointer import Checkpointer
-from internlm_mm.checkpoint.huggingface import export_hf
+from internlm_mm.checkpoint.foreign import open_source
+from internlm_mm.checkpoint.internlm_shards import InternLMWeights
+from internlm_mm.datasets import RandomTokens
 from internlm_mm.engine.dry_run import dry_run
 from internlm_mm.engine.start import CONTENT, Start, choose_start
 from internlm_mm.models import InternLM
+from internlm_mm.structures import IGNORE_INDEX
 from tests.helpers import tiny_config, tiny_runner
 from tests.internlm_oracle import SIZES, full_state, write_shards
 
@@ -145,19 +157,165 @@ TINY_SIZES = SIZES | dict(
 )
 
 
-@pytest.fixture(params=['hf', 'shards'])
+HF_CONFIG = {
+    'architectures': ['LlamaForCausalLM'],
+    'model_type': 'llama',
+    'attention_bias': True,
+    'vocab_size': 64,
+    'hidden_size': 32,
+    'intermediate_size': 48,
+    'num_hidden_layers': 2,
+    'num_attention_heads': 2,
+    'max_position_embeddings': 64,
+    'rms_norm_eps': 1e-5,
+    'rope_theta': 10_000.0,
+}
+
+
+@pytest.fixture(params=['hf', 'bin', 'shards'])
 def foreign(tmp_path: Path, request) -> tuple[Path, dict]:
     """A folder of another program with weights for the config of `tests/configs/tiny.py`."""
     state = full_state(TINY_SIZES, biases=True)
     folder = tmp_path / request.param
-    if request.param == 'hf':
-        with torch.device('meta'):
-            model = InternLM(**TINY_SIZES)
-        export_hf(model, state, folder, dtype='float32', verify=False)
+    if request.param != 'shards':
+        folder.mkdir()
+        (folder / 'config.json').write_text(json.dumps(HF_CONFIG))
+        stored = {
+            name if name == 'lm_head.weight' else f'model.{name}': tensor
+            for name, tensor in state.items()
+        }
+        if request.param == 'hf':
+            save_file(stored, folder / 'model.safetensors')
+        else:
+            torch.save(stored, folder / 'pytorch_model.bin')
     else:
         said = {'max_position_embeddings': 64}
         write_shards(folder, state, TINY_SIZES, tp=2, pp=2, config=said)
     return folder, state
+
+
+class Losses(Hook):
+    """Keeps the loss of every step."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self.found.append(float(outputs['loss']))
+
+
+def begin(work_dir: Path, folder: Path, parallel: dict) -> tuple[dict[str, Tensor], float]:
+    """The weights that are loaded, whole, and the loss of the first step; in float64."""
+    losses = Losses()
+    runner = tiny_runner(
+        work_dir,
+        [losses],
+        load_from=str(folder),
+        strategy__parallel=parallel,
+        strategy__precision={'param': 'float64', 'reduce': 'float64'},
+        train_cfg__max_iters=1,
+        val_dataloader=None,
+        val_cfg=None,
+        experiment_name=f'begin_{folder.parent.name}_{"_".join(parallel)}',
+    )
+    loaded: dict[str, Tensor] = {}
+    load = runner.load_or_resume
+
+    def load_and_keep() -> None:
+        load()
+        for name, tensor in runner.model.state_dict().items():
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            loaded[name] = whole.clone()
+
+    runner.load_or_resume = load_and_keep
+    runner.train()
+    return loaded, losses.found[0]
+
+
+@pytest.mark.parametrize('axis', ['data_shard', 'tensor', 'pipeline'])
+def test_every_layout_begins_from_the_same_weights(
+    two_ranks, tmp_path: Path, foreign, axis: str
+) -> None:
+    folder, state = foreign
+    weights, loss = begin(tmp_path / 'one', folder, {})
+    plain = InternLM(**TINY_SIZES).double()
+    plain.load_state_dict(state)
+    assert loss == pytest.approx(first_loss(plain), rel=1e-12)
+    found = two_ranks(begin, tmp_path / 'two', folder, {axis: 2})
+    names: set[str] = set()
+    for part, _ in [(weights, loss), *found]:
+        names |= set(part)
+        for name, tensor in part.items():
+            assert torch.equal(tensor, state[name].double()), name
+    assert names == set(state)
+    if axis == 'pipeline':
+        assert not set(found[0][0]) & set(found[1][0])
+    for _, other in found:
+        assert other == pytest.approx(loss, rel=1e-12)
+
+
+@torch.no_grad()
+def first_loss(model: InternLM) -> float:
+    """Of the four rows of the first step, by torch's own cross-entropy, a document at a time."""
+    seed, total, count = 1024, 0.0, 0
+    data = RandomTokens(vocab_size=64, seq_len=32, document_lengths=[5, 9, 14], seed=seed)
+    for row in (data[i] for i in range(4)):
+        ids, labels = torch.tensor(row.input_ids), torch.tensor(row.labels)
+        ends = itertools.accumulate(row.lengths.tolist(), initial=0)
+        for begin_at, end in itertools.pairwise(ends):
+            logits, wanted = model.logits(ids[None, begin_at:end])[0], labels[begin_at:end]
+            loss = F.cross_entropy(logits, wanted, reduction='sum', ignore_index=IGNORE_INDEX)
+            total += float(loss)
+            count += int((wanted != IGNORE_INDEX).sum())
+    return total / count
+
+
+def fail_on_one_rank(work_dir: Path, folder: Path) -> str:
+    own = folder if dist.get_rank() == 0 else folder.with_name('nowhere')
+    with mock.patch('internlm_mm.engine.start.open_source', lambda path: open_source(own)):
+        try:
+            begin(work_dir, folder, {'data_shard': 2})
+        except (OSError, ValueError) as error:
+            return f'{type(error).__name__}: {error}'
+    return ''
+
+
+@pytest.mark.parametrize('foreign', ['hf'], indirect=True)
+def test_an_error_of_one_rank_reaches_all(two_ranks, tmp_path: Path, foreign) -> None:
+    first, second = two_ranks(fail_on_one_rank, tmp_path / 'two', foreign[0])
+    assert second.startswith(f'FileNotFoundError: {tmp_path / "nowhere"} is no folder')
+    assert first == f'ValueError: rank 1: {second}'
+
+
+def count_checks(work_dir: Path, folder: Path) -> int:
+    passes = []
+    check = InternLMWeights.check_files
+    with mock.patch.object(InternLMWeights, 'check_files', lambda w: passes.append(check(w))):
+        begin(work_dir, folder, {'data_shard': 2})
+    return len(passes)
+
+
+@pytest.mark.parametrize('foreign', ['shards'], indirect=True)
+def test_one_rank_reads_checksums(two_ranks, tmp_path: Path, foreign) -> None:
+    assert two_ranks(count_checks, tmp_path / 'two', foreign[0]) == [1, 0]
+
+
+@pytest.mark.parametrize('foreign', ['shards'], indirect=True)
+def test_damage_that_one_rank_finds_reaches_all(two_ranks, tmp_path: Path, foreign) -> None:
+    path = foreign[0] / 'model_tp1_pp1.pt'
+    whole, tensor = path.read_bytes(), torch.load(path)['model.head.weight']
+    place = whole.index(tensor.numpy().tobytes()) + 5
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+    for message in two_ranks(message_of, tmp_path / 'two', foreign[0]):
+        assert 'model_tp1_pp1.pt is damaged: Bad CRC' in message
+
+
+def message_of(work_dir: Path, folder: Path) -> str:
+    try:
+        begin(work_dir, folder, {'data_shard': 2})
+    except ValueError as error:
+        return str(error)
+    return ''
 
 
 def test_training_goes_on_from_other_programs_weights(tmp_path: Path, foreign) -> None:
@@ -238,7 +396,8 @@ def test_other_programs_have_no_run_to_resume(tmp_path: Path, foreign) -> None:
 
 
 def test_a_damaged_folder_stops_before_training(tmp_path: Path, foreign) -> None:
-    file = next(iter([*foreign[0].glob('*.safetensors'), *foreign[0].glob('model_tp1*')]))
+    names = ('*.safetensors', '*.bin', 'model_tp1*')
+    file = next(path for name in names for path in foreign[0].glob(name))
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(ValueError, match=f'{file.name} is truncated'):
         tiny_runner(tmp_path / 'work', load_from=str(foreign[0])).train()
