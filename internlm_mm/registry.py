@@ -39,6 +39,9 @@ DATALOADERS = Registry(  # iterates lists of Batch, one list a step; seek(iterat
 TOKENIZERS = Registry(  # internlm_mm.tokenizers.Tokenizer: encode, decode, special ids
     'tokenizer', scope='internlm_mm', locations=['internlm_mm.tokenizers']
 )
+CHAT_TEMPLATES = Registry(  # a function that returns a ChatTemplate: how conversations are spelt
+    'chat template', scope='internlm_mm', locations=['internlm_mm.tokenizers']
+)
 TRANSFORMS = _child(mm.TRANSFORMS)
 FUNCTIONS = _child(mm.FUNCTIONS)
 

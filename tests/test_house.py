@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     'planner': set(),
     'checkpoint': {'tokenizers'},
     'evaluation': {'tokenizers', 'agents'},
-    'inference': {'tokenizers'},
+    'inference': {'tokenizers', 'checkpoint'},
     'agents': {'tokenizers', 'sandbox'},
     'engine': {'datasets', 'optim', 'parallel', 'checkpoint', 'evaluation', 'planner'},
     'api': {'checkpoint', 'engine', 'inference'},

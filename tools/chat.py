@@ -7,7 +7,7 @@ import torch
 
 from internlm_mm.api import from_pretrained
 from internlm_mm.inference import Sampling
-from internlm_mm.inference.chat import complete, interact
+from internlm_mm.inference.terminal import complete, interact
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,45 +1,94 @@
-"""Continuing text in a terminal."""
+"""Conversations with a model: a template in front of a generator."""
 
 from __future__ import annotations
 
-import sys
-from typing import TextIO
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from internlm_mm.inference.generator import Generator
 from internlm_mm.inference.sampling import Sampling
+from internlm_mm.tokenizers import ChatTemplate, build_template
 
 
-def complete(
-    generator: Generator, prompt: str, sampling: Sampling, out: TextIO | None = None
-) -> None:
-    """Write a prompt and its continuation, piece by piece as it is generated.
+class Chat:
+    """Answers conversations.
+
+    An answer ends at the template's own marks: by their tokens, or by their spelling where the
+    tokenizer does not have them.
 
     Args:
-        generator: The model.
-        prompt: The text to continue.
-        sampling: How to draw.
-        out: Where to write; standard output if None.
+        generator: The model with its tokenizer.
+        template: How conversations are spelt: a name, a dict with `type`, or the template itself.
+
+    Raises:
+        ValueError: If there is no such template, or no tokenizer.
     """
-    pieces = generator.stream(prompt, sampling)
-    first = next(pieces, '')  # a prompt that cannot be continued fails before it is written
-    print(prompt, first, sep='', end='', flush=True, file=out)
-    for piece in pieces:
-        print(piece, end='', flush=True, file=out)
-    print(file=out)
 
+    def __init__(
+        self, generator: Generator, template: str | Mapping[str, Any] | ChatTemplate
+    ) -> None:
+        if generator.tokenizer is None:
+            raise ValueError('this model has no tokenizer beside it: it cannot chat')
+        self.generator = generator
+        self.template = build_template(template)
+        self._tokenizer = generator.tokenizer
 
-def interact(generator: Generator, sampling: Sampling) -> None:
-    """Continue what is typed, line by line, until the input ends."""
-    print('The model continues what you type. Ctrl-D leaves, Ctrl-C stops a continuation.')
-    while True:
-        try:
-            prompt = input('> ')
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        try:
-            complete(generator, prompt, sampling)
-        except KeyboardInterrupt:
-            print()
-        except ValueError as error:
-            print(f'error: {error}', file=sys.stderr)
+    def stream(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling: Sampling | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Iterator[str]:
+        """Answer the last message, giving each piece of text as soon as it is known.
+
+        Args:
+            messages: Of OpenAI's form, the last one the user's or a tool's. Without a system's
+                message, the template's `default_system` is put first; an empty one keeps it away.
+            sampling: How to draw; greedily by default.
+            tools: The functions that the model may call.
+
+        Returns:
+            Iterator over pieces; calls are in them as the template spells them. Closing it ends
+            the work.
+
+        Raises:
+            ValueError: If the conversation is none, cannot be spelt or is too long.
+        """
+        ids = self.prompt(messages, tools)
+        return self.generator.stream_ids(ids, self._with_stops(sampling or Sampling()))
+
+    def answer(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling: Sampling | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The whole answer to the last message; arguments as in `stream`."""
+        return ''.join(self.stream(messages, sampling, tools))
+
+    def prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
+        """The tokens that the model goes on from; arguments as in `stream`."""
+        default = self.template.default_system
+        if default and messages and messages[0].get('role') != 'system':
+            messages = [{'role': 'system', 'content': default}, *messages]
+        encoded = self.template.encode(
+            self._tokenizer,
+            messages,
+            tools,
+            add_generation_prompt=True,
+            add_bos=self.generator.add_bos,
+        )
+        return encoded.ids
+
+    def _with_stops(self, sampling: Sampling) -> Sampling:
+        ids, strings = self.template.stops(self._tokenizer)
+        return dataclasses.replace(
+            sampling,
+            stop_ids=(*sampling.stop_ids, *ids),
+            stop=(*sampling.stop, *strings),
+        )

@@ -40,6 +40,13 @@ class Tokenizer(ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; for ids that came from `encode` the very text they came from."""
 
+    def token_id(self, token: str) -> int | None:  # noqa: ARG002
+        """Id of the token that is called `token`, to be put in on purpose; None if there is none.
+
+        Text never becomes a special token, so this is how chat templates get theirs.
+        """
+        return None
+
     @abstractmethod
     def save(self, folder: str | Path) -> None:
         """Copy the files to `folder`, so that `load_tokenizer(folder)` equals this one."""

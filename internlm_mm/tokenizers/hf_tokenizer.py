@@ -65,7 +65,8 @@ class HFTokenizer(Tokenizer):
             self._tokenizer = read_hf_tokenizer(self.path)
         else:
             self._tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(self.path / JSON_NAME))
-        self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1  # ids may have holes
+        self._vocab: dict[str, int] = self._tokenizer.get_vocab()
+        self.vocab_size = max(self._vocab.values()) + 1  # ids may have holes
         self.bos_id = self._tokenizer.bos_token_id
         self.eos_id = self._tokenizer.eos_token_id
         self.pad_id = self._tokenizer.pad_token_id
@@ -93,6 +94,10 @@ class HFTokenizer(Tokenizer):
         )
         assert isinstance(text, str)  # a list only for a list of lists
         return text
+
+    def token_id(self, token: str) -> int | None:
+        """Id of the token that is called `token`."""
+        return self._vocab.get(token)
 
     def save(self, folder: str | Path) -> None:
         """Copy the tokenizer's files to `folder`."""

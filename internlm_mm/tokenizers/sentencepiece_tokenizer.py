@@ -62,6 +62,11 @@ class SentencePieceTokenizer(Tokenizer):
         """Text of `ids`; special tokens have none."""
         return self._model.decode([int(index) for index in ids])
 
+    def token_id(self, token: str) -> int | None:
+        """Id of the piece that is called `token`."""
+        index = self._model.piece_to_id(token)
+        return index if self._model.id_to_piece(index) == token else None
+
     def save(self, folder: str | Path) -> None:
         """Copy the model to `folder/tokenizer.model`."""
         Path(folder).mkdir(parents=True, exist_ok=True)

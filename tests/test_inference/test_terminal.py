@@ -6,7 +6,7 @@ import io
 import pytest
 
 from internlm_mm.inference import Sampling
-from internlm_mm.inference.chat import complete, interact
+from internlm_mm.inference.terminal import complete, interact
 
 
 class Echo:
