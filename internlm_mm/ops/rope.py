@@ -94,24 +94,27 @@ class RopeScaling:
             float32, [head_dim // 2], or where frequencies follow from `lengths`,
             [*lengths.shape, head_dim // 2].
         """
-        if self.rope_type == 'dynamic' and lengths is not None:
-            return self._dynamic(head_dim, theta, lengths)
         plain = _frequencies(head_dim, theta, device)
+        if self.rope_type == 'dynamic' and lengths is not None:
+            return self._dynamic(plain, head_dim, theta, lengths)
         if self.rope_type == 'linear':
             return plain / self.factor
         if self.rope_type == 'yarn':
             return self._yarn(plain, head_dim, theta)
         return self._llama3(plain) if self.rope_type == 'llama3' else plain
 
-    def _dynamic(self, head_dim: int, theta: float, lengths: Tensor) -> Tensor:
+    def _dynamic(self, plain: Tensor, head_dim: int, theta: float, lengths: Tensor) -> Tensor:
         """A larger base, so that the longest wave is stretched as much as the sequence is.
 
         Source: "NTK-aware" scaling by u/bloc97 and u/emozilla, as in transformers.
         """
-        stretch = self.factor * lengths.float() / self.original_length - (self.factor - 1)
-        stretch = torch.where(lengths > self.original_length, stretch, 1.0)
-        base = theta * stretch ** (head_dim / (head_dim - 2))
-        return _frequencies(head_dim, base.unsqueeze(-1), lengths.device)
+        # In float64, so that no rounding depends on how many tokens are computed together.
+        exponent = torch.arange(0, head_dim, 2, device=lengths.device, dtype=torch.float64)
+        stretch = self.factor * lengths.double() / self.original_length - (self.factor - 1)
+        base = theta * stretch.clamp(min=1) ** (head_dim / (head_dim - 2))
+        stretched = base.unsqueeze(-1) ** (-exponent / head_dim)
+        is_longer = (lengths > self.original_length).unsqueeze(-1)
+        return torch.where(is_longer, stretched.float(), plain)
 
     def _yarn(self, plain: Tensor, head_dim: int, theta: float) -> Tensor:
         """Kept where a wave turns often, stretched where it turns seldom.
@@ -249,7 +252,7 @@ def rope_table(
     return table if scaling is None or scaling.scale == 1.0 else table * scaling.scale
 
 
-def _frequencies(head_dim: int, theta: float | Tensor, device: torch.device) -> Tensor:
+def _frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
     exponent = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32)
     return 1.0 / theta ** (exponent / head_dim)
 
