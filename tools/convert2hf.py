@@ -19,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
             args.out,
             format=args.format,
             tokenizer=args.tokenizer,
+            chat_template=args.chat_template,
             dtype=args.dtype,
             max_shard_bytes=args.max_shard_size,
             overwrite=args.overwrite,
@@ -51,6 +52,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     tokenizer_help = 'a .model file or a tokenizer folder; by default the one in the checkpoint'
     parser.add_argument('--tokenizer', help=tokenizer_help)
+    template_help = "chat template of the exported tokenizer, or 'none'; by default what is stored"
+    parser.add_argument('--chat-template', metavar='NAME', help=template_help)
     parser.add_argument(
         '--dtype', choices=DTYPES, help='of the weights (default: what the run computed in)'
     )

@@ -26,7 +26,8 @@ from internlm_mm.checkpoint.remote import FORMATS as REMOTE_FORMATS
 from internlm_mm.checkpoint.remote import write_remote_code
 from internlm_mm.checkpoint.streaming import hf_model, shared_parameters, streamed
 from internlm_mm.registry import MODELS
-from internlm_mm.tokenizers import Tokenizer
+from internlm_mm.tokenizers import ChatTemplate, Tokenizer
+from internlm_mm.tokenizers.chat_export import write_chat_template
 from internlm_mm.tokenizers.convert import write_hf_tokenizer
 from internlm_mm.tokenizers.hf_tokenizer import read_hf_tokenizer
 from internlm_mm.utils.progress import byte_bar
@@ -53,6 +54,7 @@ def export_hf(
     *,
     format: str | None = None,
     tokenizer: Tokenizer | None = None,
+    chat_template: ChatTemplate | None = None,
     dtype: str = 'bfloat16',
     max_shard_bytes: int = 5 * 10**9,
     overwrite: bool = False,
@@ -71,6 +73,7 @@ def export_hf(
         out: The folder to make.
         format: Name of one of the family's forms; None for 'llama' where it has that.
         tokenizer: Written beside the weights if given.
+        chat_template: Written into the tokenizer; None for the one that it has, if any.
         dtype: Of the weights: 'float32', 'float16' or 'bfloat16'.
         max_shard_bytes: Largest weight file; a tensor larger than this has a file of its own.
         overwrite: Whether an existing `out` is replaced.
@@ -101,9 +104,9 @@ def export_hf(
             write_weights(folder, layout, model_state, shapes, dtype, max_shard_bytes, advance)
         if form.name in REMOTE_FORMATS:
             config |= write_remote_code(folder, form.name)
-        _write_configs(folder, config, tokenizer, dtype)
+        _write_configs(folder, config, tokenizer, chat_template, dtype)
         if tokenizer is not None:
-            write_tokenizer(tokenizer, folder, add_bos)
+            write_tokenizer(tokenizer, folder, add_bos, chat_template)
         if not verify:
             return None
         ids = probe_ids(tokenizer, model.vocab_size, model.max_seq_len)
@@ -273,13 +276,19 @@ def probe_ids(tokenizer: Tokenizer | None, vocab_size: int, max_seq_len: int) ->
     return [row[:max_seq_len] for row in rows if row]
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: str | Path, add_bos: bool = True) -> None:
+def write_tokenizer(
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    add_bos: bool = True,
+    chat_template: ChatTemplate | None = None,
+) -> None:
     """Write a tokenizer so that plain `AutoTokenizer` loads it, and check that it encodes the same.
 
     Args:
         tokenizer: Ours.
         folder: Where its files go.
         add_bos: Whether texts begin with bos; one in Hugging Face's format has decided already.
+        chat_template: Written as Jinja, its marks as special tokens; None changes nothing.
 
     Raises:
         ValueError: If the converted tokenizer gives other ids for one of a few probe texts.
@@ -288,6 +297,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: str | Path, add_bos: bool = Tr
     tokenizer.save(folder)
     if not (folder / 'tokenizer.json').exists():
         write_hf_tokenizer(folder / 'tokenizer.model', folder, add_bos)
+    if chat_template is not None:
+        write_chat_template(folder, chat_template)
     converted = read_hf_tokenizer(folder)
     for text in _PROBES:
         ours = tokenizer.encode(text)
@@ -330,9 +341,14 @@ class _Rounded(_Watched):
 
 
 def _write_configs(
-    folder: Path, config: dict[str, Any], tokenizer: Tokenizer | None, dtype: str
+    folder: Path,
+    config: dict[str, Any],
+    tokenizer: Tokenizer | None,
+    chat_template: ChatTemplate | None,
+    dtype: str,
 ) -> None:
-    ids = {}
+    ids: dict[str, Any] = {}
+    stops: tuple[int, ...] = ()
     if tokenizer is not None:
         pad_id = tokenizer.eos_id if tokenizer.pad_id is None else tokenizer.pad_id
         ids = {
@@ -340,9 +356,14 @@ def _write_configs(
             'eos_token_id': tokenizer.eos_id,
             'pad_token_id': pad_id,
         }
+        if chat_template is not None:
+            stops = chat_template.stops(tokenizer)[0]
     # Both spellings: transformers 5 reads the first, servers of before it the second.
     dtypes = {'dtype': dtype, 'torch_dtype': dtype}
     write_json(folder / 'config.json', {**config, **ids, **dtypes})
+    if stops:  # what ends an answer ends generation, as eos does
+        eos = [] if ids['eos_token_id'] is None else [ids['eos_token_id']]
+        ids = {**ids, 'eos_token_id': [*eos, *(index for index in stops if index not in eos)]}
     write_json(folder / 'generation_config.json', ids)
 
 

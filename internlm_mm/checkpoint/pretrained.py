@@ -20,7 +20,8 @@ from internlm_mm.checkpoint.checkpointer import (
 from internlm_mm.checkpoint.hf_files import INDEX_NAME, PICKLED_NAMES, SINGLE_NAME
 from internlm_mm.checkpoint.huggingface import export_hf, fill_model, import_hf
 from internlm_mm.registry import MODELS
-from internlm_mm.tokenizers import Tokenizer, load_tokenizer
+from internlm_mm.tokenizers import Tokenizer, build_template, load_tokenizer
+from internlm_mm.tokenizers.chat_choice import recorded_template
 
 LOG = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def convert_to_hf(
     *,
     format: str | None = None,
     tokenizer: str | Path | None = None,
+    chat_template: str | None = None,
     dtype: str | None = None,
     max_shard_bytes: int = 5 * 10**9,
     overwrite: bool = False,
@@ -76,6 +78,8 @@ def convert_to_hf(
         format: Name of one of the forms that the model's family has; None for 'llama', or the
             family's own if it has no such.
         tokenizer: Path of the tokenizer; by default the one stored in the checkpoint, if any.
+        chat_template: Name of the chat template to write into the tokenizer; 'none' for none; None
+            for what the checkpoint's tokenizer or the run's config names.
         dtype: Of the weights: 'float32', 'float16' or 'bfloat16'; None for what the run computed
             in, so that nothing is rounded that the run did not round.
         max_shard_bytes: Largest weight file.
@@ -89,11 +93,12 @@ def convert_to_hf(
     Raises:
         FileExistsError: If `out` exists and `overwrite` is False.
         FileNotFoundError: If there is no checkpoint or tokenizer.
-        ValueError: If the checkpoint is damaged, the model's family has no such form, the
-            vocabularies do not fit or the logits differ.
+        ValueError: If the checkpoint is damaged, the model's family has no such form, there is no
+            such template, the vocabularies do not fit or the logits differ.
     """
     folder = _whole_checkpoint(checkpoint)
     config = read_config(folder)
+    template = chat_template or recorded_template(folder / TOKENIZER_FOLDER, config) or 'none'
     if dtype is None:
         dtype = computed_in(config)
     LOG.info(f'exporting {folder} in {dtype}')
@@ -104,6 +109,7 @@ def convert_to_hf(
         out,
         format=format,
         tokenizer=load_tokenizer_of(folder) if tokenizer is None else load_tokenizer(tokenizer),
+        chat_template=None if template == 'none' else build_template(template),
         dtype=dtype,
         max_shard_bytes=max_shard_bytes,
         overwrite=overwrite,
