@@ -21,6 +21,7 @@ from internlm_mm.models.hf_layouts import (
     to_internlm2_config,
     to_internlm_config,
 )
+from internlm_mm.ops.rope import read_scaling
 from internlm_mm.utils.weight_layout import WeightLayout
 
 Config = Mapping[str, Any]
@@ -39,8 +40,7 @@ _SIZES = {
     'num_hidden_layers': 'num_layers',
     'num_attention_heads': 'num_heads',
 }
-# Kinds of rotary embedding that need the length of training, which config.json may say otherwise.
-_KEPT_LENGTH = ('dynamic', 'llama3', 'yarn')
+_KEPT_LENGTH = ('llama3', 'yarn')  # kinds of rotary embedding that need the length of before
 
 
 def llama_layout(
@@ -164,19 +164,22 @@ def arguments_of(family: type, llama: Config) -> dict[str, Any]:
             raise ValueError(f'{key}={llama[key]!r}: only {value!r} is done here')
     heads, width = llama['num_attention_heads'], llama['hidden_size']
     rope = rope_of(llama)
-    theta = rope.pop('rope_theta')
+    theta, length = rope.pop('rope_theta'), llama.get('max_position_embeddings', 2048)
+    head_dim = llama.get('head_dim') or width // heads
+    scaling = _scaling(rope, llama.get('original_max_position_embeddings') or length)
+    read_scaling(scaling, length, head_dim)  # refuses what is not known
     # Each with what holds in a family that has no argument for it.
     optional: dict[str, tuple[Any, Any]] = {
         'num_kv_heads': (llama.get('num_key_value_heads') or heads, heads),
-        'head_dim': (llama.get('head_dim') or width // heads, width / heads),
+        'head_dim': (head_dim, width / heads),
         'tie_word_embeddings': (bool(llama.get('tie_word_embeddings', False)), False),
-        'rope_scaling': (_scaling(rope, llama), None),
+        'rope_scaling': (scaling, None),
     }
     if 'attention_bias' in llama:
         bias = getattr(family, 'attention_bias', False)
         optional['attention_bias'] = (bool(llama['attention_bias']), bias)
     arguments = {ours: llama[theirs] for theirs, ours in _SIZES.items()} | {
-        'max_seq_len': llama.get('max_position_embeddings', 2048),
+        'max_seq_len': length,
         'rope_theta': theta,
         'norm_eps': llama.get('rms_norm_eps', 1e-6),
     }
@@ -190,19 +193,14 @@ def arguments_of(family: type, llama: Config) -> dict[str, Any]:
     return arguments
 
 
-def _scaling(rope: dict[str, Any], llama: Config) -> dict[str, Any] | None:
+def _scaling(rope: dict[str, Any], length: int) -> dict[str, Any] | None:
     """What `rope_scaling` of a model is: the kind and its settings, None for the plain kind."""
     if rope.pop('partial_rotary_factor', 1.0) != 1.0:
         raise ValueError('partial_rotary_factor: only whole heads are rotated here')
-    kind = rope['rope_type']
-    if kind == 'default':
+    if rope['rope_type'] == 'default':
         return None
-    if kind in _KEPT_LENGTH:
-        length = llama.get('max_position_embeddings', 2048)
-        rope.setdefault(
-            'original_max_position_embeddings',
-            llama.get('original_max_position_embeddings') or length,
-        )
+    if rope['rope_type'] in _KEPT_LENGTH:
+        rope.setdefault('original_max_position_embeddings', length)
     return rope
 
 

@@ -255,8 +255,18 @@ def _llama(config: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:
 
 
 def rope_of(config: Config) -> dict[str, Any]:
-    """Rotary settings as transformers 5 spells them, from any of the spellings it knows."""
-    said = config.get('rope_parameters') or config.get('rope_scaling') or {}
+    """Rotary settings as transformers 5 spells them, from any of the spellings it knows.
+
+    Args:
+        config: The content of a config.json.
+
+    Raises:
+        ValueError: If they are no table.
+    """
+    # Where both spellings are there transformers takes the older, too.
+    said = config.get('rope_scaling') or config.get('rope_parameters') or {}
+    if not isinstance(said, Mapping):
+        raise ValueError(f'rope_scaling={said!r} must be a table with a rope_type')
     rope = {'rope_type': said.get('rope_type', said.get('type', 'default'))}
     rope['rope_theta'] = said.get('rope_theta') or config.get('rope_theta') or 10_000.0
     rest = {key: value for key, value in said.items() if key not in (*rope, 'type')}
