@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 OPTIONAL = {
     'flash_attn',
     'flash_attn_interface',
+    'gguf',
     'liger_kernel',
     'pyarrow',
     'torchao',
@@ -55,6 +56,7 @@ SLOW = {'matplotlib', 'sentencepiece', 'transformers'}
 # What of ours is imported where it is used, and why.
 LATE = {
     ('api.py', 'internlm_mm.engine.runner'): 'seconds that a process which only generates saves',
+    ('api.py', 'internlm_mm.engine.start'): 'likewise',
 }
 
 # Sources without a test file of their own, and why.

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,13 @@ def write_gguf(
     staging = out.with_name(out.name + '.tmp')
     staging.parent.mkdir(parents=True, exist_ok=True)
     try:
-        writer = _writer(staging)
-        _add_config(writer, config, folder.resolve().name, chosen)
-        adds = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
-        for key, value in rope.items():
-            adds[type(value)](key, value)
-        _add_vocabulary(writer, vocabulary)
-        _write_tensors(writer, tensors, chosen, show_progress)
+        with closing(_writer(staging)) as writer:
+            _add_config(writer, config, folder.resolve().name, chosen)
+            adds = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}
+            for key, value in rope.items():
+                adds[type(value)](key, value)
+            _add_vocabulary(writer, vocabulary)
+            _write_tensors(writer, tensors, chosen, show_progress)
         with open(staging, 'rb') as file:
             os.fsync(file.fileno())
         os.replace(staging, out)
