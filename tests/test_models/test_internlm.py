@@ -1,4 +1,4 @@
-"""InternLM: sizes, biases, initialisation and what its constructor refuses."""
+"""InternLM: transformers' Llama with biases; sizes, initialisation, what is refused."""
 
 import math
 from pathlib import Path
@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from internlm_mm.models import InternLM
 from internlm_mm.registry import MODELS
 from tests.test_models.helpers import SIZES
+from tests.test_models.parity import THEIRS, assert_decodes, assert_same, fill
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / '_base_' / 'models'
 
@@ -29,12 +31,41 @@ def test_parameter_counts(name, parameters):
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('dynamic', [True, False])
+def test_logits_and_every_gradient(bias, dynamic):
+    scaling = dict(rope_type='dynamic', factor=1.0) if dynamic else dict(rope_type='default')
+    ours = InternLM(
+        **SIZES,
+        attention_bias=bias,
+        rope_scaling=scaling | (dict(original_max_position_embeddings=16) if dynamic else {}),
+    )
+    config = LlamaConfig(
+        **(THEIRS | dict(max_position_embeddings=16)),
+        attention_bias=bias,
+        rope_parameters={'rope_theta': 10_000.0, **scaling},
+    )
+    theirs = LlamaForCausalLM(config)
+    fill(ours, theirs)
+    assert_same(ours, theirs)
+    assert_decodes(ours)
+
+
 def test_biases_on_attention_only():
     with torch.device('meta'):
         biases = [n for n, _ in InternLM(**SIZES).named_parameters() if n.endswith('bias')]
     assert biases == [
         f'layers.{i}.self_attn.{x}_proj.bias' for i in range(3) for x in ('q', 'k', 'v', 'o')
     ]
+
+
+def test_published_20b_has_no_biases():
+    config = Config.fromfile(CONFIGS / 'internlm_20b.py')
+    config.model.update(vocab_size=8, num_layers=2, attention_bias=False)
+    with torch.device('meta'):
+        model = MODELS.build(config.model)
+    assert not [name for name, _ in model.named_parameters() if name.endswith('bias')]
+    assert (model.attention_bias, model.output_bias) == (False, False)
 
 
 def test_initialisation():
