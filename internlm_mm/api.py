@@ -101,9 +101,9 @@ def train(
     Raises:
         ValueError: And friends, before time is spent, if the config does not hold together.
     """
-    from internlm_mm.engine.runner import (
-        LLMRunner,
-    )  # builds on torch.distributed: seconds to import
+    # These build on torch.distributed: seconds to import.
+    from internlm_mm.engine.runner import LLMRunner
+    from internlm_mm.engine.start import adopt_model
 
     if isinstance(config, Config):
         resolved = config
@@ -113,6 +113,7 @@ def train(
     name = Path(resolved.filename).stem if resolved.filename else 'run'
     resolved.work_dir = str(work_dir or resolved.get('work_dir') or Path('work_dirs') / name)
     resolved.resume = resume or resolved.get('resume', False)
+    adopt_model(resolved)
     check_config(resolved)
     LLMRunner.from_cfg(resolved).train()
     return find_checkpoint(resolved.work_dir)

@@ -3,8 +3,8 @@
 import argparse
 import sys
 
+from internlm_mm.engine.start import adopt_model
 from internlm_mm.utils.config import (
-    ConfigError,
     check_config,
     dump_config,
     load_config,
@@ -28,10 +28,11 @@ def main(argv: list[str] | None = None) -> int:
                 _print(setting)
             return 0
         cfg = load_config(args.config, options)
+        adopt_model(cfg)
         python, json_text = dump_config(cfg)
         print(json_text if args.json else python, end='')
         check_config(cfg)
-    except (ConfigError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     return 0

@@ -1,5 +1,6 @@
 """Where a run begins: from nothing, from a checkpoint's weights, or where the last run stopped."""
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from logging import Logger
@@ -21,7 +22,7 @@ from internlm_mm.checkpoint.checkpointer import (
 )
 from internlm_mm.checkpoint.foreign import Source, check_same_model, is_foreign, open_source
 from internlm_mm.checkpoint.vocabulary import compare_vocabularies, find_tokenizer
-from internlm_mm.utils.config import dump_config
+from internlm_mm.utils.config import dump_config, to_plain
 from internlm_mm.utils.suggest import did_you_mean
 
 CONTENT = ('model', 'optimizer', 'data', 'scheduler')
@@ -46,6 +47,39 @@ class Start(NamedTuple):
     content: tuple[str, ...]
     random: bool
     foreign: Mapping[str, Any] | None = None
+
+
+def adopt_model(config: Config) -> None:
+    """Where a config names no class of model, take the one that `load_from` holds.
+
+    What the config does say of its model wins: `model = dict(max_seq_len=8192)`.
+
+    Args:
+        config: Changed in place; not yet checked.
+
+    Raises:
+        FileNotFoundError: If there is nothing at `load_from`.
+        ValueError: If it is damaged, or `load_from` has unknown parts.
+    """
+    said = dict.get(config._cfg_dict, 'model') or {}  # as it is: nothing is imported for its type
+    load_from = config.get('load_from')
+    if load_from is None or not isinstance(said, dict) or 'type' in said:
+        return
+    path, _, options = parse_load_from(load_from)
+    if not options and not is_foreign(path):
+        model = _config_of(path)['model']
+    else:
+        model = open_source(path, **options).config
+    model = {key: value for key, value in model.items() if key != 'objective'}
+    config.model = to_plain({**model, **said})  # classes by name, as in a dump
+
+
+def _config_of(path: str) -> dict[str, Any]:
+    """Of the newest checkpoint whose sizes are right; every rank reads it, so no checksums."""
+    for folder in reversed(list_checkpoints(path)):
+        with contextlib.suppress(OSError, ValueError):
+            return read_config(folder)
+    return read_config(path)
 
 
 def choose_start(

@@ -18,6 +18,7 @@ from internlm_mm.engine.dry_run import dry_run
 from internlm_mm.engine.lost_ranks import LostRanks, watch_ranks
 from internlm_mm.engine.rehearse import rehearse
 from internlm_mm.engine.rehearse_report import render
+from internlm_mm.engine.start import adopt_model
 from internlm_mm.registry import RUNNERS
 from internlm_mm.utils.config import load_config, parse_cfg_options
 from internlm_mm.utils.config_check import check_config
@@ -100,6 +101,7 @@ def resolve_config(args: argparse.Namespace) -> Config:
         config.resume = args.resume
     if args.load_from is not None:
         config.load_from = args.load_from
+    adopt_model(config)
     check_config(config)
     return config
 

@@ -138,7 +138,7 @@ def check_config(cfg: Config) -> None:
 
 def _top_level(cfg: Config) -> Iterator[str]:
     if cfg.get('model') is None:
-        yield 'the config has no model: model = dict(type=..., ...)'
+        yield 'the config has no model: model = dict(type=..., ...), or load_from to take its own'
     known = [*CALLS, *SETTINGS]
     for key, value in dict.items(cfg._cfg_dict):
         if key not in known:

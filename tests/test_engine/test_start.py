@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,10 +19,11 @@ from internlm_mm.checkpoint.foreign import open_source
 from internlm_mm.checkpoint.internlm_shards import InternLMWeights
 from internlm_mm.datasets import RandomTokens
 from internlm_mm.engine.dry_run import dry_run
-from internlm_mm.engine.start import CONTENT, Start, choose_start
+from internlm_mm.engine.start import CONTENT, Start, adopt_model, choose_start
 from internlm_mm.models import InternLM
 from internlm_mm.structures import IGNORE_INDEX
-from tests.helpers import tiny_config, tiny_runner
+from internlm_mm.utils.config import check_config, load_config
+from tests.helpers import TINY, tiny_config, tiny_runner
 from tests.internlm_oracle import SIZES, full_state, write_shards
 
 LOG = logging.getLogger('test_start')
@@ -335,6 +337,44 @@ def test_a_dry_run_says_what_will_be_loaded(tmp_path: Path, foreign) -> None:
     form = "InternLM's own shards" if foreign[0].name == 'shards' else 'a Hugging Face folder'
     line = next(line for line in plan.splitlines() if line.startswith('start '))
     assert f'the weights of {foreign[0]}, {form}: InternLM, 29 tensors, 0.1 MiB in float32' in line
+
+
+def without_model(work_dir: Path, **options) -> Config:
+    config = load_config(TINY, options)
+    config.work_dir = str(work_dir)
+    config.pop('model')
+    return config
+
+
+def test_a_config_without_a_model_takes_the_folders(tmp_path: Path, foreign) -> None:
+    config = without_model(tmp_path / 'work', load_from=str(foreign[0]))
+    adopt_model(config)
+    check_config(config)
+    assert config.model.pop('type') in ('internlm_mm.models.internlm.InternLM', 'InternLM')
+    assert dict(config.model) == TINY_SIZES
+    config.model = {'max_seq_len': 48}  # what is said wins
+    adopt_model(config)
+    assert config.model.max_seq_len == 48 and config.model.num_layers == 2
+    assert 'start      the weights of' in dry_run(config)
+    kept = tiny_config(tmp_path / 'work', load_from=str(foreign[0]), model__num_layers=9)
+    adopt_model(kept)
+    assert kept.model.num_layers == 9
+
+
+def test_a_config_without_a_model_takes_the_checkpoints(tmp_path: Path) -> None:
+    work_dir, model = tmp_path / 'work', dict(type='InternLM', **TINY_SIZES)
+    for step in (2, 10):
+        said = {'model': model | {'objective': {'type': 'NextToken'}}}
+        tensors, texts = {'model.x': torch.zeros(2)}, {'config.json': json.dumps(said)}
+        Checkpointer(async_save=False).save(work_dir / f'iter_{step}', tensors, {}, texts)
+    (work_dir / 'iter_10' / 'config.json').unlink()
+    for path in (work_dir, work_dir / 'iter_2'):
+        config = without_model(tmp_path, load_from={'path': str(path)})
+        adopt_model(config)
+        assert dict(config.model) == model
+    nothing = without_model(tmp_path, load_from=str(tmp_path / 'nothing'))
+    with pytest.raises(FileNotFoundError, match='nothing does not exist'):
+        adopt_model(nothing)
 
 
 @pytest.mark.parametrize(
