@@ -23,18 +23,23 @@ class LocalBackend:
         generator: The model with its tokenizer.
         template: Name of the template that suits it.
         name: What the page calls it.
+
+    Raises:
+        ValueError: If there is no such template, or no tokenizer.
     """
 
     def __init__(self, generator: Generator, template: str, name: str) -> None:
+        Chat(generator, template)  # or an error, before anybody asks
         self.generator = generator
         self.template: str | None = template
+        self._template = template
         self.templates: abc.Sequence[str] = sorted(CHAT_TEMPLATES.module_dict)
         self.name = name
         self._lock = threading.Lock()
 
     def answer(self, messages: abc.Sequence[Message], settings: Settings) -> abc.Generator[Event]:
         """Answer once nobody else is being answered."""
-        template = CHAT_TEMPLATES.build({'type': settings.template or self.template})
+        chat = Chat(self.generator, settings.template or self._template)
         sampling = Sampling(
             temperature=settings.temperature,
             top_p=settings.top_p,
@@ -47,7 +52,7 @@ class LocalBackend:
             yield Text('')
         try:
             yield Text('')
-            for piece in Chat(self.generator, template).stream(messages, sampling):
+            for piece in chat.stream(messages, sampling):
                 yield Text(piece)
         finally:
             self._lock.release()
