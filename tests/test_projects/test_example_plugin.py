@@ -20,6 +20,7 @@ from internlm_mm.datasets.packing import collate_rows
 from internlm_mm.engine.train_cli import main
 from internlm_mm.optim import HybridZeroOptimWrapper
 from internlm_mm.structures import IGNORE_INDEX
+from tests.helpers import TINY
 from tests.ranks import Ranks
 from tests.runs import REPOSITORY, start_ranks, train
 
@@ -282,6 +283,37 @@ def labels_of_a_step() -> list[str]:
 def test_schedule_and_strategy_from_outside(two_ranks: Ranks) -> None:
     for labels in two_ranks(labels_of_a_step):
         assert {'pipeline step', '3 micro-batches'} <= set(labels)
+
+
+LABELLED = """
+from mmengine.config import read_base
+
+with read_base():
+    from tests.configs.tiny import *
+
+custom_imports = dict(imports=['my_plugin.labels'])
+strategy.update(
+    type='LabelledStrategy',
+    parallel=dict(pipeline=2),
+    pipeline=dict(schedule='labelled_1f1b'),
+)
+custom_hooks = [dict(type='TorchProfilerHook', wait=0, warmup=1, active=1)]
+"""
+
+
+def test_schedule_and_strategy_are_named_in_a_config(write, tmp_path: Path) -> None:
+    """A whole run of two processes: theirs are the parts that ran, and the losses are right."""
+    config, prelude = write('labelled.py', LABELLED), f'{__name__}:add_plugin'
+    ranks = start_ranks([config, '--work-dir', tmp_path / 'two'], tmp_path / 'log', prelude=prelude)
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].text
+    (file,) = (tmp_path / 'two').glob('*/profile/rank0.json')
+    names = {event.get('name') for event in json.loads(file.read_text())['traceEvents']}
+    assert {'pipeline step', '2 micro-batches'} <= names
+    code, text = train([TINY, '--work-dir', tmp_path / 'one'], tmp_path / 'one_log')
+    assert code == 0, text
+    for ours, theirs in zip(scalars(tmp_path / 'two'), scalars(tmp_path / 'one'), strict=True):
+        for key in theirs.keys() & {'loss', 'grad_norm', 'val/loss'}:
+            assert math.isclose(ours[key], theirs[key], rel_tol=1e-4), key
 
 
 def test_the_page_shows_the_code_as_it_is() -> None:
