@@ -58,3 +58,17 @@ def test_is_a_record_and_not_a_bag() -> None:
         parameter.kind is parameter.KEYWORD_ONLY
         for parameter in inspect.signature(Batch).parameters.values()
     )
+
+
+def test_how_long_the_document_of_each_token_is() -> None:
+    found = batch().document_lengths()
+    assert found.tolist() == [[3, 3, 3], [3, 3, 3]]
+    packed = dataclasses.replace(
+        batch(),
+        document_ids=torch.tensor([[0, 1, 1], [0, 0, 1]], dtype=torch.int32),
+        cu_seqlens=torch.tensor([[0, 1, 3, 3], [0, 2, 3, 3]], dtype=torch.int32),
+    )
+    assert packed.document_lengths().tolist() == [[1, 2, 2], [2, 2, 1]]
+    # A rank that has some tokens of each row, as context parallelism shares them out.
+    part = dataclasses.replace(packed, own_positions=torch.tensor([2, 0]))
+    assert part.document_lengths().tolist() == [[2, 1], [1, 2]]

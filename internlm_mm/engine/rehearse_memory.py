@@ -24,12 +24,15 @@ SIZES = (
 )
 """Attributes by which a model says what it is made of."""
 
+FURTHER = ('output_bias', 'qk_norm', 'tie_word_embeddings')
+"""Likewise, but a model may be silent about them."""
+
 
 def model_sizes(model: nn.Module) -> ModelSizes | None:
     """Sizes of a decoder; None for a model that does not tell them."""
     if not all(hasattr(model, name) for name in (*SIZES, 'layers')):
         return None
-    known = {name: getattr(model, name) for name in SIZES}
+    known = {name: getattr(model, name) for name in (*SIZES, *FURTHER) if hasattr(model, name)}
     return ModelSizes(num_layers=len(model.layers), **known)  # type: ignore[arg-type]
 
 

@@ -91,6 +91,11 @@ class _Job:
         return self._pipeline_misfit(layout) if layout.pipeline > 1 else ''
 
     def _pipeline_misfit(self, layout: Layout) -> str:
+        if getattr(self.model, 'tie_word_embeddings', False):
+            return (
+                f'strategy.parallel.pipeline={layout.pipeline}: model.tie_word_embeddings=True has '
+                'one table at both ends of the model, which a pipeline cuts apart.'
+            )
         ranks, names = layout.pipeline, layer_names(self.model)
         schedule, per_rank, _ = read_options(self.pipeline)
         if len(names) < ranks * per_rank:

@@ -14,6 +14,8 @@ def layer_bytes(sizes: ModelSizes, run: RunSizes) -> int:
     # What the projections read; under tensor parallelism gathered to all tokens.
     kept = 2 * tokens * hidden * p
     kept += attention_bytes(sizes, run)
+    if sizes.qk_norm:
+        kept += head_norm_bytes(sizes, run)
     if run.compiled:
         # The compiler's cut keeps what a matrix product of backward reads, and computes the rest
         # again: the residual before each norm, gate and up, and their product.
@@ -33,6 +35,17 @@ def norm_bytes(sizes: ModelSizes, run: RunSizes, tokens: int) -> int:
     before the scale, and a factor for each token.
     """
     return tokens * (sizes.hidden_size * (run.master_bytes + run.param_bytes) + run.master_bytes)
+
+
+def head_norm_bytes(sizes: ModelSizes, run: RunSizes) -> int:
+    """Kept by the norms of queries and keys, as `norm_bytes` of each head.
+
+    The compiler keeps what the norms read and computes the rest again.
+    """
+    heads = run.tokens * (sizes.num_heads + sizes.num_kv_heads) // run.tensor
+    if run.compiled:
+        return heads * (sizes.head_dim * run.param_bytes + 4)
+    return heads * (sizes.head_dim * (run.master_bytes + run.param_bytes) + run.master_bytes)
 
 
 def attention_bytes(sizes: ModelSizes, run: RunSizes) -> int:

@@ -256,7 +256,9 @@ class _Walk:
         found = self._found(0, waiting, max(kept, 0))
         outer = part.outer.whole
         if run.sharded:
-            found = _plus(found, gathered_gradients=part.outer.gradient * p - waiting)
+            # Of a tied table the look-up's gradient is there before it is added to the head's.
+            table = head if sizes.tie_word_embeddings else 0
+            found = _plus(found, gathered_gradients=part.outer.gradient * p - waiting + table)
             if self.is_last:
                 flat = outer + (part.layers[0].whole if part.layers else 0)
                 found = _plus(found, buffers=flat * reduce)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSizes:
-    """Sizes of a decoder whose head is not tied to its embedding.
+    """Sizes of a decoder.
 
     Attributes:
         num_layers: Decoder layers.
@@ -17,7 +17,10 @@ class ModelSizes:
         num_kv_heads: Key/value heads.
         head_dim: Width of one head.
         vocab_size: Rows of the embedding table and of the head.
-        attention_bias: Whether q, k, v and o have biases.
+        attention_bias: Whether q, k and v have biases.
+        output_bias: Whether o has one; as `attention_bias` if None.
+        qk_norm: Whether queries and keys are normalised, by two norms as wide as a head.
+        tie_word_embeddings: Whether the head is the embedding table.
     """
 
     num_layers: int
@@ -28,6 +31,9 @@ class ModelSizes:
     head_dim: int
     vocab_size: int
     attention_bias: bool
+    output_bias: bool | None = None
+    qk_norm: bool = False
+    tie_word_embeddings: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,15 +156,21 @@ def layer_parameters(sizes: ModelSizes, layer: int) -> list[ParameterShape]:
         'mlp.up_proj': (inner, hidden, 0),
         'mlp.down_proj': (hidden, inner, 1),
     }
+    output_bias = sizes.attention_bias if sizes.output_bias is None else sizes.output_bias
+    biases = [f'self_attn.{x}_proj' for x in 'qkv'] if sizes.attention_bias else []
+    biases += ['self_attn.o_proj'] if output_bias else []
     found = []
     for name, (out, into, split) in linear.items():
         found.append(ParameterShape(f'layers.{layer}.{name}.weight', (out, into), split))
-        if sizes.attention_bias and name.startswith('self_attn'):
+        if name in biases:
             # The bias of a matrix that is cut by its input is added once, after the sum.
             bias_split = 0 if split == 0 else None
             found.append(ParameterShape(f'layers.{layer}.{name}.bias', (out,), bias_split))
-    for norm in ('input_layernorm', 'post_attention_layernorm'):
-        found.append(ParameterShape(f'layers.{layer}.{norm}.weight', (hidden,), None))
+    norms = {'input_layernorm': hidden, 'post_attention_layernorm': hidden}
+    if sizes.qk_norm:
+        norms |= {'self_attn.q_norm': sizes.head_dim, 'self_attn.k_norm': sizes.head_dim}
+    for norm, width in norms.items():
+        found.append(ParameterShape(f'layers.{layer}.{norm}.weight', (width,), None))
     return found
 
 
@@ -168,5 +180,6 @@ def outer_parameters(sizes: ModelSizes, first: bool, last: bool) -> list[Paramet
     found = [ParameterShape('embed_tokens.weight', table, 0)] if first else []
     if last:
         found.append(ParameterShape('norm.weight', (sizes.hidden_size,), None))
-        found.append(ParameterShape('lm_head.weight', table, 0))
+        if not sizes.tie_word_embeddings:
+            found.append(ParameterShape('lm_head.weight', table, 0))
     return found

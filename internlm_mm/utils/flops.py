@@ -42,8 +42,10 @@ def model_flops(model: Any, seq_len: int) -> FlopsPerToken | None:
     ):
         return None
     total = sum(parameter.numel() for parameter in model.parameters())
+    # A tied table is looked up, too, but it counts for the head.
+    is_tied = getattr(model, 'tie_word_embeddings', False)
     return flops_per_token(
-        matmul_parameters=total - model.embed_tokens.weight.numel(),
+        matmul_parameters=total - (0 if is_tied else model.embed_tokens.weight.numel()),
         num_layers=len(model.layers),
         attention_width=model.num_heads * model.head_dim,
         seq_len=seq_len,

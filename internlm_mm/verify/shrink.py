@@ -166,9 +166,20 @@ def shrink_model(model: dict[str, Any], cases: Sequence[Case], seq_len: int) -> 
         ratio = model['intermediate_size'] / model.get('hidden_size', model['intermediate_size'])
         wanted = round(ratio * small.get('hidden_size', 32))
         small['intermediate_size'] = alike(model['intermediate_size'], degrees, wanted)
+    if small.get('rope_scaling'):
+        longest = small.get('max_seq_len') or seq_len
+        small['rope_scaling'] = _shrink_scaling(small['rope_scaling'], longest, seq_len)
     if 'max_seq_len' in small:
         small['max_seq_len'] = seq_len
     return small
+
+
+def _shrink_scaling(scaling: dict[str, Any], longest: int, seq_len: int) -> dict[str, Any]:
+    """A `rope_scaling` whose length of training is the same share of the longest row."""
+    key = 'original_max_position_embeddings'
+    if key not in scaling:
+        return scaling
+    return scaling | {key: max(1, round(scaling[key] * seq_len / longest))}
 
 
 def alike(size: int, degrees: int, at_least: int) -> int:

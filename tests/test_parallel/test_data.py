@@ -10,7 +10,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 
-from internlm_mm.models import InternLM
+from internlm_mm.datasets import RandomTokens
+from internlm_mm.datasets.packing import collate_rows
+from internlm_mm.models import InternLM, InternLM2, InternLM3, Llama, Mistral, Qwen2, Qwen3
 from internlm_mm.optim import HybridZeroOptimWrapper
 from internlm_mm.parallel.data import (
     GatherAhead,
@@ -20,6 +22,7 @@ from internlm_mm.parallel.data import (
     shard_model,
 )
 from internlm_mm.parallel.initialize import initialize_parameters
+from internlm_mm.parallel.recompute import recompute_layers
 
 
 def model(num_layers: int = 3) -> InternLM:
@@ -271,3 +274,73 @@ def test_a_model_built_on_meta_starts_alike_with_masters_in_host_memory(two_rank
     for one, other in zip(two_ranks(from_meta, False), two_ranks(from_meta, True), strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+FAMILIES: dict[str, tuple[type[nn.Module], dict]] = {
+    'InternLM2': (InternLM2, dict(num_kv_heads=2)),
+    'InternLM3': (InternLM3, dict(num_kv_heads=1, head_dim=6)),
+    'Mistral': (Mistral, dict(num_kv_heads=2)),
+    'tied': (Llama, dict(num_kv_heads=2, tie_word_embeddings=True)),
+    'Qwen2': (Qwen2, dict(num_kv_heads=2, tie_word_embeddings=True)),
+    'Qwen3': (Qwen3, dict(num_kv_heads=2, head_dim=6)),
+    'dynamic': (
+        Llama,
+        dict(
+            rope_scaling=dict(rope_type='dynamic', factor=2.0, original_max_position_embeddings=4)
+        ),
+    ),
+}
+
+
+def family_of(kind: str) -> nn.Module:
+    family, options = FAMILIES[kind]
+    built = family(
+        vocab_size=22,
+        hidden_size=16,
+        intermediate_size=14,
+        num_layers=2,
+        num_heads=4,
+        max_seq_len=16,
+        **options,
+    )
+    generator = torch.Generator().manual_seed(6)
+    for parameter in built.parameters():
+        parameter.data.normal_(0.0, 0.4, generator=generator)
+    return built.double()
+
+
+def step_of(built: nn.Module, rows: list[int], micro_batches: int) -> None:
+    """Backward of some rows, in several micro-batches."""
+    data = RandomTokens(vocab_size=22, seq_len=16, document_lengths=[3, 7], seed=4)
+    share = len(rows) // micro_batches
+    for index in range(micro_batches):
+        begin_micro_batch(built, index == micro_batches - 1, 'step')
+        batch = collate_rows([data[row] for row in rows[share * index : share * (index + 1)]])
+        built(batch)['loss'].backward()
+
+
+def sharded_gradients(kind: str, reshard: str, mesh_shape: tuple[int, ...]) -> dict[str, Tensor]:
+    built = family_of(kind)
+    recompute_layers(built, 0.5)
+    mesh = init_device_mesh(
+        'cpu', mesh_shape, mesh_dim_names=('replicate', 'shard')[-len(mesh_shape) :]
+    )
+    shard_model(built, mesh, torch.float64, torch.float64, reshard)
+    rank = torch.distributed.get_rank()
+    step_of(built, [2 * rank, 2 * rank + 1], micro_batches=2)
+    assert set(built.state_dict()) == {name for name, _ in built.named_parameters()}
+    return {name: p.grad.full_tensor() for name, p in built.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ('reshard', 'mesh_shape'), [('step', (2,)), ('layer', (2,)), ('never', (2, 1))], ids=str
+)
+@pytest.mark.parametrize('kind', FAMILIES)
+def test_every_gradient_of_every_family(two_ranks, kind: str, reshard: str, mesh_shape) -> None:
+    whole = family_of(kind)
+    step_of(whole, [0, 1, 2, 3], micro_batches=1)
+    for found in two_ranks(sharded_gradients, kind, reshard, mesh_shape):
+        assert found.keys() == {name for name, _ in whole.named_parameters()}
+        for name, parameter in whole.named_parameters():
+            error = (found[name] - parameter.grad).norm() / parameter.grad.norm()
+            assert error < 1e-12, f'{name}: {error:.1e}'

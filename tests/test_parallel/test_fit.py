@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.distributed.pipelining import schedules
 
-from internlm_mm.models import InternLM
+from internlm_mm.models import InternLM, Llama
 from internlm_mm.parallel.fit import check_layout
 from internlm_mm.parallel.mesh import Layout
 from internlm_mm.registry import SCHEDULES
@@ -249,3 +249,18 @@ def test_what_is_proposed_fits(
     assert fits(sizes, nearest, per_rank(nearest), schedule)
     count = per_rank(nearest)
     check_layout(nearest, stand_in, seq_len, None if count is None else int(count), options)
+
+
+def test_a_tied_head_and_pipelines() -> None:
+    with torch.device('meta'):
+        tied = Llama(**SIZES, tie_word_embeddings=True)
+    message = (
+        r'strategy\.parallel\.pipeline=2: model\.tie_word_embeddings=True has one table at both '
+        r'ends of the model, which a pipeline cuts apart\. Nearest: parallel=dict\('
+    )
+    with pytest.raises(ValueError, match=message) as caught:
+        check_layout(Layout(pipeline=2, tensor=2, data_shard=2), tied, 64, 4)
+    nearest = proposed(str(caught.value))
+    assert (nearest.pipeline, nearest.tensor, nearest.world_size) == (1, 2, 8)
+    check_layout(nearest, tied, 64, 4)
+    check_layout(Layout(tensor=2, context=2, data_shard=2), tied, 64, 4)

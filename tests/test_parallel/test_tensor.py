@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from internlm_mm.datasets import RandomTokens
 from internlm_mm.datasets.packing import collate_rows
-from internlm_mm.models import InternLM, Llama
+from internlm_mm.models import InternLM, Llama, Qwen2, Qwen3
 from internlm_mm.ops import linear_cross_entropy
 from internlm_mm.parallel.tensor import (
     STYLES,
@@ -65,7 +65,7 @@ def test_a_star_is_one_part_of_a_name() -> None:
 def test_an_unknown_style() -> None:
     with pytest.raises(ValueError, match=r"InternLM\.tensor_plan\['norm'\]='colum'.*'column'"):
         match_plan(InternLM(**SIZES), {'norm': 'colum'})
-    assert set(InternLM.tensor_plan.values()) == set(STYLES)
+    assert set(Qwen3.tensor_plan.values()) == set(STYLES)
 
 
 def test_a_model_without_a_plan() -> None:
@@ -90,8 +90,8 @@ def test_an_objective_without_the_seam() -> None:
 def test_parameters_that_the_plan_forgets() -> None:
     """Each rank would have a part of their gradient, and nobody would add it up."""
     model = InternLM(**SIZES)
-    model.layers['1'].self_attn.q_norm = nn.RMSNorm(4)
-    message = r"InternLM\.tensor_plan says nothing of 'layers\.1\.self_attn\.q_norm'"
+    model.layers['1'].self_attn.v_norm = nn.RMSNorm(4)
+    message = r"InternLM\.tensor_plan says nothing of 'layers\.1\.self_attn\.v_norm'"
     with pytest.raises(ValueError, match=message):
         apply_tensor_parallel(model, NO_MESH)
 
@@ -104,8 +104,25 @@ def batch_of(rows: int):
     return collate_rows([data[row] for row in range(rows)])
 
 
+KINDS: dict[str, tuple[type[nn.Module], dict]] = {
+    'InternLM': (InternLM, {}),
+    'Llama': (Llama, dict(num_kv_heads=2)),
+    'tied': (Llama, dict(num_kv_heads=2, tie_word_embeddings=True)),
+    'Qwen2': (Qwen2, dict(num_kv_heads=2)),
+    'Qwen3': (Qwen3, dict(num_kv_heads=2, head_dim=6)),
+    'Qwen3 tied': (Qwen3, dict(num_kv_heads=2, attention_bias=True, tie_word_embeddings=True)),
+    'dynamic': (
+        Llama,
+        dict(
+            rope_scaling=dict(rope_type='dynamic', factor=2.0, original_max_position_embeddings=4)
+        ),
+    ),
+}
+
+
 def model_of(kind: str) -> nn.Module:
-    built = InternLM(**SIZES) if kind == 'InternLM' else Llama(**SIZES, num_kv_heads=2)
+    family, options = KINDS[kind]
+    built = family(**SIZES, **options)
     generator = torch.Generator().manual_seed(6)
     for parameter in built.parameters():
         parameter.data.normal_(0.0, 0.4, generator=generator)
@@ -130,7 +147,7 @@ def split_gradients(kind: str) -> tuple[Tensor, dict[str, Tensor], dict[str, lis
     return loss, {name: grad.full_tensor() for name, grad in gradients.items()}, local
 
 
-@pytest.mark.parametrize('kind', ['InternLM', 'Llama'])
+@pytest.mark.parametrize('kind', KINDS)
 def test_every_gradient_of_a_split_model(two_ranks, kind: str) -> None:
     loss, expected = gradients_of(model_of(kind))
     for found_loss, found, local in two_ranks(split_gradients, kind):

@@ -4,9 +4,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from internlm_mm.datasets import RandomTokens
 from internlm_mm.datasets.packing import collate_rows
-from internlm_mm.models import InternLM
+from internlm_mm.models import InternLM, Llama
 from internlm_mm.ops.cross_entropy import reference_linear_cross_entropy
-from internlm_mm.utils.flops import flops_per_token
+from internlm_mm.utils.flops import flops_per_token, model_flops
 
 
 def test_internlm_7b_by_hand() -> None:
@@ -31,6 +31,12 @@ def test_torch_counts_the_same_in_the_matrix_products_of_a_step() -> None:
     with FlopCounterMode(display=False) as counted:
         model(batch)['loss'].backward()
     assert counted.get_total_flops() == pytest.approx(flops.full * batch.num_tokens, rel=1e-12)
+
+
+def test_a_tied_head_is_computed_all_the_same() -> None:
+    sizes = dict(vocab_size=96, hidden_size=64, intermediate_size=160, num_layers=3, num_heads=4)
+    apart, tied = Llama(**sizes), Llama(**sizes, tie_word_embeddings=True)
+    assert model_flops(tied, 48) == model_flops(apart, 48)
 
 
 def reference_loss(hidden, weight, labels, label_smoothing, chunk):
