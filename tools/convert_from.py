@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
             format=args.format,
             dtype=args.dtype,
             tokenizer=args.tokenizer,
-            settings=parse_cfg_options(args.set),
+            settings=parse_cfg_options(args.set, '--set'),
             overwrite=args.overwrite,
             show_progress=sys.stderr.isatty(),
         )

@@ -24,6 +24,8 @@ _MAX_MAPPED = 64 * 2**20
 """Bytes of a file that are read before its mapping is renewed: mapped pages count as memory, and
 opening a file again takes as long as reading about this much."""
 
+_LFS = b'version https://git-lfs.github.com/spec/'
+
 _GLOBAL = re.compile(r'GLOBAL ([\w.]+)')
 
 
@@ -34,6 +36,7 @@ def read_pickled(path: Path) -> Any:
         FileNotFoundError: If there is no such file.
         ValueError: If it is truncated, damaged, or holds anything else, such as code.
     """
+    _check_downloaded(path)
     # Files from before torch 1.6 are no archives and cannot be mapped.
     mapped = zipfile.is_zipfile(path) or path.stat().st_size == 0
     if not mapped and _begins_as_archive(path):
@@ -46,6 +49,16 @@ def read_pickled(path: Path) -> Any:
         raise
     except Exception as error:  # of half a dozen types, by what is wrong with the file
         raise ValueError(f'{path} {_what_is_wrong(path, error)}') from error
+
+
+def _check_downloaded(path: Path) -> None:
+    """Git without its LFS extension leaves a few lines of text where a large file should be."""
+    with open(path, 'rb') as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise ValueError(
+                f'{path} is the pointer that git left in place of a large file: fetch it with '
+                '`git lfs pull`'
+            )
 
 
 def _begins_as_archive(path: Path) -> bool:
@@ -205,6 +218,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
     try:
         opened = safe_open(path, framework='pt')
     except SafetensorError as error:
+        _check_downloaded(path)
         raise ValueError(f'{path} is truncated or damaged: {error}') from error
     with opened as file:
         yield file

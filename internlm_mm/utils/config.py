@@ -100,8 +100,12 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     return cfg
 
 
-def parse_cfg_options(items: Sequence[str]) -> dict[str, Any]:
+def parse_cfg_options(items: Sequence[str], option: str = '--cfg-options') -> dict[str, Any]:
     """`['a.b=1', 'c=(x,y)']` as `{'a.b': 1, 'c': ('x', 'y')}`, in MMEngine's syntax.
+
+    Args:
+        items: What followed the option.
+        option: Its name, for messages.
 
     Raises:
         ConfigError: If an item is not `key=value`, or its value nothing that can be written so.
@@ -110,14 +114,14 @@ def parse_cfg_options(items: Sequence[str]) -> dict[str, Any]:
     for item in items:
         key, equals, text = item.partition('=')
         if not equals or not all(key.split('.')):
-            raise ConfigError(f'--cfg-options {item!r} is not of the form a.b=value')
+            raise ConfigError(f'{option} {item!r} is not of the form a.b=value')
         plain = ' ' in text and not re.search(r'[,\[\](){}]', text)
         # MMEngine deletes blanks, which is right for lists and wrong for text.
         try:
             options[key] = text if plain else DictAction._parse_iterable(text)
         except (AssertionError, RecursionError) as error:  # how MMEngine stumbles over calls
             raise ConfigError(
-                f'--cfg-options {item!r}: values are numbers, True, False, None, text, '
+                f'{option} {item!r}: values are numbers, True, False, None, text, '
                 f'[a,b] or (a,b); write a dict key by key: {key}.KEY=VALUE'
             ) from error
     return options

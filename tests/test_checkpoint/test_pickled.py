@@ -151,6 +151,18 @@ def test_truncated_safetensors(tmp_path, state):
         pass
 
 
+@pytest.mark.parametrize('name', ['model.safetensors', 'pytorch_model.bin'])
+def test_what_git_leaves_without_its_extension(tmp_path, name):
+    path, digest = (
+        tmp_path / name,
+        '4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393',
+    )
+    lines = ('version https://git-lfs.github.com/spec/v1', f'oid sha256:{digest}', 'size 9945')
+    path.write_text('\n'.join(lines) + '\n')
+    with pytest.raises(ValueError, match=f'{name} is the pointer .* `git lfs pull`'):
+        open_tensors(path).__enter__()
+
+
 def test_unknown_dtype():
     with pytest.raises(ValueError, match="'F3' is unknown"):
         dtype_named('F3')

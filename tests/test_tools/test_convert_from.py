@@ -32,6 +32,11 @@ def test_unknown_options(option, tmp_path):
     assert stopped.value.code == 2
 
 
+def test_a_setting_without_a_value(tmp_path, capsys):
+    assert main([str(tmp_path), str(tmp_path / 'out'), '--set', 'num_heads']) == 2
+    assert "--set 'num_heads' is not of the form" in capsys.readouterr().err
+
+
 def test_pickled_code(tmp_path, capsys):
     import os
 
