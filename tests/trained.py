@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import sentencepiece as spm
 import torch
+from torch import nn
 
 from internlm_mm.checkpoint.checkpointer import Checkpointer
 from internlm_mm.models import InternLM
@@ -34,14 +36,16 @@ def train_tokenizer(folder: Path, **options) -> SentencePieceTokenizer:
     return SentencePieceTokenizer(folder)
 
 
-def trained_run(folder: Path) -> tuple[Path, InternLM, SentencePieceTokenizer]:
+def trained_run(
+    folder: Path, family: type[nn.Module] = InternLM, **options: Any
+) -> tuple[Path, Any, SentencePieceTokenizer]:
     """A work dir with the checkpoint iter_3, the model that is in it, and its tokenizer."""
     tokenizer = train_tokenizer(folder / 'tokenizer')
-    sizes = SIZES | {'vocab_size': tokenizer.vocab_size}
-    model = InternLM(**sizes)
+    sizes = SIZES | {'vocab_size': tokenizer.vocab_size} | options
+    model: Any = family(**sizes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0.0, 0.3)
-    config = {'model': {'type': 'internlm_mm.models.internlm.InternLM', **sizes}}
+    config = {'model': {'type': f'{family.__module__}.{family.__name__}', **sizes}}
     tokenizer.save(folder / 'copy')
     Checkpointer(async_save=False).save(
         folder / 'work' / 'iter_3',

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from internlm_mm.checkpoint.checkpointer import METADATA_FILE, list_checkpoints
+from internlm_mm.checkpoint.hf_files import is_hf_folder
 from internlm_mm.checkpoint.huggingface import import_hf
 from internlm_mm.checkpoint.internlm_files import is_internlm_folder
 from internlm_mm.checkpoint.internlm_layout import FORMATS as INTERNLM_FORMATS
 from internlm_mm.checkpoint.internlm_shards import import_internlm
-from internlm_mm.checkpoint.pretrained import is_hf_folder
 from internlm_mm.registry import MODELS
 from internlm_mm.utils.suggest import did_you_mean
 
@@ -34,7 +34,8 @@ class Source(NamedTuple):
         form: For people: whose it is.
         config: Of the model in it, as `MODELS.build` takes it.
         weights: By our names, each read when asked for: a `stream_writer.LazyWeights` that is a
-            mapping, too, and has `check_files()`.
+            mapping, too, and has `check_files()`, and `stored_name(name)` and `describe(name)` for
+            messages.
     """
 
     path: Path
@@ -142,22 +143,24 @@ def check_weights(model: nn.Module, source: Source) -> None:
         ValueError: Naming the first tensor that is missing, left over or of another shape.
     """
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    kind = type(model).__name__
+    kind, weights = type(model).__name__, source.weights
     for name, shape in wanted.items():
-        if name not in source.weights:
-            near = did_you_mean(name, source.weights) if len(source.weights) < 5000 else ''
-            raise ValueError(f'{source.path}: {name!r} is missing, which {kind} has.{near}')
-        found = tuple(source.weights.shape(name))
+        if name not in weights:
+            near = did_you_mean(name, weights) if len(weights) < 5000 else ''
+            raise ValueError(
+                f'{source.path}: {weights.stored_name(name)!r} is missing, which {kind} has.{near}'
+            )
+        found = tuple(weights.shape(name))
         if found != shape:
             raise ValueError(
-                f'{source.path}: {name!r} has shape {list(found)}; expected {list(shape)} '
-                f'for this {kind}'
+                f'{source.path}: {weights.describe(name)} has shape {list(found)}; expected '
+                f'{list(shape)} for this {kind}'
             )
-    extra = sorted(set(source.weights) - set(wanted))
+    extra = sorted(set(weights) - set(wanted))
     if extra:
         raise ValueError(
-            f'{source.path}: {extra[0]!r} is left over (of {len(extra)}): {kind} of these sizes '
-            'has no such weight'
+            f'{source.path}: {weights.describe(extra[0])} is left over (of {len(extra)}): {kind} '
+            'of these sizes has no such weight'
         )
 
 

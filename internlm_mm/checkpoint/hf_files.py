@@ -27,6 +27,12 @@ PICKLED_NAMES = ('pytorch_model.bin.index.json', 'pytorch_model.bin')
 _ROWS = 4096  # of a weight that are compared at once
 
 
+def is_hf_folder(path: str | Path) -> bool:
+    """Whether `path` holds weights in Hugging Face's layout."""
+    names = (SINGLE_NAME, INDEX_NAME, *PICKLED_NAMES)
+    return any((Path(path) / name).is_file() for name in names)
+
+
 @contextmanager
 def publish_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """A folder to write in, which is named `out` when the block ends and removed when it fails."""
@@ -157,6 +163,7 @@ class HFWeights(Mapping[str, Tensor]):
     """
 
     def __init__(self, folder: Path, layout: WeightLayout | None = None) -> None:
+        self._layout = layout
         self._places: dict[str, tuple[Path, Stored]] = {}
         for name, path in _weight_files(folder).items():
             try:
@@ -184,8 +191,16 @@ class HFWeights(Mapping[str, Tensor]):
             return dtype_named(file.get_slice(stored.name).get_dtype())
 
     def stored_name(self, name: str) -> str:
-        """What the file calls the tensor that a weight is, or is a part of."""
-        return self._places[name][1].name
+        """What the files call the tensor that a weight is, or is a part of; it may be missing."""
+        if name in self._places or self._layout is None:
+            return self._places[name][1].name
+        return self._layout.stored(name).name
+
+    def describe(self, name: str) -> str:
+        """A weight for a message: what it is called, where, and of what it is a part."""
+        path, stored = self._places[name]
+        part = '' if stored.packing is None else f'{name.split(".")[-2]} of '
+        return f'{part}{stored.name!r} in {path.name}'
 
     def check_files(self) -> None:
         """Read whatever has checksums once, and compare; safetensors have none.

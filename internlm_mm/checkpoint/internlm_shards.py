@@ -225,6 +225,14 @@ class InternLMWeights(Mapping[str, Tensor]):
         place = self._places[name]
         return self.shards.files[place.where.stage][0].dtypes[place.where.key]
 
+    def stored_name(self, name: str) -> str:
+        """What the shards call the tensor that a weight is a part of; it may be missing."""
+        return self._layout.stored(name).name
+
+    def describe(self, name: str) -> str:
+        """A weight for a message: what it is called, and where."""
+        return self.shards.describe(self._places[name].where)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 

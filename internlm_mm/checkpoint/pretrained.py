@@ -17,8 +17,9 @@ from internlm_mm.checkpoint.checkpointer import (
     read_model_state,
     verify,
 )
-from internlm_mm.checkpoint.hf_files import INDEX_NAME, PICKLED_NAMES, SINGLE_NAME
-from internlm_mm.checkpoint.huggingface import export_hf, fill_model, import_hf
+from internlm_mm.checkpoint.foreign import open_source
+from internlm_mm.checkpoint.hf_files import is_hf_folder
+from internlm_mm.checkpoint.huggingface import export_hf, fill_model
 from internlm_mm.registry import MODELS
 from internlm_mm.tokenizers import Tokenizer, build_template, load_tokenizer
 from internlm_mm.tokenizers.chat_choice import recorded_template
@@ -43,8 +44,8 @@ def load_model(
         ValueError: If the checkpoint is damaged or does not fit the model.
     """
     if is_hf_folder(path):
-        config, weights = import_hf(path)
-        return fill_model(_build_on_meta(config), weights, device, dtype)
+        source = open_source(path, 'hf')
+        return fill_model(source.build(), source.weights, device, dtype)
     folder = _whole_checkpoint(path)
     model = _build_on_meta(read_config(folder)['model'])
     return fill_model(model, read_model_state(folder), device, dtype)
@@ -118,12 +119,6 @@ def convert_to_hf(
     )
     assert difference is not None
     return difference
-
-
-def is_hf_folder(path: str | Path) -> bool:
-    """Whether `path` holds weights in Hugging Face's layout."""
-    names = (SINGLE_NAME, INDEX_NAME, *PICKLED_NAMES)
-    return any((Path(path) / name).is_file() for name in names)
 
 
 def _whole_checkpoint(path: str | Path) -> Path:

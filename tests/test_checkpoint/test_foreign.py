@@ -1,6 +1,7 @@
 """Telling what a folder holds, and refusing it with the tensor or file and what was expected."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from internlm_mm.checkpoint.foreign import (
     open_source,
 )
 from internlm_mm.checkpoint.huggingface import export_hf
-from internlm_mm.models import InternLM, Llama
-from tests.internlm_oracle import SIZES, full_state, write_shards
+from internlm_mm.models import InternLM, InternLM2, Llama
+from tests.internlm_oracle import GROUPED, SIZES, full_state, write_shards
 from tests.trained import trained_run
 
 
@@ -116,8 +117,11 @@ def test_unknown_format(hf):
     [
         ({'architectures': ['LlamaForCasualLM']}, 'LlamaForCasualLM'),
         ({'num_attention_heads': ...}, r"config\.json: the key 'num_attention_heads' is missing"),
-        ({'num_hidden_layers': 3}, r"'layers\.3\.input_layernorm\.weight' is left over"),
-        ({'num_hidden_layers': 5}, r"'layers\.4\..*' is missing, which InternLM has"),
+        (
+            {'num_hidden_layers': 3},
+            r"'model\.layers\.3\.input_layernorm\.weight' in model\.safetensors is left over",
+        ),
+        ({'num_hidden_layers': 5}, r"'model\.layers\.4\..*' is missing, which InternLM has"),
         ({'intermediate_size': 47}, r'gate_proj.*shape \[48, 32\]; expected \[47, 32\]'),
         ({'vocab_size': 100}, r'embed_tokens.*shape \[96, 32\]; expected \[100, 32\]'),
     ],
@@ -131,10 +135,13 @@ def test_configs_that_do_not_fit(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ('edit', 'message'),
     [
-        (lambda s: s.pop('model.norm.weight'), r"'norm\.weight' is missing, which InternLM has"),
+        (
+            lambda s: s.pop('model.norm.weight'),
+            r"'model\.norm\.weight' is missing, which InternLM has",
+        ),
         (
             lambda s: s.update({'model.layers.1.mlp.gate_proj.bias': torch.ones(48)}),
-            r"'layers\.1\.mlp\.gate_proj\.bias' is left over \(of 1\)",
+            r"'model\.layers\.1\.mlp\.gate_proj\.bias' in model\.safetensors is left over \(of 1\)",
         ),
         (lambda s: s.update({'model.norm.weight': torch.ones(31)}), r'\[31\]; expected \[32\]'),
         (
@@ -146,6 +153,68 @@ def test_configs_that_do_not_fit(tmp_path, changes, message):
 def test_weights_that_do_not_fit(hf, edit, message):
     edit_weights(hf, edit)
     with pytest.raises(ValueError, match=message):
+        open_source(hf)
+
+
+@pytest.mark.parametrize(
+    ('edit', 'message'),
+    [
+        (lambda s, w: s.pop(w), r"'model\.layers\.2\.attention\.wqkv\.weight' is missing"),
+        (
+            lambda s, w: s.update({w: s[w][:-1]}),
+            r"model\.safetensors: 'model\.layers\.2\.attention\.wqkv\.weight' has shape "
+            r'\[63, 32\], which does not fit: 63 rows are no whole number of heads',
+        ),
+        (
+            lambda s, w: s.update({w: s[w][:32]}),
+            r"q_proj of 'model\.layers\.2\.attention\.wqkv\.weight' in model\.safetensors has "
+            r'shape \[16, 32\]; expected \[32, 32\]',
+        ),
+        (
+            lambda s, w: s.update({w.replace('weight', 'bias'): torch.ones(64)}),
+            r"k_proj of .*wqkv\.bias' in model\.safetensors is left over \(of 3\)",
+        ),
+        (
+            lambda s, w: s.update({w.replace('wqkv', 'wq'): torch.ones(64)}),
+            r"model\.safetensors: weight 'model\.layers\.2\.attention\.wq\.weight' is unknown",
+        ),
+    ],
+)
+def test_packed_weights_that_do_not_fit(tmp_path, edit, message):
+    with torch.device('meta'):
+        model = InternLM2(**GROUPED)
+    state = full_state(GROUPED, biases=False)
+    export_hf(model, state, tmp_path / 'hf', format='internlm2', dtype='float32', verify=False)
+    source = open_source(tmp_path / 'hf')
+    assert all(torch.equal(source.weights[name], tensor) for name, tensor in state.items())
+    edit_weights(tmp_path / 'hf', lambda s: edit(s, 'model.layers.2.attention.wqkv.weight'))
+    with pytest.raises(ValueError, match=message):
+        open_source(tmp_path / 'hf')
+
+
+def test_pickled_code_in_a_folder(tmp_path, hf):
+    """Where a `.bin` would run something, it is named and nothing is run."""
+
+    class Harmful:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / 'ran'),)
+
+    (hf / 'model.safetensors').unlink()
+    (hf / 'model.safetensors.index.json').unlink()
+    torch.save({'model.norm.weight': Harmful()}, hf / 'pytorch_model.bin')
+    with pytest.raises(ValueError, match=r'pytorch_model\.bin holds pickled code .*mkdir'):
+        open_source(hf)
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_a_config_that_is_no_table(hf):
+    (hf / 'config.json').write_text('[1]')
+    with pytest.raises(
+        ValueError, match=r'config\.json is truncated or damaged: it holds no table'
+    ):
+        open_source(hf)
+    (hf / 'config.json').write_bytes(b'\xff\xfe{}')
+    with pytest.raises(ValueError, match=r'config\.json is truncated or damaged'):
         open_source(hf)
 
 
@@ -188,5 +257,5 @@ def test_another_model(hf, changes, message):
 def test_another_family(hf):
     with torch.device('meta'):
         model = Llama(**SIZES)
-    with pytest.raises(ValueError, match=r"'layers\.0\.self_attn\..*bias' is left over"):
+    with pytest.raises(ValueError, match=r"'model\.layers\.0\.self_attn\..*bias' .* is left over"):
         check_same_model(model, open_source(hf))

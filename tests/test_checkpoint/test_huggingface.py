@@ -196,9 +196,7 @@ def test_a_missing_shard(tmp_path, state):
 
 def test_a_model_we_do_not_have(tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps({'architectures': ['GPT2LMHeadModel']}))
-    with pytest.raises(
-        ValueError, match=r"architectures=\['GPT2LMHeadModel'\]: no model .*Qwen3ForCausalLM \(qwen3\)"
-    ):
+    with pytest.raises(ValueError, match=r"\['GPT2LMHeadModel'\]: no model .*Qwen3.* \(qwen3\)"):
         import_hf(tmp_path)
 
 

@@ -1,12 +1,15 @@
 """From a training checkpoint to a model at work, here and in transformers."""
 
+import json
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from internlm_mm.checkpoint.pretrained import convert_to_hf, load_model, load_tokenizer_of
+from internlm_mm.models import InternLM, InternLM2, Mistral, Qwen3
 from tests.trained import train_tokenizer, trained_run
 
 pytestmark = pytest.mark.filterwarnings('ignore:torch.distributed is disabled:UserWarning')
@@ -49,6 +52,54 @@ def test_load_model(run, tmp_path, of):
     assert {p.dtype for p in load_model(path, dtype=torch.bfloat16).parameters()} == {
         torch.bfloat16
     }
+
+
+@pytest.mark.parametrize(
+    ('family', 'format', 'architecture'),
+    [
+        (InternLM, None, 'LlamaForCausalLM'),
+        (InternLM, 'internlm', 'InternLMForCausalLM'),
+        (InternLM2, None, 'LlamaForCausalLM'),
+        (InternLM2, 'internlm2', 'InternLM2ForCausalLM'),
+        (Mistral, None, 'LlamaForCausalLM'),
+        (Mistral, 'mistral', 'MistralForCausalLM'),
+        (Qwen3, None, 'Qwen3ForCausalLM'),
+    ],
+)
+def test_formats(tmp_path, family, format, architecture):
+    work_dir, model, _ = trained_run(tmp_path, family)
+    assert convert_to_hf(work_dir, tmp_path / 'hf', format=format, dtype='float32') < 1e-4
+    config = json.loads((tmp_path / 'hf' / 'config.json').read_text())
+    assert config['architectures'] == [architecture]
+    assert ('auto_map' in config) is ('InternLM' in architecture)
+    again = load_model(tmp_path / 'hf')
+    ids = torch.randint(model.vocab_size, (2, 30))
+    assert torch.equal(again.logits(ids), model.logits(ids))
+
+
+def test_a_format_that_the_family_has_not(run, tmp_path):
+    with pytest.raises(ValueError, match="format='internlm2': InternLM can be written as llama or"):
+        convert_to_hf(run[0], tmp_path / 'hf', format='internlm2')
+    assert not (tmp_path / 'hf').exists() and not (tmp_path / 'hf.tmp').exists()
+
+
+def test_bars(run, tmp_path, capsys):
+    convert_to_hf(run[0], tmp_path / 'quiet')
+    assert not capsys.readouterr().err
+    convert_to_hf(run[0], tmp_path / 'hf', show_progress=True)
+    shown = capsys.readouterr().err
+    assert 'writing' in shown and 'comparing' in shown
+
+
+def test_what_does_not_fit_is_named(run, tmp_path):
+    convert_to_hf(run[0], tmp_path / 'hf')
+    file = tmp_path / 'hf' / 'model.safetensors'
+    tensors = load_file(file)
+    del tensors['model.layers.1.mlp.up_proj.weight']
+    save_file(tensors, file, {'format': 'pt'})
+    (tmp_path / 'hf' / 'model.safetensors.index.json').unlink()
+    with pytest.raises(ValueError, match=r"hf: 'model\.layers\.1\.mlp\.up_.*' is missing"):
+        load_model(tmp_path / 'hf')
 
 
 def test_another_tokenizer_is_refused_before_anything_is_written(run, tmp_path):

@@ -27,6 +27,16 @@ def test_last_line_is_the_difference(run, tmp_path, capsys):
     AutoModelForCausalLM.from_pretrained(out)
 
 
+def test_formats(run, tmp_path, capsys):
+    out = tmp_path / 'hf'
+    assert main([str(run[0]), str(out), '--format', 'internlm']) == 0
+    assert (out / 'modeling_internlm.py').exists()
+    capsys.readouterr()
+    assert main([str(run[0]), str(tmp_path / 'other'), '--format', 'qwen2']) == 2
+    assert 'InternLM can be written as llama or internlm' in capsys.readouterr().err
+    assert not (tmp_path / 'other').exists()
+
+
 def test_internlm_spelling(run, tmp_path):
     work_dir, _, tokenizer = run
     out = tmp_path / 'hf'
