@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from internlm_mm.engine.rehearse_memory import model_sizes, run_sizes, unknown_parameters
-from internlm_mm.models import InternLM
+from internlm_mm.models import InternLM, Qwen2, Qwen3
 from internlm_mm.parallel.mesh import Layout
 from internlm_mm.parallel.pipeline import plan_pipeline
 from internlm_mm.parallel.place import Techniques
@@ -48,6 +48,24 @@ def test_sizes_of_a_decoder(model: InternLM) -> None:
     assert sizes is not None
     assert (sizes.num_layers, sizes.head_dim, sizes.attention_bias) == (4, 8, True)
     assert model_sizes(nn.Linear(2, 2)) is None
+
+
+def test_sizes_of_other_families() -> None:
+    small = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=1, num_heads=4)
+    with torch.device('meta'):
+        two, three = Qwen2(**small), Qwen3(**small, tie_word_embeddings=True)
+    sizes = model_sizes(two)
+    assert (sizes.attention_bias, sizes.output_bias, sizes.qk_norm) == (True, False, False)
+    sizes = model_sizes(three)
+    assert (sizes.attention_bias, sizes.output_bias, sizes.qk_norm) == (False, False, True)
+    assert sizes.tie_word_embeddings
+    # A model of a plug-in may say less.
+    Plain = type('Plain', (nn.Module,), {})
+    plain = Plain()
+    for name in ('hidden_size', 'intermediate_size', 'num_heads', 'num_kv_heads', 'head_dim',
+                 'vocab_size', 'attention_bias', 'layers'):  # fmt: skip
+        setattr(plain, name, getattr(three, name))
+    assert model_sizes(plain).output_bias is None
 
 
 def test_the_run_is_told_as_it_is(model: InternLM) -> None:

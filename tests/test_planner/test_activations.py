@@ -1,9 +1,17 @@
 """Counts by hand, and the schedules against torch's own order of actions."""
 
+from dataclasses import replace
+
 import pytest
 from torch.distributed.pipelining.schedules import _get_warmup_ops
 
-from internlm_mm.planner.activations import in_flight, kept_bytes, layer_bytes, logits_bytes
+from internlm_mm.planner.activations import (
+    head_norm_bytes,
+    in_flight,
+    kept_bytes,
+    layer_bytes,
+    logits_bytes,
+)
 from internlm_mm.planner.sizes import ModelSizes, RunSizes
 
 SIZES = ModelSizes(
@@ -27,6 +35,17 @@ def test_a_compiled_layer_by_hand() -> None:
     """Per token: residual and norm before both halves, q, k, v, result, gate, up, product."""
     per_token = 2 * (4 * 32 + 2 * 32 + 2 * 16 + 3 * 48) + 2 * 4 + 4 * 4
     assert layer_bytes(SIZES, run_of(compiled=True, param_bytes=2)) == 32 * per_token
+
+
+def test_norms_of_heads_by_hand() -> None:
+    normed = replace(SIZES, qk_norm=True)
+    compiled = run_of(compiled=True, param_bytes=2)
+    # Per token: q and k as they were, and a factor for each of six heads.
+    assert head_norm_bytes(normed, compiled) == 32 * 6 * (8 * 2 + 4)
+    more = layer_bytes(normed, compiled) - layer_bytes(SIZES, compiled)
+    assert more == head_norm_bytes(normed, compiled)
+    plain = run_of(param_bytes=2, tensor=2)
+    assert head_norm_bytes(normed, plain) == 32 * 3 * (8 * (4 + 2) + 4)
 
 
 def test_sequence_parallelism_shares_what_is_not_gathered() -> None:

@@ -57,12 +57,30 @@ CONFIG = dict(
     default_hooks={},
     log_level='ERROR',
 )
+OTHERS: dict[str, tuple[ModelSizes, dict]] = {
+    'tied': (
+        replace(SIZES, attention_bias=False, tie_word_embeddings=True),
+        dict(type='Llama', tie_word_embeddings=True),
+    ),
+    'Qwen2': (replace(SIZES, num_kv_heads=2, output_bias=False), dict(type='Qwen2')),
+    'Qwen3': (
+        replace(
+            SIZES, num_kv_heads=2, attention_bias=False, qk_norm=True, tie_word_embeddings=True
+        ),
+        dict(type='Qwen3', tie_word_embeddings=True),
+    ),
+}
 BF16 = dict(precision=dict(param='bfloat16', reduce='float32'))
 BYTES = {'float32': 4, 'bfloat16': 2}
 
 
-def changes(micro_batches: int, strategy: dict, data: int = 1) -> dict:
-    rows = {'train_cfg__global_batch_size': 2 * micro_batches * data}
+def changes(micro_batches: int, strategy: dict, data: int = 1, other: str | None = None) -> dict:
+    rows: dict = {'train_cfg__global_batch_size': 2 * micro_batches * data}
+    if other is not None:
+        sizes, model = OTHERS[other]
+        rows['model'] = CONFIG['model'] | model
+        if model['type'] != 'Llama':
+            rows['model']['num_kv_heads'] = sizes.num_kv_heads
     return CONFIG | rows | {f'strategy__{key}': value for key, value in strategy.items()}
 
 
@@ -87,21 +105,26 @@ def no_process_group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def measured_kinds(work_dir: Path, micro_batches: int, strategy: dict, data: int = 1) -> dict:
+def measured_kinds(
+    work_dir: Path, micro_batches: int, strategy: dict, data: int = 1, other: str | None = None
+) -> dict:
     hook = dict(type='MemoryHook', at_iter=1)
-    tiny_runner(work_dir, custom_hooks=[hook], **changes(micro_batches, strategy, data)).train()
+    options = changes(micro_batches, strategy, data, other)
+    tiny_runner(work_dir, custom_hooks=[hook], **options).train()
     (file,) = work_dir.glob('*/memory_rank0.json')
     return json.loads(file.read_text())['bytes']
 
 
-def check_kinds(found: dict, run: RunSizes, activations: float = 0.0) -> None:
-    prediction = predict_memory(SIZES, run)
+def check_kinds(
+    found: dict, run: RunSizes, activations: float = 0.0, sizes: ModelSizes = SIZES
+) -> None:
+    prediction = predict_memory(sizes, run)
     for kind in ('parameters', 'gradients', 'optimizer'):
         assert found[kind] == prediction.kinds[kind], kind
     after_forward = prediction.moments['loss, forward']
     for kind in ('gathered_parameters', 'gathered_gradients'):
         assert found[kind] == after_forward[kind], kind
-    kept = kept_bytes(SIZES, run, LAYERS, True, True) + loss_bytes(SIZES, run)
+    kept = kept_bytes(sizes, run, LAYERS, True, True) + loss_bytes(sizes, run)
     assert found['activations'] == pytest.approx(kept, rel=activations)
 
 
@@ -125,8 +148,17 @@ def test_kinds_of_one_process(tmp_path: Path, micro_batches: int, strategy: dict
     check_kinds(found, run_sizes(micro_batches, strategy))
 
 
-def measured_peak(work_dir: Path, micro_batches: int, strategy: dict, data: int = 1) -> int:
-    runner = tiny_runner(work_dir, **changes(micro_batches, strategy, data))
+@pytest.mark.parametrize('strategy', [{}, BF16, dict(recompute=0.5)], ids=str)
+@pytest.mark.parametrize('other', OTHERS)
+def test_kinds_of_other_families(tmp_path: Path, other: str, strategy: dict) -> None:
+    found = measured_kinds(tmp_path, 2, strategy, other=other)
+    check_kinds(found, run_sizes(2, strategy), sizes=OTHERS[other][0])
+
+
+def measured_peak(
+    work_dir: Path, micro_batches: int, strategy: dict, data: int = 1, other: str | None = None
+) -> int:
+    runner = tiny_runner(work_dir, **changes(micro_batches, strategy, data, other))
     runner.prepare_training()
     steps = runner.train_loop.begin()
     runner.train_loop.run_next(steps)  # the first step also makes the optimizer's state
@@ -144,6 +176,16 @@ def measured_peak(work_dir: Path, micro_batches: int, strategy: dict, data: int 
 def test_the_peak_of_one_process(tmp_path: Path, micro_batches: int, strategy: dict) -> None:
     prediction = predict_memory(SIZES, run_sizes(micro_batches, strategy))
     peak = measured_peak(tmp_path, micro_batches, strategy)
+    assert prediction.peak == pytest.approx(peak, rel=0.05), prediction.peak_moment
+
+
+@pytest.mark.parametrize(('micro_batches', 'strategy'), [(1, {}), (1, BF16), (3, BF16)])
+@pytest.mark.parametrize('other', OTHERS)
+def test_the_peak_of_other_families(
+    tmp_path: Path, other: str, micro_batches: int, strategy: dict
+) -> None:
+    prediction = predict_memory(OTHERS[other][0], run_sizes(micro_batches, strategy))
+    peak = measured_peak(tmp_path, micro_batches, strategy, other=other)
     assert prediction.peak == pytest.approx(peak, rel=0.05), prediction.peak_moment
 
 

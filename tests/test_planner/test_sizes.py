@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from internlm_mm.models import InternLM, Llama
+from internlm_mm.models import InternLM, Llama, Qwen2, Qwen3
 from internlm_mm.planner.sizes import (
     ModelSizes,
     ParameterShape,
@@ -15,22 +15,29 @@ from internlm_mm.planner.sizes import (
 SMALL = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4)
 
 
-@pytest.mark.parametrize('kv_heads', [None, 2])
-def test_names_and_shapes_are_the_models(kv_heads: int | None) -> None:
+@pytest.mark.parametrize(
+    ('family', 'options', 'said'),
+    [
+        (InternLM, {}, dict(attention_bias=True)),
+        (Llama, dict(num_kv_heads=2, head_dim=10), {}),
+        (Llama, dict(num_kv_heads=2, head_dim=10, tie_word_embeddings=True),
+         dict(tie_word_embeddings=True)),
+        (Qwen2, dict(num_kv_heads=2), dict(attention_bias=True, output_bias=False)),
+        (Qwen3, dict(num_kv_heads=2, head_dim=10), dict(qk_norm=True)),
+    ],
+)  # fmt: skip
+def test_names_and_shapes_are_the_models(family, options: dict, said: dict) -> None:
     with torch.device('meta'):
-        if kv_heads is None:
-            model = InternLM(**SMALL)
-        else:
-            model = Llama(**SMALL, num_kv_heads=kv_heads, head_dim=10)
+        model = family(**SMALL, **options)
     sizes = ModelSizes(
         num_layers=3,
         hidden_size=32,
         intermediate_size=48,
         num_heads=4,
-        num_kv_heads=kv_heads or 4,
-        head_dim=10 if kv_heads else 8,
+        num_kv_heads=options.get('num_kv_heads', 4),
+        head_dim=options.get('head_dim', 8),
         vocab_size=64,
-        attention_bias=kv_heads is None,
+        **(dict(attention_bias=False) | said),
     )
     shapes = outer_parameters(sizes, first=True, last=True)
     for layer in range(3):
