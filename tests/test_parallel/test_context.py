@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -131,6 +132,40 @@ def test_two_ranks_attend_as_one(two_ranks, name: str, lengths: list, kv_heads: 
         torch.testing.assert_close(ours, out.detach()[:, own], rtol=1e-12, atol=1e-12)
         for found, x in zip(gradients, whole, strict=True):
             torch.testing.assert_close(found, x.grad[:, own], rtol=1e-12, atol=1e-12)
+
+
+LONG, LONG_DOCUMENTS = 8192, [3000, 1, 5000, 191]
+
+
+def long_inputs() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(12)
+    return [torch.randn(1, LONG, 1, 8, generator=generator, dtype=torch.float64) for _ in range(4)]
+
+
+def long_row() -> tuple[Tensor, list[Tensor]]:
+    axis = mesh()
+    own = own_positions(LONG, axis.get_local_rank(), 2)
+    *qkv, weight = (x[:, own] for x in long_inputs())
+    qkv = [x.requires_grad_() for x in qkv]
+    documents = make_documents(make_batch([LONG_DOCUMENTS]), need_mask=False)
+    out = CONTEXT_ATTENTIONS['all_gather'](axis, False)(*qkv, documents)
+    (out * weight).sum().backward()
+    return out.detach(), [x.grad for x in qkv]
+
+
+@pytest.mark.slow
+def test_a_row_of_eight_thousand_tokens(two_ranks) -> None:
+    """Against torch's attention, one document after the other."""
+    *qkv, weight = long_inputs()
+    qkv = [x.transpose(1, 2).requires_grad_() for x in qkv]
+    parts = zip(*(x.split(LONG_DOCUMENTS, dim=2) for x in qkv), strict=True)
+    out = torch.cat([F.scaled_dot_product_attention(*p, is_causal=True) for p in parts], dim=2)
+    (out * weight.transpose(1, 2)).sum().backward()
+    for rank, found in enumerate(two_ranks(long_row)):
+        own = own_positions(LONG, rank, 2)
+        for ours, whole in zip((found[0], *found[1]), (out, *(x.grad for x in qkv)), strict=True):
+            theirs = whole.detach().transpose(1, 2)[:, own]
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
 # ------------------------------------------------------------------------------------ boundaries
