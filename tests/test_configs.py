@@ -17,8 +17,21 @@ LEAVES = sorted(
 )
 BASES = sorted((shipped_configs() / '_base_').rglob('*.py'))
 
-# Parameters of the published models; the names are those of their configs, up to the first size.
-PARAMETERS = {'internlm_7b': 7_321_948_160, 'internlm_20b': 20_089_943_040}
+# Parameters of the published models, by the names of their bases. The 20B is as InternLM trains it,
+# with biases, which the published weights do not have.
+PARAMETERS = {
+    'internlm_7b': 7_321_948_160,
+    'internlm_20b': 20_089_943_040,
+    'internlm_tiny': 3_347_136,
+    'internlm2_1_8b': 1_889_110_016,
+    'internlm2_7b': 7_737_708_544,
+    'internlm2_20b': 19_861_149_696,
+    'internlm3_8b': 8_804_241_408,
+    'llama3_8b': 8_030_261_248,
+    'mistral_7b': 7_248_023_552,
+    'qwen2_5_7b': 7_615_616_512,
+    'qwen3_8b': 8_190_735_360,
+}
 
 
 @pytest.fixture(params=LEAVES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
@@ -60,6 +73,16 @@ def test_model_of_leaf_builds(leaf: Path) -> None:
         if leaf.stem.startswith(f'{name}_pretrain'):
             assert count == expected
     assert count > 0
+
+
+@pytest.mark.parametrize('base', sorted((shipped_configs() / '_base_' / 'models').glob('*.py')),
+                         ids=lambda path: path.stem)  # fmt: skip
+def test_parameters_of_a_base(base: Path) -> None:
+    expected = PARAMETERS[base.stem]
+    assert f'{expected:,} parameters' in base.read_text(encoding='utf-8').splitlines()[0]
+    with torch.device('meta'):
+        model = MODELS.build(load_config(base).model)
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected
 
 
 def test_every_value_of_a_leaf_is_explained() -> None:
