@@ -8,6 +8,7 @@ from internlm_mm.tokenizers.chat_templates import (
     chatml,
     internlm,
     internlm2,
+    internlm3,
     internlm_v1_1,
     llama3,
 )
@@ -27,6 +28,7 @@ __all__ = [
     'chatml',
     'internlm',
     'internlm2',
+    'internlm3',
     'internlm_v1_1',
     'llama3',
     'load_tokenizer',

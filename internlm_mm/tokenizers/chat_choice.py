@@ -20,7 +20,8 @@ _SIGNS = (
     ('internlm', ('<eoh>', '<|User|>:')),
 )
 _FAMILIES = (
-    ('internlm2', ('internlm2', 'internlm3')),
+    ('internlm2', ('internlm2',)),
+    ('internlm3', ('internlm3',)),
     ('internlm', ('internlm',)),
     ('chatml', ('qwen',)),
 )
@@ -62,7 +63,7 @@ def template_of_jinja(folder: str | Path, family: str) -> str | None:
             return name
     if '<|im_start|>' in source:
         tells = '<|plugin|>' in source or '<|action_start|>' in source or 'internlm' in family
-        return 'internlm2' if tells else 'chatml'
+        return _by_family(family, 'internlm2') if tells else 'chatml'
     found = (name for name, marks in _SIGNS if any(mark in source for mark in marks))
     return next(found, _FALLBACK)
 
@@ -78,8 +79,12 @@ def suitable_template(tokenizer: Tokenizer | None, family: str) -> str:
         if tokenizer and any(tokenizer.token_id(mark) is not None for mark in marks):
             # The chats of 2023 share one vocabulary; the first is the one without functions.
             return 'internlm' if name == 'internlm_v1_1' else name
-    by_family = (name for name, words in _FAMILIES if any(word in family for word in words))
-    return next(by_family, _FALLBACK)
+    return _by_family(family, _FALLBACK)
+
+
+def _by_family(family: str, fallback: str) -> str:
+    found = (name for name, words in _FAMILIES if any(word in family for word in words))
+    return next(found, fallback)
 
 
 def _named_in(config: object) -> Iterator[str]:

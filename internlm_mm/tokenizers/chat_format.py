@@ -89,12 +89,15 @@ class ChatTemplate:
         prefix = f'{where}, ' if where else ''
         if add_generation_prompt and (last.role not in ('user', 'tool')):
             raise ValueError(f'{prefix}the last message is of {last.role!r}: nothing to answer')
-        spelt = [Segment('', BOS), *self._beginning(read)]
-        for index, message in enumerate(read.messages):
-            try:
+        spelt = [Segment('', BOS)]
+        place = ''
+        try:
+            spelt += self._beginning(read)
+            for index, message in enumerate(read.messages):
+                place = f'message {index}: '
                 spelt += self._turn(read, index, message)
-            except ValueError as error:
-                raise ValueError(f'{prefix}message {index}: {error}') from None
+        except ValueError as error:
+            raise ValueError(f'{prefix}{place}{error}') from None
         if add_generation_prompt:
             spelt += self._spell(self.assistant[0])
         elif add_ending and last.role == 'assistant' and self.ending is not None:

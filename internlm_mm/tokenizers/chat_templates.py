@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -107,7 +108,7 @@ def internlm_v1_1(default_system: str = '', declaration: str = _REACT) -> ChatTe
 
 @CHAT_TEMPLATES.register_module()
 def internlm2(default_system: str = '') -> ChatTemplate:
-    """InternLM2, 2.5 and 3: ChatML with functions and an interpreter of their own."""
+    """InternLM2 and 2.5: ChatML with functions and an interpreter of their own."""
     marks = (
         '<|plugin|>',
         '<|interpreter|>',
@@ -138,6 +139,12 @@ def internlm2(default_system: str = '') -> ChatTemplate:
             code_result=('<|im_start|>environment name=<|interpreter|>\n', '<|im_end|>\n'),
         ),
     )
+
+
+@CHAT_TEMPLATES.register_module()
+def internlm3(default_system: str = '') -> ChatTemplate:
+    """InternLM3: InternLM2's strings, over a vocabulary that has the marks by name."""
+    return dataclasses.replace(internlm2(default_system), name='internlm3', aliases={})
 
 
 @CHAT_TEMPLATES.register_module()
