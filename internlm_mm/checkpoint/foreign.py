@@ -22,6 +22,10 @@ from internlm_mm.utils.suggest import did_you_mean
 FORMATS = ('auto', 'hf', *INTERNLM_FORMATS)
 """What a folder of weights can be said to be."""
 
+NEITHER = 'neither a Hugging Face model (config.json) nor shards of InternLM (model_tp*_pp*.pt)'
+"""What is not in a folder, for messages."""
+
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _SIZES = 'vocab_size hidden_size intermediate_size num_heads num_kv_heads head_dim'.split()
 _MEANING = ['rope_theta', 'norm_eps', 'tie_word_embeddings']
 
@@ -117,7 +121,25 @@ def _format_of(path: Path) -> str:
         raise ValueError(
             f'{path} holds GGUF files, which are quantised; take the Hugging Face form'
         )
-    return forms[0] if forms else 'internlm'  # which says what was looked for
+    if not forms:
+        raise FileNotFoundError(f'{path} holds {NEITHER}{folder_inside(path)}')
+    return forms[0]
+
+
+def folder_inside(path: str | Path) -> str:
+    """For a message about a folder without weights: which folder in it has some, if one has."""
+    places = ('config.json', 'model_tp0_pp0.pt')
+    found = [
+        file.parent
+        for place in places
+        for pattern in (f'*/{place}', f'snapshots/*/{place}')  # the latter in a hub's cache
+        for file in Path(path).glob(pattern)
+        if list_checkpoints(file.parent.parent) == []
+    ]
+    if not found:
+        return ''
+    newest = max(found, key=lambda folder: (folder.name.zfill(20), folder))
+    return f'; its folder {newest.relative_to(path)} does'
 
 
 def _open_hf(path: Path, settings: dict[str, Any]) -> Source:
@@ -140,13 +162,14 @@ def check_weights(model: nn.Module, source: Source) -> None:
         source: The folder.
 
     Raises:
-        ValueError: Naming the first tensor that is missing, left over or of another shape.
+        ValueError: Naming the first tensor that is missing, left over, quantised, or of another
+            shape.
     """
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
     kind, weights = type(model).__name__, source.weights
     for name, shape in wanted.items():
         if name not in weights:
-            near = did_you_mean(name, weights) if len(weights) < 5000 else ''
+            near = did_you_mean(name, set(weights) - set(wanted))
             raise ValueError(
                 f'{source.path}: {weights.stored_name(name)!r} is missing, which {kind} has.{near}'
             )
@@ -155,6 +178,12 @@ def check_weights(model: nn.Module, source: Source) -> None:
             raise ValueError(
                 f'{source.path}: {weights.describe(name)} has shape {list(found)}; expected '
                 f'{list(shape)} for this {kind}'
+            )
+        if weights.dtype(name) not in _DTYPES:
+            dtype = str(weights.dtype(name)).removeprefix('torch.')
+            raise ValueError(
+                f'{source.path}: {weights.describe(name)} is {dtype}; expected a floating-point '
+                'dtype of 16 bits or more: quantised weights are not read'
             )
     extra = sorted(set(weights) - set(wanted))
     if extra:
@@ -186,10 +215,18 @@ def check_same_model(model: nn.Module, source: Source) -> list[str]:
     for key, here, there in pairs:
         if here != there and None not in (here, there):
             raise ValueError(
-                f'model.{key}={here!r}, but {source.path} is a {type(theirs).__name__} with '
+                f'model.{key}={here!r}, but {source.path} holds {type(theirs).__name__} with '
                 f'{key}={there!r}'
             )
-    check_weights(model, source)
+    try:
+        check_weights(model, source)
+    except ValueError as error:
+        if type(model) is type(theirs):
+            raise
+        raise ValueError(
+            f'model.type={type(model).__name__}, but {source.path} holds {type(theirs).__name__}: '
+            f'{error}'
+        ) from error
     return [
         f'model.{key}={here!r} differs from {there!r} in {source.path}'
         for key in ('max_seq_len', 'rope_scaling')

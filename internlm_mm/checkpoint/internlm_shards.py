@@ -21,7 +21,7 @@ from internlm_mm.checkpoint.internlm_layout import (
     layout_of,
 )
 from internlm_mm.checkpoint.internlm_sizes import read_sizes
-from internlm_mm.checkpoint.pickled import check_pickled
+from internlm_mm.checkpoint.pickled import PickledTensors, check_pickled
 from internlm_mm.registry import MODELS
 from internlm_mm.utils.suggest import did_you_mean
 from internlm_mm.utils.weight_layout import Stored, WeightLayout
@@ -138,6 +138,7 @@ class InternLMWeights(Mapping[str, Tensor]):
             hidden = shards.shape(f'{kind.layers}.0.{kind.mlp}.w1.weight')[1]
             split = shards.shape(f'{kind.embedding}.weight')[1] == hidden
         self._places: dict[str, _Place] = {}
+        self._mapped: list[PickledTensors] = []
         for name, where in shards.tensors.items():
             try:
                 parts = layout.ours(name)
@@ -201,6 +202,10 @@ class InternLMWeights(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         place = self._places[name]
         files = self.shards.files[place.where.stage]
+        if files is not self._mapped:  # stages are read one after the other
+            for file in self._mapped:
+                file.release()
+            self._mapped = files
         if place.dim is None:  # every part has it; where they differ, the first counts
             return place.stored.take(files[0].get_tensor(place.where.key)).clone()
         whole = torch.empty(self.shape(name), dtype=self.dtype(name))

@@ -164,6 +164,10 @@ class PickledTensors:
         """One tensor, of which parts can be read by index."""
         return _Slice(self, name)
 
+    def release(self) -> None:
+        """Give the mapped memory back; the next tensor maps the file anew."""
+        self._state = None
+
 
 class _Slice:
     """What `safe_open(...).get_slice` returns."""

@@ -20,7 +20,14 @@ from internlm_mm.checkpoint.checkpointer import (
     newest_whole_checkpoint,
     read_config,
 )
-from internlm_mm.checkpoint.foreign import Source, check_same_model, is_foreign, open_source
+from internlm_mm.checkpoint.foreign import (
+    NEITHER,
+    Source,
+    check_same_model,
+    folder_inside,
+    is_foreign,
+    open_source,
+)
 from internlm_mm.checkpoint.vocabulary import compare_vocabularies, find_tokenizer
 from internlm_mm.utils.config import dump_config, to_plain
 from internlm_mm.utils.suggest import did_you_mean
@@ -122,6 +129,7 @@ def _find_weights(path: str, content: tuple[str, ...], options: dict[str, Any]) 
             'checkpoint'
         )
     if not options and not is_foreign(path):
+        _check_there(path)
         return Start(_whole_checkpoint(path), content, False)
     if content != ('model',):
         other = next((part for part in content if part != 'model'), 'nothing')
@@ -130,6 +138,21 @@ def _find_weights(path: str, content: tuple[str, ...], options: dict[str, Any]) 
             f'{other!r}'
         )
     return Start(Path(path), content, False, options)
+
+
+def _check_there(path: str) -> None:
+    """Whether `load_from` names a checkpoint or a work dir, where it names nothing else."""
+    folder = Path(path)
+    is_step = (folder / METADATA_FILE).is_file() or folder in list_checkpoints(folder.parent)
+    if folder.is_dir() and not (is_step or list_checkpoints(folder)):
+        raise FileNotFoundError(
+            f'load_from: {path} holds no checkpoint iter_N, and {NEITHER}{folder_inside(folder)}'
+        )
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f'load_from: {path} does not exist; expected a work dir, a checkpoint iter_N, a '
+            "Hugging Face folder or one of InternLM's shards. Nothing is downloaded"
+        )
 
 
 def check_start(start: Start, model: Any, config: Config, logger: Logger) -> Source | None:

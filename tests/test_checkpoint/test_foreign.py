@@ -91,7 +91,9 @@ def test_checkpoints_of_ours(tmp_path):
     ('file', 'error', 'message'),
     [
         (None, FileNotFoundError, 'no folder.*nothing is downloaded'),
-        ('', FileNotFoundError, r'holds no model_tp\*_pp\*\.pt'),
+        ('', FileNotFoundError, r'neither a Hugging Face model .* nor .*\(model_tp\*_pp\*\.pt\)$'),
+        ('20/model_tp0_pp0.pt', FileNotFoundError, r'pt\); its folder 20 does$'),
+        ('snapshots/1f/config.json', FileNotFoundError, r'; its folder snapshots/1f does$'),
         ('x.gguf', ValueError, 'holds GGUF files'),
         ('consolidated.00.pth', ValueError, "is in Meta's format"),
         ('model.safetensors', FileNotFoundError, r'config\.json is missing'),
@@ -101,8 +103,9 @@ def test_checkpoints_of_ours(tmp_path):
 def test_folders_of_something_else(tmp_path, file, error, message):
     folder = tmp_path / 'x'
     if file is not None:
-        folder.mkdir()
-        (folder / file).touch() if file else None
+        path = folder / (file or 'notes.txt')
+        path.parent.mkdir(parents=True)
+        path.touch()
     with pytest.raises(error, match=message):
         open_source(folder)
 
@@ -147,6 +150,10 @@ def test_configs_that_do_not_fit(tmp_path, changes, message):
         (
             lambda s: s.update({'score.weight': torch.ones(31)}),
             r"model\.safetensors: weight 'score\.weight' is unknown",
+        ),
+        (
+            lambda s: s.update({'model.norm.weight': torch.ones(32, dtype=torch.int8)}),
+            r"'model\.norm\.weight' in model\.safetensors is int8; .* quantised weights are not",
         ),
     ],
 )
@@ -240,7 +247,7 @@ def test_the_same_model(hf):
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'num_layers': 2}, 'model.num_layers=2, but .*hf is a InternLM with num_layers=4'),
+        ({'num_layers': 2}, 'model.num_layers=2, but .*hf holds InternLM with num_layers=4'),
         ({'num_heads': 8}, 'model.num_heads=8, but .* with num_heads=4'),
         ({'norm_eps': 1e-6}, 'model.norm_eps=1e-06, but .* with norm_eps=1e-05'),
         ({'rope_theta': 1e6}, 'model.rope_theta=1000000.0, but .* with rope_theta=10000.0'),

@@ -73,6 +73,15 @@ def test_dtypes_stay(tmp_path):
     check(tmp_path / 'x', state, SIZES, 'InternLM')
 
 
+def test_only_one_stage_is_mapped(tmp_path):
+    write_shards(tmp_path / 'x', full_state(SIZES, biases=True), SIZES, tp=2, pp=4, config={})
+    _, weights = import_internlm(tmp_path / 'x')
+    kept = [weights[name] for name in weights]
+    mapped = [[file._state is not None for file in stage] for stage in weights.shards.files]
+    assert mapped == [[False, False]] * 3 + [[True, True]]
+    assert all(torch.isfinite(tensor).all() for tensor in kept)
+
+
 def test_head_with_unit_rows(tmp_path):
     state = full_state(GROUPED, biases=False)
     write_shards(

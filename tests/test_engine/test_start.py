@@ -380,10 +380,10 @@ def test_a_config_without_a_model_takes_the_checkpoints(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('key', 'value', 'message'),
     [
-        ('num_layers', 1, r'model\.num_layers=1, but .* is a InternLM with num_layers=2'),
+        ('num_layers', 1, r'model\.num_layers=1, but .* holds InternLM with num_layers=2'),
         ('hidden_size', 64, r'model\.hidden_size=64, but .* with hidden_size=32'),
         ('norm_eps', 1e-6, r'model\.norm_eps=1e-06, but .* with norm_eps=1e-05'),
-        ('type', 'Llama', r'is left over'),
+        ('type', 'Llama', r'model\.type=Llama, but .* holds InternLM: .* is left over'),
     ],
 )
 def test_another_model_than_the_folders_is_refused(
@@ -428,6 +428,24 @@ def test_settings_of_other_programs(tmp_path: Path) -> None:
     load_from = {'path': str(tmp_path / 'x'), **options}
     plan = dry_run(tiny_config(tmp_path / 'work', load_from=load_from))
     assert "InternLM's own shards: InternLM, 29 tensors" in plan
+
+
+@pytest.mark.parametrize(
+    ('inside', 'message'),
+    [
+        (None, r'x does not exist; expected .* Nothing is downloaded'),
+        ('', r'holds no checkpoint iter_N, and neither a Hugging Face model .*_pp\*\.pt\)$'),
+        ('20000/model_tp0_pp0.pt', r'; its folder 20000 does$'),
+        ('iter_3.tmp/x', r'holds no checkpoint iter_N'),
+    ],
+)
+def test_nothing_to_load(tmp_path: Path, inside: str | None, message: str) -> None:
+    if inside is not None:
+        file = tmp_path / 'x' / (inside or 'notes.txt')
+        file.parent.mkdir(parents=True)
+        file.touch()
+    with pytest.raises(FileNotFoundError, match=message):
+        start(tmp_path / 'work', load_from=str(tmp_path / 'x'))
 
 
 def test_other_programs_have_no_run_to_resume(tmp_path: Path, foreign) -> None:
