@@ -1,9 +1,10 @@
-"""Checkpoints of any size, written shard by shard, and the memory that exporting them takes."""
+"""Checkpoints of any size, written shard by shard, and the memory that converting them takes."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,17 +13,19 @@ from internlm_mm.checkpoint.checkpointer import CONFIG_FILE, MANIFEST_FILE, STAT
 from internlm_mm.checkpoint.storage import METADATA_FILE, write_file, write_safetensors
 from internlm_mm.models import InternLM
 
-EXPORT = """
+CONVERT = """
 import sys
 from internlm_mm.__main__ import main
-code = main(['convert2hf', *sys.argv[1:]])
+code = main(sys.argv[1:])
 status = open('/proc/self/status').read()
 print('peak', next(int(line.split()[1]) for line in status.splitlines() if 'VmHWM' in line))
 sys.exit(code)
 """
 
 
-def write_checkpoint(path: Path, ranks: int, **sizes: int) -> int:
+def write_checkpoint(
+    path: Path, ranks: int, family: type[nn.Module] = InternLM, **sizes: Any
+) -> int:
     """A checkpoint as `ranks` ranks of FSDP2 write it, weights only; one rank's in memory.
 
     Returns:
@@ -30,7 +33,7 @@ def write_checkpoint(path: Path, ranks: int, **sizes: int) -> int:
     """
     path.mkdir(parents=True)
     with torch.device('meta'):
-        model: nn.Module = InternLM(**sizes)
+        model = family(**sizes)
     tensors: dict[str, dict] = {}
     files = {}
     for rank in range(ranks):
@@ -55,7 +58,7 @@ def write_checkpoint(path: Path, ranks: int, **sizes: int) -> int:
             )
         name = f'shard_{rank}.safetensors'
         files[name] = write_safetensors(path / name, shard.items())
-    config = {'model': {'type': 'InternLM', **sizes}}
+    config = {'model': {'type': family.__name__, **sizes}}
     for name, content in (
         (METADATA_FILE, {'version': 1, 'tensors': tensors}),
         (STATE_FILE, {}),
@@ -67,9 +70,18 @@ def write_checkpoint(path: Path, ranks: int, **sizes: int) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def export_peak(checkpoint: Path, out: Path) -> int:
-    """Bytes that the exporting process had in memory at most, mapped files included."""
-    argv = [sys.executable, '-c', EXPORT, str(checkpoint), str(out), '--dtype', 'bfloat16']
+def peak(*arguments: str | Path) -> int:
+    """Bytes that a conversion had in memory at most, mapped files included.
+
+    Args:
+        arguments: A command of `python -m internlm_mm`.
+    """
+    argv = [sys.executable, '-c', CONVERT, *map(str, arguments)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return 1024 * int(done.stdout.split('peak ')[1])
+
+
+def export_peak(checkpoint: Path, out: Path, *options: str) -> int:
+    """`peak` of an export in bfloat16."""
+    return peak('convert2hf', checkpoint, out, '--dtype', 'bfloat16', *options)

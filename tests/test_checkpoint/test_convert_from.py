@@ -1,18 +1,19 @@
 """Weights of other programs come in whole, go out again unchanged, or leave nothing behind."""
 
 import json
+import re
 import shutil
 from collections import namedtuple
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from internlm_mm.checkpoint.checkpointer import read_config, read_model_state, read_state, verify
 from internlm_mm.checkpoint.convert_from import convert_from
 from internlm_mm.checkpoint.huggingface import export_hf
 from internlm_mm.checkpoint.pretrained import convert_to_hf, load_model, load_tokenizer_of
-from internlm_mm.models import InternLM
+from internlm_mm.models import InternLM, InternLM2
 from tests.internlm_oracle import FAMILIES, GROUPED, SIZES, full_state, write_shards
 from tests.trained import train_tokenizer, trained_run
 
@@ -62,7 +63,7 @@ def test_framework_hf_framework(tmp_path, dtype):
 
 
 @pytest.mark.parametrize('kind', list(FAMILIES))
-@pytest.mark.parametrize(('tp', 'pp'), [(1, 1), (2, 1), (1, 2), (4, 4), (2, 4)])
+@pytest.mark.parametrize(('tp', 'pp'), [(1, 1), (2, 1), (1, 2), (4, 1), (1, 4), (2, 2), (4, 4)])
 def test_shards_to_framework_to_hf(tmp_path, kind, tp, pp):
     """Logits of all three are equal; tp only as far as there are key/value heads."""
     first = kind == 'INTERNLM'
@@ -82,6 +83,13 @@ def test_shards_to_framework_to_hf(tmp_path, kind, tp, pp):
     assert difference < 1e-4  # of transformers' logits on the export
     again = load_model(tmp_path / 'hf')
     torch.testing.assert_close(again.logits(ids), model.logits(ids), rtol=0, atol=0)
+    if tp != pp:
+        return
+    own = type(model).hf_forms[-1].name
+    assert convert_to_hf(tmp_path / 'out', tmp_path / 'own', format=own, dtype='float32') < 1e-4
+    assert type(load_model(tmp_path / 'own')) is type(model)
+    convert_from(tmp_path / 'own', tmp_path / 'back')
+    same(read_model_state(tmp_path / 'back'), state)
 
 
 def test_another_dtype_and_tokenizer(tmp_path):
@@ -186,6 +194,93 @@ def test_a_folder_with_pickles(tmp_path):
     torch.save(tensors, tmp_path / 'hf' / 'pytorch_model.bin')
     convert_from(tmp_path / 'hf', tmp_path / 'out')
     same(read_model_state(tmp_path / 'out'), state)
+
+
+def write_folder(folder, **options):
+    """An InternLM2 in its own form, and its tensors."""
+    sizes = GROUPED | options
+    with torch.device('meta'):
+        model = InternLM2(**sizes)
+    state = full_state(sizes, False)
+    export_hf(model, state, folder, format='internlm2', dtype='float32', verify=False)
+    (folder / 'model.safetensors.index.json').unlink()
+    return read_hf(folder)
+
+
+def rewrite(folder, tensors):
+    save_file(tensors, folder / 'model.safetensors', {'format': 'pt'})
+
+
+def truncate(folder, tensors):
+    (folder / 'model.safetensors').write_bytes((folder / 'model.safetensors').read_bytes()[:-9])
+
+
+def as_bin(folder, tensors):
+    (folder / 'model.safetensors').unlink()
+    torch.save(tensors, folder / 'pytorch_model.bin')
+
+
+def damaged_bin(folder, tensors):
+    as_bin(folder, tensors)
+    path = folder / 'pytorch_model.bin'
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(tensors['output.weight'].numpy().tobytes()) + 5] ^= 4
+    path.write_bytes(whole)
+
+
+def with_code(folder, tensors):
+    as_bin(folder, tensors | {'output.weight': re.compile('x')})
+
+
+def another_architecture(folder, tensors):
+    config = json.loads((folder / 'config.json').read_text())
+    config |= {'architectures': ['InternLM4ForCausalLM'], 'model_type': 'internlm4'}
+    (folder / 'config.json').write_text(json.dumps(config))
+
+
+def another_tokenizer(folder, tensors):
+    train_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ('harm', 'message'),
+    [
+        (
+            lambda f, t: rewrite(f, {n: x for n, x in t.items() if n != 'output.weight'}),
+            r"'output\.weight' is missing, which InternLM2 has",
+        ),
+        (
+            lambda f, t: rewrite(f, t | {'output.bias': torch.ones(96)}),
+            r"'output\.bias' in model\.safetensors is left over",
+        ),
+        (
+            lambda f, t: rewrite(f, t | {'output.weight': torch.ones(97, 32)}),
+            r"'output\.weight' in .* has shape \[97, 32\]; expected \[96, 32\]",
+        ),
+        (
+            lambda f, t: rewrite(f, t | {'output.weight': t['output.weight'] / 0}),
+            r"'lm_head\.weight' holds values that are not finite",
+        ),
+        (truncate, r'model\.safetensors is truncated or damaged'),
+        (damaged_bin, r'pytorch_model\.bin is damaged: Bad CRC'),
+        (with_code, r'pytorch_model\.bin holds pickled code .*re\._compile'),
+        (another_architecture, r"'internlm4'.*no model that is known here.*InternLM3ForCausalLM"),
+        (another_tokenizer, r'and the model vocab_size=96: they do not belong together'),
+    ],
+)
+def test_nothing_is_left_of_what_does_not_fit(tmp_path, harm, message):
+    tensors = write_folder(tmp_path / 'hf')
+    harm(tmp_path / 'hf', tensors)
+    with pytest.raises(ValueError, match=message):
+        convert_from(tmp_path / 'hf', tmp_path / 'out')
+    assert names(tmp_path) == ['hf']
+
+
+def test_a_folder_of_packed_pickles(tmp_path):
+    tensors = write_folder(tmp_path / 'hf')
+    as_bin(tmp_path / 'hf', tensors)
+    convert_from(tmp_path / 'hf', tmp_path / 'out')
+    same(read_model_state(tmp_path / 'out'), full_state(GROUPED, False))
 
 
 def test_the_bar(tmp_path, shards, capsys):

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from internlm_mm.checkpoint.huggingface import export_hf, fill_model
-from internlm_mm.checkpoint.streaming import hf_model, streamed
+from internlm_mm.checkpoint.streaming import hf_model, shared_parameters, streamed
 from internlm_mm.models import InternLM
+from tests.forms import build, weights_of
 from tests.large_checkpoint import export_peak, write_checkpoint
 
 SIZES = dict(
@@ -69,6 +70,55 @@ def test_transformers_model_of_a_folder(tmp_path: Path, weights: dict[str, Tenso
     assert all(parameter.is_meta for parameter in model.parameters())
     with streamed(model, stored):
         assert torch.equal(model(IDS, use_cache=False).logits, expected.logits)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize('name', ['Qwen3-tied', 'Llama-3'])
+def test_a_head_that_is_the_embedding(name: str) -> None:
+    """Its table is read once for each of the two, and given up after both."""
+    model, asked = build(name), []
+    state = weights_of(model)
+    expected = fill_model(build(name), state, 'cpu', torch.float32).logits(IDS)
+
+    class Counting(dict):
+        def __getitem__(self, key: str) -> Tensor:
+            asked.append(key)
+            assert all(parameter.is_meta for parameter in model.parameters())
+            return super().__getitem__(key)
+
+    with streamed(model, Counting(state)):
+        assert torch.equal(model.logits(IDS), expected)
+    assert asked.count('embed_tokens.weight') == 2
+    assert sorted(set(asked)) == sorted(state)
+
+
+class Shared(nn.Module):
+    """One parameter under three names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(3, 3, bias=False) for _ in range(3))
+        self.second.weight = self.third.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(self.second(self.first(x)))
+
+
+def test_a_parameter_with_several_names() -> None:
+    """As transformers ties: filled it is one again, and streamed it is read by its first name."""
+    with torch.device('meta'):
+        model, other = Shared(), Shared()
+    names = {'second.weight': 'first.weight', 'third.weight': 'first.weight'}
+    assert shared_parameters(model) == names
+    state = {'first.weight': torch.randn(3, 3)}
+    fill_model(other, state, 'cpu', torch.float32)
+    assert other.third.weight is other.second.weight is other.first.weight
+    x = torch.randn(2, 3)
+    expected = x @ torch.linalg.matrix_power(state['first.weight'].T, 3)
+    torch.testing.assert_close(other(x), expected)
+    with streamed(model, state):
+        torch.testing.assert_close(model(x), expected)
+    assert shared_parameters(model) == names
 
 
 @pytest.mark.parametrize(
