@@ -43,3 +43,11 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     ranks = Ranks(tmp_path_factory.mktemp('ranks'))
     yield ranks
     ranks.close()
+
+
+@pytest.fixture(scope='session')
+def chat_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Work dir of a tiny model that knows a few answers; 4 seconds for the first who asks."""
+    from tests.chatting import learn_chat  # models and tokenizers, which few tests need
+
+    return learn_chat(tmp_path_factory.mktemp('chat'))

@@ -713,6 +713,52 @@ def test_ask_answers_in_the_terminal(server: Server, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == 'Hello 書\n'
 
 
+@pytest.mark.filterwarnings('ignore:torch.distributed is disabled:UserWarning')
+def test_a_checkpoint_answers(
+    chat_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tiny model that knows its lines, from the terminal and on the page."""
+    import run
+
+    options = [str(chat_run), '--device', 'cpu']
+    assert run.main([*options, '--ask', 'hello']) == 0
+    assert capsys.readouterr().out == 'Hello! What can I do for you?\n'
+    assert run.main([*options, '--ask', 'hello', '--template', 'interlm2']) == 2
+    assert "'interlm2'. Did you mean 'internlm2'?" in capsys.readouterr().err
+    page = from_file(monkeypatch, *options)
+    assert page.selectbox(key='template').value == 'internlm2'
+    page.slider(key='temperature').set_value(0.0).run()
+    say(say(page, 'hello'), 'Who are you?')
+    assert shown(page)[1] == ('assistant', ['Hello! What can I do for you?'])
+    assert shown(page)[3] == ('assistant', ['A **tiny** model, 很小的模型。'])
+    page.text_area[0].set_value('Shout.').run()
+    click(page, 'New conversation')
+    say(page, 'hello')
+    assert shown(page)[1] == ('assistant', ['HELLO!'])
+    page.text_area(key='stop_strings').set_value('LO').run()
+    click(page, 'New conversation')
+    say(page, 'hello')
+    assert shown(page)[1] == ('assistant', ['HEL'])
+
+
+def test_one_model_answers_one_at_a_time(chat_run: Path) -> None:
+    from web_chat.backend import Settings
+    from web_chat.local_backend import load
+
+    backend = load(str(chat_run), None, 'cpu', 'float32')
+    question = [{'role': 'user', 'content': 'hello'}]
+    first = backend.answer(question, Settings(temperature=0.0))
+    second = backend.answer(question, Settings(temperature=0.0))
+    assert next(first).text == ''  # it has the model
+    assert next(second).text == ''  # waits
+    first.close()
+    answer = ''.join(event.text for event in second)
+    assert answer == 'Hello! What can I do for you?'
+    assert ''.join(event.text for event in backend.answer(question, Settings(temperature=0.0))) == (
+        answer
+    )
+
+
 def test_it_serves_on_this_machine_only(server: Server, tmp_path: Path) -> None:
     """As a program, from another folder, until it is told to stop."""
     with socket.socket() as probe:

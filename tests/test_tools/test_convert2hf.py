@@ -4,7 +4,7 @@ import argparse
 import re
 
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.trained import trained_run
 from tools.convert2hf import main, parse_size
@@ -35,6 +35,19 @@ def test_formats(run, tmp_path, capsys):
     assert main([str(run[0]), str(tmp_path / 'other'), '--format', 'qwen2']) == 2
     assert 'InternLM can be written as llama or internlm' in capsys.readouterr().err
     assert not (tmp_path / 'other').exists()
+
+
+def test_chat_template(run, tmp_path, capsys):
+    out = tmp_path / 'hf'
+    assert main([str(run[0]), str(out), '--chat-template', 'internlm']) == 0
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    messages = [{'role': 'user', 'content': 'def'}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text == '<s><|User|>:def<eoh>\n<|Bot|>:'
+    capsys.readouterr()
+    assert main([str(run[0]), str(tmp_path / 'no'), '--chat-template', 'interlm']) == 2
+    assert "'interlm'. Did you mean 'internlm'?" in capsys.readouterr().err
+    assert not (tmp_path / 'no').exists()
 
 
 def test_internlm_spelling(run, tmp_path):
