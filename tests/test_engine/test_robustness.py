@@ -367,13 +367,17 @@ def test_loss_scale_goes_on(tmp_path: Path) -> None:
     assert scales == ('8.0', '8.0', '4.0', '4.0', '4.0', '8.0', '8.0', '8.0')
 
 
-def test_a_bad_gradient_on_one_rank_is_skipped_by_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize('axis', ['data_shard', 'data_replicate', 'tensor', 'context', 'pipeline'])
+def test_a_bad_gradient_on_one_rank_is_skipped_by_all(tmp_path: Path, axis: str) -> None:
+    """Losses, norms and what is left of the loss scale are the same on both, bit for bit."""
     argv = [FAULTY, '--work-dir', tmp_path / 'work', *fault('inf_grad', 3, rank=1)]
-    ranks = start_ranks(argv, tmp_path / 'log')
+    scale = [f'optim_wrapper.loss_scale.{option}' for option in ('initial=8.', 'hysteresis=1')]
+    ranks = start_ranks([*argv, f'strategy.parallel.{axis}=2', *scale], tmp_path / 'log')
     assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].text
     assert trace(tmp_path / 'work', 0) == trace(tmp_path / 'work', 1)
     lines = [line.split() for line in trace(tmp_path / 'work')]
     assert [line[4] for line in lines] == ['0', '0'] + ['1'] * 6
+    assert [line[5] for line in lines] == ['8.0'] * 3 + ['4.0'] * 5
     assert lines[2][2] in ('inf', 'nan')
     assert all(float.fromhex(line[1]) < 5 for line in lines)
     assert (
