@@ -189,8 +189,8 @@ class Decoder(nn.Module):
             cache: Keys and values of earlier tokens, when generating.
             previous: Output of the layers before, where there is no embedding here.
             lengths: Tokens in the document of each token, [rows, seq] or [rows, 1], for rotary
-                embeddings that follow from it. Without, those of packed documents are not
-                stretched, and a row that is one document is as long as its last position says.
+                embeddings that follow from it. By default what `documents` says; a row that is one
+                document is as long as its last position says.
 
         Returns:
             Normalised output of the last layer, [rows, seq, hidden]; as it is without `norm`.
@@ -201,8 +201,9 @@ class Decoder(nn.Module):
         seq = input_ids.shape[1]
         if seq > self.max_seq_len:
             raise ValueError(f'rows of {seq} tokens exceed max_seq_len={self.max_seq_len}')
-        if lengths is None and documents is None and self._is_stretched(None):
-            lengths = position_ids.amax(1, keepdim=True) + 1
+        if lengths is None and self._is_stretched(None):
+            longest = position_ids.amax(1, keepdim=True) + 1
+            lengths = longest if documents is None else documents.lengths()
         rope = rope_table(position_ids, self.head_dim, self.rope_theta, self._scaling, lengths)
         caches = {} if cache is None else cache.extend(position_ids)
         x = previous if self.embed_tokens is None else self.embed_tokens(input_ids)

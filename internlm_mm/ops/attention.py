@@ -38,6 +38,12 @@ class Documents(NamedTuple):
     max_seqlen: int
     mask: Tensor | None
 
+    def lengths(self) -> Tensor:
+        """How many tokens the document of each token has, [rows, seq], int32."""
+        rows = self.document_ids.shape[0]
+        lengths = self.cu_seqlens.diff().unflatten(0, (rows, -1))
+        return lengths.gather(1, self.document_ids.long())
+
 
 # torch 2.11 shares key heads unasked; later ones refuse unless asked to.
 _VARLEN_OPTIONS: dict[str, Any] = (

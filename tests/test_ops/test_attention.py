@@ -92,6 +92,12 @@ def test_bfloat16_stays_near_float32(name):
     torch.testing.assert_close(half.double(), oracle(*inputs, LENGTHS), rtol=0, atol=5e-2)
 
 
+def test_lengths_of_documents():
+    expected = torch.cat([torch.full((n,), n) for row in LENGTHS for n in row]).reshape(3, 16)
+    documents = make_documents(packed_batch(), need_mask=False)
+    assert torch.equal(documents.lengths(), expected.int())
+
+
 def test_documents_are_laid_end_to_end():
     documents = make_documents(packed_batch(), need_mask=False)
     assert documents.mask is None

@@ -50,3 +50,37 @@ def test_the_seam_gets_heads_counted_from_the_projections():
     rope = rope_table(torch.arange(6).expand(2, 6), 8, 10_000.0)
     attention(torch.randn(2, 6, 16), rope)
     assert shapes == [((2, 6, 2, 8), (2, 6, 1, 8), (2, 6, 1, 8), None)]
+
+
+def test_heads_are_normalised_one_by_one_before_they_turn():
+    attention = layer(norm_eps=0.1)
+    attention.q_norm.weight.data.normal_()
+    attention.k_norm.weight.data.normal_()
+    seen = []
+
+    def attend(q, k, v, documents):
+        seen.extend((q, k, v))
+        return q
+
+    attention.attend = attend
+    x = torch.randn(1, 3, 16)
+    still = rope_table(torch.zeros(1, 3, dtype=torch.int64), 8, 10_000.0)
+    attention(x, still)
+    for found, proj, norm in (
+        (seen[0], attention.q_proj, attention.q_norm),
+        (seen[1], attention.k_proj, attention.k_norm),
+    ):
+        heads = proj(x).unflatten(-1, (-1, 8))
+        size = (heads.square().sum(-1, keepdim=True) / 8 + 0.1).sqrt()
+        torch.testing.assert_close(found, heads / size * norm.weight)
+    torch.testing.assert_close(seen[2], attention.v_proj(x).unflatten(-1, (2, 8)))
+
+
+def test_which_projections_have_biases():
+    def biases(**changes):
+        return [name for name, _ in layer(**changes).named_parameters() if name.endswith('bias')]
+
+    assert biases() == ['q_proj.bias', 'k_proj.bias', 'v_proj.bias', 'o_proj.bias']
+    assert biases(output_bias=False) == ['q_proj.bias', 'k_proj.bias', 'v_proj.bias']
+    assert biases(bias=False) == []
+    assert biases(bias=False, output_bias=True) == ['o_proj.bias']
