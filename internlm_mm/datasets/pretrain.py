@@ -11,6 +11,7 @@ from pathlib import Path
 from mmengine.logging import print_log
 
 from internlm_mm.datasets.mixture import Mixture, check_names
+from internlm_mm.datasets.open_files import OpenFiles
 from internlm_mm.datasets.packing import Row, pack_row
 from internlm_mm.datasets.permutation import Permutation
 from internlm_mm.datasets.token_file import TokenFile
@@ -83,7 +84,10 @@ class PretrainDataset:
             _check_same_vocabulary(first, other)
         self.vocab_size = first.vocab_size
         self.tokenizer = first.tokenizer
-        self._streams = [TokenStream(group, min_document_length) for group in opened.values()]
+        open_files = OpenFiles()
+        self._streams = [
+            TokenStream(group, min_document_length, open_files) for group in opened.values()
+        ]
         self._num_rows = [-(-stream.num_tokens // seq_len) for stream in self._streams]
         self._row_starts = [0, *accumulate(self._num_rows)]
         self.num_tokens = sum(stream.num_tokens for stream in self._streams)

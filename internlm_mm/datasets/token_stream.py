@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from internlm_mm.datasets.open_files import OpenFiles
 from internlm_mm.datasets.token_file import TokenFile
 from internlm_mm.structures import IGNORE_INDEX
 
@@ -38,10 +39,17 @@ class TokenStream:
     Args:
         files: In the order they are read; must share a vocabulary.
         min_document_length: Documents with fewer tokens are dropped.
+        open_files: Bounds how many are mapped at once; shared by the streams of a process.
     """
 
-    def __init__(self, files: Sequence[TokenFile], min_document_length: int = 1) -> None:
+    def __init__(
+        self,
+        files: Sequence[TokenFile],
+        min_document_length: int = 1,
+        open_files: OpenFiles | None = None,
+    ) -> None:
         self.files = list(files)
+        self._open_files = OpenFiles() if open_files is None else open_files
         self._parts = [_Part(file, min_document_length) for file in self.files]
         self._starts = [0]
         for part in self._parts:
@@ -80,6 +88,7 @@ class TokenStream:
             if base >= stop:
                 break
             if self._parts[index].num_tokens:
+                self._open_files.use(self._parts[index].file)
                 piece_stop = min(stop - base, self._parts[index].num_tokens)
                 pieces.append(self._parts[index].read(max(start - base, 0), piece_stop))
         return _concatenate(pieces)
@@ -111,6 +120,7 @@ class _Part:
             kept = lengths >= self._min_length
             kept_tokens.append(int(lengths[kept].sum()))
             self.num_dropped += len(kept) - int(kept.sum())
+        self.file.unmap()
         starts = np.cumsum(np.array(kept_tokens, np.int64))
         self.num_tokens = int(starts[-1])
         self._block_starts = starts if self.num_dropped else None
