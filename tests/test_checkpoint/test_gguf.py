@@ -195,7 +195,10 @@ def test_llama_cpp_gives_the_same_greedy_tokens(convert, changes):
     reason = 'llama.cpp is not installed: pip install llama-cpp-python'
     llama_cpp = pytest.importorskip('llama_cpp', reason=reason)
     folder, out = convert(**changes)
-    model = llama_cpp.Llama(str(out), n_ctx=256, n_threads=1, verbose=False, logits_all=True)
+    exact = dict.fromkeys(('type_k', 'type_v'), llama_cpp.GGML_TYPE_F32)  # else a cache in float16
+    model = llama_cpp.Llama(
+        str(out), n_ctx=256, n_threads=1, verbose=False, logits_all=True, **exact
+    )
     prompt = IDS[:20]
     theirs = []
     for token in model.generate(prompt, temp=0.0):
