@@ -1,9 +1,10 @@
-"""The command line of completion."""
+"""The command line of chat and completion."""
 
-import builtins
+import io
 
 import pytest
 
+from internlm_mm.checkpoint.pretrained import convert_to_hf
 from tests.trained import trained_run
 from tools.chat import main
 
@@ -15,6 +16,12 @@ def work_dir(tmp_path):
     return str(trained_run(tmp_path)[0])
 
 
+@pytest.fixture
+def type_in(monkeypatch):
+    """What another program writes to this one's input."""
+    return lambda *lines: monkeypatch.setattr('sys.stdin', io.StringIO('\n'.join(lines)))
+
+
 def test_one_prompt(work_dir, capsys):
     arguments = [work_dir, '--prompt', 'def f7(x)', '--max-new-tokens', '8', '--device', 'cpu']
     assert main([*arguments, '--seed', '1']) == 0
@@ -24,17 +31,40 @@ def test_one_prompt(work_dir, capsys):
     assert capsys.readouterr().out == first
 
 
-def test_until_the_input_ends(work_dir, capsys, monkeypatch):
-    lines = iter(['def'])
+def test_a_base_model_continues_text_until_the_input_ends(work_dir, capsys, type_in):
+    type_in('def', '/set max_new_tokens 2', 'def')
+    assert main([work_dir, '--max-new-tokens', '9', '--temperature', '0', '--device', 'cpu']) == 0
+    out = capsys.readouterr().out
+    assert out.startswith('The model continues what you type.')
+    _, long, short = out.split('\ndef')
+    assert len(short.strip()) < len(long.strip()) and long.startswith(short.rstrip())
 
-    def read(prompt):
-        for line in lines:
-            return line
-        raise EOFError
 
-    monkeypatch.setattr(builtins, 'input', read)
-    assert main([work_dir, '--max-new-tokens', '4', '--device', 'cpu']) == 0
-    assert '\ndef' in capsys.readouterr().out
+def test_a_chat_model_chats(chat_run, capsys, type_in):
+    type_in('hello', 'Who are you?', '/clear', '/system Shout.', 'hello')
+    assert main([str(chat_run), '--temperature', '0', '--device', 'cpu']) == 0
+    out = capsys.readouterr().out
+    assert out.startswith('Chat with the template internlm2.')
+    assert 'Hello! What can I do for you?\nA **tiny** model, 很小的模型。\nHELLO!\n' in out
+
+
+def test_hugging_face_folders_chat(chat_run, tmp_path, capsys, type_in):
+    convert_to_hf(chat_run, tmp_path / 'hf', dtype='float32')
+    type_in('hello')
+    options = ['--temperature', '0', '--device', 'cpu', '--system', 'Shout.', '--stop', 'LO']
+    assert main([str(tmp_path / 'hf'), *options]) == 0
+    assert '\nHEL\n' in capsys.readouterr().out
+
+
+def test_a_template_may_be_chosen(work_dir, chat_run, capsys, type_in):
+    type_in('/template')
+    assert main([work_dir, '--template', 'internlm', '--device', 'cpu']) == 0
+    assert '\ninternlm (there are' in capsys.readouterr().out
+    type_in('/template')
+    assert main([str(chat_run), '--template', 'none', '--device', 'cpu']) == 0
+    assert '\nnone (there are' in capsys.readouterr().out
+    assert main([work_dir, '--template', 'interlm', '--device', 'cpu']) == 2
+    assert "'interlm'. Did you mean 'internlm'?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
