@@ -6,6 +6,7 @@ from internlm_mm.datasets import RandomTokens
 from internlm_mm.datasets.packing import collate_rows
 from internlm_mm.models import InternLM, Llama
 from internlm_mm.ops.cross_entropy import reference_linear_cross_entropy
+from internlm_mm.parallel.recompute import recompute_layers, recomputed_layers
 from internlm_mm.utils.flops import flops_per_token, model_flops
 
 
@@ -31,6 +32,31 @@ def test_torch_counts_the_same_in_the_matrix_products_of_a_step() -> None:
     with FlopCounterMode(display=False) as counted:
         model(batch)['loss'].backward()
     assert counted.get_total_flops() == pytest.approx(flops.full * batch.num_tokens, rel=1e-12)
+
+
+def test_torch_counts_the_same_where_layers_are_recomputed() -> None:
+    sizes = dict(vocab_size=96, hidden_size=64, intermediate_size=160, num_layers=4, num_heads=4)
+    rows = RandomTokens(vocab_size=96, seq_len=48)
+    batch = collate_rows([rows[0]])
+    counted = {}
+    for share in (0.0, 0.5, 1.0):
+        model = InternLM(**sizes)
+        for layer in model.layers.values():
+            layer.self_attn.attend = plain_attention
+        model.objective.cross_entropy = reference_loss
+        assert recompute_layers(model, share) == 4 * share
+        assert recomputed_layers(model) == (4 * share, 4)
+        with FlopCounterMode(display=False) as counter:
+            model(batch)['loss'].backward()
+        counted[share] = counter.get_total_flops() / batch.num_tokens
+    flops = model_flops(model, 48)
+    # Vectors (biases, norms) are parameters to the formula and no products to the counter.
+    vectors = 2 * sum(p.numel() for p in model.layers.parameters() if p.ndim == 1)
+    for share in (0.5, 1.0):
+        full, causal = flops.with_recomputation(share)
+        assert full - flops.full == counted[share] - counted[0.0] + share * vectors
+        assert full - causal == (6 + 2 * share) * 4 * 64 * 48
+    assert flops.with_recomputation(0.0) == (flops.full, flops.causal)
 
 
 def test_a_tied_head_is_computed_all_the_same() -> None:
