@@ -1,12 +1,18 @@
 """What must fit together before any time is spent."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.registry import Registry
 from torch import nn
+
+from internlm_mm.parallel.fit import fitting_message
+from internlm_mm.parallel.mesh import LayoutError
+from internlm_mm.registry import MODELS
 
 MAKE_DATA = """
 Paths are taken from the current folder, {folder}
@@ -93,3 +99,33 @@ def check_writable(work_dir: Path) -> None:
         raise PermissionError(
             f'work_dir={str(work_dir)!r} cannot be written: {error.strerror}'
         ) from error
+
+
+@contextmanager
+def propose_fit(config: Mapping[str, Any]) -> Iterator[None]:
+    """Let a layout that is refused for its number of ranks propose one that suits all the config.
+
+    Whoever counts ranks knows nothing of heads, layers, rows and batches; what it would propose
+    might be refused next.
+
+    Args:
+        config: Checked.
+
+    Raises:
+        ValueError: In place of a `LayoutError`.
+    """
+    try:
+        yield
+    except LayoutError as error:
+        model = config['model']
+        if not isinstance(model, nn.Module):
+            with torch.device('meta'):
+                model = MODELS.build(dict(model))
+        dataset = (config.get('train_dataloader') or {}).get('dataset') or {}
+        seq_len = dataset.get('seq_len') or 0
+        step = config.get('train_cfg') or {}
+        rows, micro_rows = (step.get(f'{key}_batch_size') for key in ('global', 'micro'))
+        micro_batches = rows // micro_rows if rows and micro_rows else None
+        pipeline = (config.get('strategy') or {}).get('pipeline')
+        message = fitting_message(error, model, seq_len, micro_batches, pipeline)
+        raise ValueError(message) from None

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from internlm_mm.datasets.sampler import BatchSizeRampup, check_division
-from internlm_mm.engine.preflight import check_run
+from internlm_mm.engine.preflight import check_run, propose_fit
 from internlm_mm.engine.rehearse_memory import model_sizes, run_sizes, unknown_parameters
 from internlm_mm.parallel.context import check_documents
 from internlm_mm.parallel.fit import check_layout
@@ -58,7 +58,8 @@ def rehearse(
     init_default_scope(config.get('default_scope', 'internlm_mm'))
     strategy = dict(config.get('strategy') or {})
     model = _build(config)
-    layout = resolve_layout(strategy.get('parallel'), world_size, local_size)
+    with propose_fit(config):
+        layout = resolve_layout(strategy.get('parallel'), world_size, local_size)
     step, data = _step(config, model, layout)
     techniques = _techniques(strategy)
     check_layout(

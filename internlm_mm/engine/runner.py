@@ -13,7 +13,7 @@ from mmengine.runner import FlexibleRunner, Priority
 
 from internlm_mm.checkpoint.checkpointer import TOKENIZER_FOLDER, read_state
 from internlm_mm.checkpoint.foreign import Source
-from internlm_mm.engine.preflight import build_data_part, check_run, check_writable
+from internlm_mm.engine.preflight import build_data_part, check_run, check_writable, propose_fit
 from internlm_mm.engine.run_state import RunState
 from internlm_mm.engine.start import (
     Start,
@@ -141,10 +141,9 @@ class LLMRunner(FlexibleRunner):
     def from_cfg(cls, cfg: Config) -> 'LLMRunner':
         """Build from a checked config; see `internlm_mm.utils.config.check_config`."""
         init_default_scope(cfg.get('default_scope', 'internlm_mm'))
-        arguments = {
-            key: value for key, value in cfg.items() if key not in ('runner_type', 'custom_imports')
-        }
-        return cls(**arguments, cfg=cfg)
+        kept = {k: v for k, v in cfg.items() if k not in ('runner_type', 'custom_imports')}
+        with propose_fit(cfg):
+            return cls(**kept, cfg=cfg)
 
     # -------------------------------------------------------------------------------- building
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.distributed.pipelining import schedules
 
-from internlm_mm.parallel.mesh import Layout, nearest_layout
+from internlm_mm.parallel.mesh import Layout, LayoutError, nearest_layout
 from internlm_mm.parallel.pipeline import layer_names, plan_pipeline, read_options
 from internlm_mm.registry import SCHEDULES
 
@@ -45,7 +45,29 @@ def check_layout(
     job = _Job(model, seq_len, total, pipeline, key)
     what = job.misfit(layout)
     if what:
-        raise ValueError(f'{what} {job.nearest(layout, local_size or layout.world_size)}')
+        nearest = job.nearest(layout.as_dict(), layout.world_size, local_size or layout.world_size)
+        raise ValueError(f'{what} {nearest}')
+
+
+def fitting_message(
+    error: LayoutError,
+    model: nn.Module,
+    seq_len: int,
+    micro_batches: int | None = None,
+    pipeline: Mapping[str, Any] | None = None,
+) -> str:
+    """What `error` says, with the nearest layout that the model, its rows and its batch allow.
+
+    Args:
+        error: Knows nothing but the number of processes.
+        model: As in `check_layout`.
+        seq_len: Tokens of a row; 0 if they are not known.
+        micro_batches: Of a step over all data ranks, or None.
+        pipeline: `strategy.pipeline`.
+    """
+    job = _Job(model, seq_len, micro_batches, pipeline, 'train_dataloader')
+    data = {key: error.degrees[key] for key in ('data_shard',) if error.degrees.get(key, 0) > 0}
+    return f'{error.reason} {job.nearest(error.degrees, error.world_size, error.local_size, data)}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,27 +144,34 @@ class _Job:
             )
         return ''
 
-    def nearest(self, layout: Layout, local_size: int) -> str:
+    def nearest(
+        self,
+        wanted: Mapping[str, int],
+        world_size: int,
+        local_size: int,
+        data: Mapping[str, int] | None = None,
+    ) -> str:
         """Proposes the layout that fits with the fewest axes made smaller, by as little as can be.
 
-        Data axes are free to take what the others leave.
+        Data axes are free to take what the others leave, but for what `data` asks of them.
         """
-        axes, world_size = ('tensor', 'context', 'pipeline'), layout.world_size
-        wanted = [getattr(layout, axis) for axis in axes]
+        axes = ('tensor', 'context', 'pipeline')
+        asked = [max(wanted.get(axis, 1), 1) for axis in axes]
         found = []
-        for degrees in product(*(range(1, degree + 1) for degree in wanted)):
+        for degrees in product(*(range(1, degree + 1) for degree in asked)):
             if world_size % prod(degrees):
                 continue
-            parallel = dict(zip(axes, degrees, strict=True))
+            parallel = dict(zip(axes, degrees, strict=True)) | dict(data or {})
             candidate = nearest_layout(parallel, world_size, local_size)
             if self._fits(candidate):
-                kept = sum(one == two for one, two in zip(degrees, wanted, strict=True))
+                kept = sum(one == two for one, two in zip(degrees, asked, strict=True))
                 found.append((kept, prod(degrees), degrees, candidate))
         if not found and self.micro_batches is not None and not self.any_batch:
             batch = ' with whole micro-batches (train_cfg) for each of its data ranks'
-            return replace(self, any_batch=True).nearest(layout, local_size) + batch
+            free = replace(self, any_batch=True)
+            return free.nearest(wanted, world_size, local_size, data) + batch
         if not found:
-            return f'No layout of {layout.world_size} processes fits.'
+            return f'No layout of {world_size} processes fits.'
         return f'Nearest: parallel={max(found, key=lambda one: one[:3])[-1]}'
 
     def _fits(self, layout: Layout) -> bool:

@@ -69,6 +69,25 @@ class Layout:
         return f'dict({degrees or "data_shard=1"})'
 
 
+class LayoutError(ValueError):
+    """Degrees that do not multiply to the number of processes.
+
+    Args:
+        reason: What does not fit, a sentence.
+        degrees: Of each axis that was named.
+        world_size: Processes in the job.
+        local_size: Processes on one machine.
+    """
+
+    def __init__(
+        self, reason: str, degrees: Mapping[str, int], world_size: int, local_size: int
+    ) -> None:
+        nearest = nearest_layout(degrees, world_size, local_size)
+        super().__init__(f'{reason} Nearest: parallel={nearest}')
+        self.reason, self.degrees = reason, dict(degrees)
+        self.world_size, self.local_size = world_size, local_size
+
+
 def resolve_layout(parallel: Mapping[str, int] | None, world_size: int, local_size: int) -> Layout:
     """Fill in `-1` and check that the degrees multiply to the world size.
 
@@ -79,7 +98,8 @@ def resolve_layout(parallel: Mapping[str, int] | None, world_size: int, local_si
         local_size: Processes on one machine.
 
     Raises:
-        ValueError: If an axis is unknown or the degrees do not fit; proposes a layout that does.
+        ValueError: If an axis is unknown or a degree is none.
+        LayoutError: If the degrees do not fit; proposes some that do.
     """
     degrees = dict(parallel or {})
     for axis, degree in degrees.items():
@@ -105,11 +125,13 @@ def resolve_layout(parallel: Mapping[str, int] | None, world_size: int, local_si
     if fixed != world_size:
         # Data axes take up a multiple, unless a number is given for one and -1 for none.
         exactly = not free and {'data_replicate', 'data_shard'} & set(degrees)
-        raise ValueError(
+        raise LayoutError(
             f'strategy.parallel={dict(parallel or {})} needs '
             f'{"exactly" if exactly else "a multiple of"} {fixed} processes, '
-            f'but there are {world_size}. '
-            f'Nearest: parallel={nearest_layout(degrees, world_size, local_size)}'
+            f'but there are {world_size}.',
+            degrees,
+            world_size,
+            local_size,
         )
     return Layout(**degrees)
 

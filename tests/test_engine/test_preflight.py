@@ -1,11 +1,18 @@
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from internlm_mm.engine.preflight import build_data_part, check_run, check_writable
+from internlm_mm.engine.preflight import (
+    build_data_part,
+    check_run,
+    check_writable,
+    propose_fit,
+)
 from internlm_mm.models import InternLM
+from internlm_mm.parallel.mesh import LayoutError, resolve_layout
 from internlm_mm.registry import DATASETS, TOKENIZERS
 
 
@@ -68,6 +75,52 @@ def test_missing_files_come_with_the_commands_that_make_them() -> None:
         text = str(caught.value)
         assert text.startswith(f'{key}: ') and 'no/token' in text
         assert 'train_tokenizer.py' in text and 'preprocess_data.py' in text
+
+
+def config(**changes: Any) -> dict:
+    sizes = dict(
+        vocab_size=48, hidden_size=24, intermediate_size=36, num_layers=6, num_heads=6,
+        max_seq_len=64,
+    )  # fmt: skip
+    return {
+        'model': dict(type='internlm_mm.models.InternLM', **sizes),
+        'train_dataloader': dict(dataset=dict(seq_len=64)),
+        'train_cfg': dict(global_batch_size=16, micro_batch_size=2),
+        'strategy': {},
+    } | changes
+
+
+@pytest.mark.parametrize(
+    ('parallel', 'changes', 'nearest'),
+    [
+        ({'tensor': 5}, {}, 'dict(data_shard=4, tensor=2)'),
+        ({'tensor': 5}, {'model': model()}, 'dict(data_shard=4, tensor=2)'),  # built already
+        (
+            {'tensor': 5},
+            {'train_dataloader': dict(dataset=dict(seq_len=61))},
+            'dict(data_shard=8)',
+        ),
+        ({'pipeline': 7}, {}, 'dict(pipeline=4, data_shard=2)'),
+        (
+            {'pipeline': 7},
+            {'strategy': dict(pipeline=dict(schedule='interleaved_1f1b'))},
+            'dict(pipeline=2, data_shard=4)',  # two layers a rank, of six
+        ),
+        ({'data_shard': 3}, {'train_dataloader': None, 'train_cfg': None}, 'data_shard=2'),
+    ],
+    ids=str,
+)
+def test_a_wrong_number_of_ranks_gets_a_proposal_that_fits(parallel, changes, nearest) -> None:
+    with pytest.raises(ValueError) as caught, propose_fit(config(**changes)):
+        resolve_layout(parallel, 8, 8)
+    assert not isinstance(caught.value, LayoutError)
+    assert 'but there are 8. Nearest: parallel=' in str(caught.value)
+    assert nearest in str(caught.value)
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(ValueError, match='only one axis may be -1'), propose_fit(config()):
+        resolve_layout({'data_shard': -1, 'tensor': -1}, 8, 8)
 
 
 def test_a_folder_is_made_and_left_empty(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from torch import nn
 from torch.distributed.pipelining import schedules
 
 from internlm_mm.models import InternLM, Llama
-from internlm_mm.parallel.fit import check_layout
-from internlm_mm.parallel.mesh import Layout
+from internlm_mm.parallel.fit import check_layout, fitting_message
+from internlm_mm.parallel.mesh import Layout, LayoutError, resolve_layout
 from internlm_mm.registry import SCHEDULES
 
 SIZES = dict(
@@ -161,6 +161,40 @@ def test_the_proposal_keeps_shards_inside_a_machine() -> None:
     with pytest.raises(ValueError) as caught:
         check_layout(Layout(tensor=4, data_shard=4), model(), 64, None, None, local_size=4)
     assert proposed(str(caught.value)) == Layout(tensor=2, data_shard=2, data_replicate=4)
+
+
+COUNTED = [
+    # parallel, ranks, machine, tokens, micro-batches; what is proposed
+    ({'tensor': 4}, 15, 15, 60, None, Layout(tensor=3, data_shard=5)),  # 3 divides 6 heads,
+    ({'tensor': 5}, 8, 8, 64, None, Layout(tensor=2, data_shard=4)),  # 4 does not
+    ({'tensor': 5}, 8, 8, 61, None, Layout(data_shard=8)),  # nor do two share 61 tokens
+    ({'pipeline': 7}, 8, 4, 64, 4, Layout(pipeline=4, data_shard=2)),
+    ({'context': 3}, 8, 8, 62, None, Layout(data_shard=8)),
+    ({'data_shard': 3}, 8, 8, 64, None, Layout(data_shard=2, data_replicate=4)),
+    (
+        {'data_shard': 3, 'tensor': 5},
+        8,
+        8,
+        64,
+        None,
+        Layout(data_shard=2, data_replicate=2, tensor=2),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ('parallel', 'ranks', 'machine', 'seq_len', 'micro', 'nearest'), COUNTED, ids=str
+)
+def test_a_wrong_number_of_ranks_gets_a_layout_that_fits_all(
+    parallel, ranks, machine, seq_len, micro, nearest
+) -> None:
+    with pytest.raises(LayoutError) as caught:
+        resolve_layout(parallel, ranks, machine)
+    total = None if micro is None else micro * nearest.data
+    message = fitting_message(caught.value, model(), seq_len, total)
+    assert message.startswith(caught.value.reason) and f'there are {ranks}.' in message
+    assert proposed(message) == nearest
+    check_layout(nearest, model(), seq_len, micro)
 
 
 SCHEDULE = {
