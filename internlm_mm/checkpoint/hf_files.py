@@ -177,6 +177,9 @@ class HFWeights(Mapping[str, Tensor]):
         with open_tensors(path) as file:
             return _take(path, stored, file.get_tensor(stored.name))
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._places  # a mapping's own way is to read it
+
     def shape(self, name: str) -> list[int]:
         """Shape of a weight, without reading it."""
         path, stored = self._places[name]

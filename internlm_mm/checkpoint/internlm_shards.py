@@ -215,6 +215,9 @@ class InternLMWeights(Mapping[str, Tensor]):
             whole.narrow(place.dim, index * size, size).copy_(part)
         return whole
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._places  # a mapping's own way is to read it
+
     def shape(self, name: str) -> list[int]:
         """Shape of a weight, without reading it."""
         place = self._places[name]

@@ -224,5 +224,7 @@ def open_tensors(path: Path) -> Iterator[Any]:
     except SafetensorError as error:
         _check_downloaded(path)
         raise ValueError(f'{path} is truncated or damaged: {error}') from error
+    except RuntimeError as error:  # of torch, where a file is larger than memory
+        raise OSError(f'{path} cannot be mapped into memory: {error}') from error
     with opened as file:
         yield file

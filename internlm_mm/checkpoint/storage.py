@@ -292,6 +292,9 @@ class StoredTensors(Mapping[str, Tensor]):
                 whole[part].copy_(shard.get_tensor(chunk['key']).reshape(chunk['sizes']))
         return whole
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries  # a mapping's own way is to read it
+
     def __iter__(self):
         return iter(self.entries)
 

@@ -12,7 +12,9 @@ from internlm_mm.checkpoint.foreign import (
     is_foreign,
     open_source,
 )
+from internlm_mm.checkpoint.hf_files import HFWeights
 from internlm_mm.checkpoint.huggingface import export_hf
+from internlm_mm.checkpoint.internlm_shards import InternLMWeights
 from internlm_mm.models import InternLM, InternLM2, Llama
 from tests.internlm_oracle import GROUPED, SIZES, full_state, write_shards
 from tests.trained import trained_run
@@ -85,6 +87,28 @@ def test_checkpoints_of_ours(tmp_path):
         assert not is_foreign(path)
         with pytest.raises(ValueError, match='is a checkpoint of internlm_mm already'):
             open_source(path)
+
+
+@pytest.mark.parametrize('form', ['llama', 'internlm2', 'shards'])
+def test_nothing_is_read_to_be_checked(tmp_path, form, monkeypatch):
+    """Of a folder of 40 GB, that would take minutes on every rank."""
+    if form == 'shards':
+        write_shards(tmp_path / 'x', full_state(SIZES, True), SIZES, tp=2, pp=2, config={})
+    elif form == 'llama':
+        write_hf(tmp_path / 'x')
+    else:
+        with torch.device('meta'):
+            model = InternLM2(**GROUPED)
+        state = full_state(GROUPED, biases=False)
+        export_hf(model, state, tmp_path / 'x', dtype='float32', format='internlm2', verify=False)
+
+    def read(self, name):
+        raise AssertionError(f'{name} was read')
+
+    for kind in (HFWeights, InternLMWeights):
+        monkeypatch.setattr(kind, '__getitem__', read)
+    source = open_source(tmp_path / 'x')
+    assert check_same_model(source.build(), source) == []
 
 
 @pytest.mark.parametrize(
