@@ -57,7 +57,7 @@ MODEL_WRAPPERS = _child(mm.MODEL_WRAPPERS)
 WEIGHT_INITIALIZERS = _child(mm.WEIGHT_INITIALIZERS)
 
 # optimisation
-OPTIMIZERS = _child(mm.OPTIMIZERS)  # torch.optim.Optimizer; torch's own are found by name
+OPTIMIZERS = _child(mm.OPTIMIZERS, 'optim')  # torch.optim.Optimizer; torch's own are found by name
 OPTIM_WRAPPERS = _child(mm.OPTIM_WRAPPERS, 'optim')  # OptimWrapper: update_params() -> dict
 OPTIM_WRAPPER_CONSTRUCTORS = _child(mm.OPTIM_WRAPPER_CONSTRUCTORS, 'optim')
 PARAM_SCHEDULERS = _child(mm.PARAM_SCHEDULERS, 'optim')  # _ParamScheduler with by_epoch=False

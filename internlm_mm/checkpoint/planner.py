@@ -6,7 +6,6 @@ sizes do not divide the two give different parts.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,58 +27,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.tensor import DTensor
 
-
-class Part(NamedTuple):
-    """A rank's part of a tensor.
-
-    Attributes:
-        offsets: Where it begins, a number for each dimension.
-        sizes: Its shape.
-    """
-
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-
-
-def part_of(
-    shape: tuple[int, ...],
-    placements: tuple[Any, ...],
-    mesh_shape: tuple[int, ...],
-    coordinate: tuple[int, ...],
-) -> Part:
-    """The part at a coordinate of a mesh.
-
-    Args:
-        shape: Of the whole tensor.
-        placements: One for each axis of the mesh.
-        mesh_shape: Degrees of the axes.
-        coordinate: Where on each axis.
-
-    Raises:
-        ValueError: If a placement is of a kind that cannot be stored.
-    """
-    offsets, sizes = [0] * len(shape), list(shape)
-    for axis in _order_of_cuts(placements):
-        dim, degree = placements[axis].dim, mesh_shape[axis]
-        each = -(-sizes[dim] // degree)  # as `torch.chunk` does; the last may get less, or nothing
-        start = min(each * coordinate[axis], sizes[dim])
-        offsets[dim] += start
-        sizes[dim] = min(each, sizes[dim] - start)
-    return Part(tuple(offsets), tuple(sizes))
-
-
-def _order_of_cuts(placements: tuple[Any, ...]) -> list[int]:
-    """Mesh axes in the order in which they cut; without those that do not."""
-    plain: list[int] = []
-    strided: list[int] = []
-    for axis, placement in enumerate(placements):
-        if placement.is_partial():
-            raise ValueError(f'a tensor that is not reduced yet cannot be stored: {placements}')
-        if hasattr(placement, 'split_factor'):  # cut after the axes to its right
-            strided.insert(0, axis)
-        elif not placement.is_replicate():
-            plain.append(axis)
-    return plain + strided
+from internlm_mm.utils.shards import Part, part_of
 
 
 def local_part(name: str, tensor: Tensor) -> tuple[Part, Tensor] | None:

@@ -1,6 +1,7 @@
 """Optimizer wrapper, parameter groups, gradient norm and schedules."""
 
 from internlm_mm.optim.hybrid_zero import HybridZeroOptimWrapper
+from internlm_mm.optim.muon import MuonAdamW
 from internlm_mm.optim.param_groups import DecayGroupsConstructor
 from internlm_mm.optim.schedules import Beta2Schedule, WarmupCosine, WarmupStableDecay
 
@@ -8,6 +9,7 @@ __all__ = [
     'Beta2Schedule',
     'DecayGroupsConstructor',
     'HybridZeroOptimWrapper',
+    'MuonAdamW',
     'WarmupCosine',
     'WarmupStableDecay',
 ]

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from internlm_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
+from internlm_mm.utils.resolve import resolve_type
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -15,7 +16,8 @@ class DecayGroupsConstructor(DefaultOptimWrapperConstructor):
     """Two parameter groups: tensors of two or more dimensions decay, norms and biases do not.
 
     Two groups, not one a parameter as in MMEngine's default with `paramwise_cfg`, so that fused and
-    foreach optimizers stay whole.
+    foreach optimizers stay whole. An optimizer that treats parameters by what they are, as
+    MuonAdamW does, has a static method `parameter_groups(model)` that makes its groups instead.
 
     Args:
         optim_wrapper_cfg: Config of the optimizer wrapper, with the optimizer's inside.
@@ -32,17 +34,23 @@ class DecayGroupsConstructor(DefaultOptimWrapperConstructor):
 
     def __call__(self, model: nn.Module) -> Any:
         """Build the optimizer over `model`'s trainable parameters, and its wrapper."""
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {'params': [p for p in parameters if p.ndim >= 2]},
-            {'params': [p for p in parameters if p.ndim < 2], 'weight_decay': 0.0},
-        ]
         optimizer_cfg = dict(self.optimizer_cfg)
-        optimizer_cfg['params'] = [group for group in groups if group['params']]
+        named = resolve_type(optimizer_cfg.get('type'), OPTIMIZERS, 'optim_wrapper.optimizer.type')
+        make_groups = getattr(named, 'parameter_groups', _decay_groups)
+        optimizer_cfg['params'] = make_groups(model)
         wrapper_cfg = dict(self.optim_wrapper_cfg)
         wrapper_cfg.setdefault('type', 'HybridZeroOptimWrapper')
         optimizer = OPTIMIZERS.build(optimizer_cfg)
         return OPTIM_WRAPPERS.build(wrapper_cfg, default_args={'optimizer': optimizer})
+
+
+def _decay_groups(model: nn.Module) -> list[dict[str, Any]]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {'params': [p for p in parameters if p.ndim >= 2]},
+        {'params': [p for p in parameters if p.ndim < 2], 'weight_decay': 0.0},
+    ]
+    return [group for group in groups if group['params']]
 
 
 def check_same_groups(optimizer: Optimizer) -> None:
