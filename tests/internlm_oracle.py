@@ -79,10 +79,11 @@ def layer_v1(state: dict, i: int, t: int, tp: int, w2_up: bool, bias_once: bool)
         f'mlp.{up}.weight': rows(our['mlp.up_proj.weight'], t, tp),
         f'mlp.{down}.weight': columns(our['mlp.down_proj.weight'], t, tp),
     }
-    for kind in ('weight', 'bias'):
+    has_bias = 'self_attn.q_proj.bias' in our
+    for kind in ('weight', 'bias')[: 1 + has_bias]:
         parts = [rows(our[f'self_attn.{n}_proj.{kind}'], t, tp) for n in 'qkv']
         shard[f'mixer.Wqkv.{kind}'] = torch.cat(parts)
-    if t == 0 or not bias_once:
+    if has_bias and (t == 0 or not bias_once):
         shard['mixer.out_proj.bias'] = our['self_attn.o_proj.bias']
     return shard
 

@@ -84,13 +84,21 @@ def read_sizes(shards: Shards, kind: Kind, settings: Mapping[str, Any]) -> Sizes
     config['num_heads'] = heads
     if kind.packed != 'thirds':
         config['num_kv_heads'] = kv_heads
+    has_biases = any(name.endswith('.bias') for name in shards.tensors)
+    if has_biases != getattr(MODELS.get(kind.family), 'attention_bias', False):
+        config['attention_bias'] = has_biases
     config |= {
         'max_seq_len': said.get('max_position_embeddings') or 2048,
         'rope_theta': float(said.get('rope_base') or 10_000.0),
         'norm_eps': float(said.get('layer_norm_epsilon') or 1e-5),
     }
     if said.get('use_dynamic_ntk_rope'):
-        config['rope_scaling'] = {'rope_type': 'dynamic', 'factor': 1.0}
+        config['rope_scaling'] = {
+            'rope_type': 'dynamic',
+            'factor': 1.0,
+            # Said, so that it stays where a longer `max_seq_len` is set.
+            'original_max_position_embeddings': config['max_seq_len'],
+        }
     config |= {key: value for key, value in settings.items() if key not in _STORED}
     for key, value in _from_shapes(shards, kind).items():
         if config[key] != value:

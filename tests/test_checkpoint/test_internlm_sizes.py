@@ -38,6 +38,27 @@ def test_grouped_heads_from_shapes(tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize('biases', [True, False])
+def test_biases_from_names(tmp_path, biases):
+    state = full_state(SIZES, biases=biases)
+    write_shards(tmp_path / 'x', state, SIZES, tp=2, inv_freq=True)
+    model, weights = import_internlm(tmp_path / 'x')
+    assert model.get('attention_bias', True) is biases
+    assert set(weights) == set(state)
+    for name, weight in state.items():
+        assert torch.equal(weights[name], weight), name
+
+
+def test_stretched_positions_stay_where_they_were(tmp_path):
+    said = {'use_dynamic_ntk_rope': True, 'max_position_embeddings': 512}
+    write_shards(tmp_path / 'x', full_state(SIZES, True), SIZES, inv_freq=True, config=said)
+    config, _ = import_internlm(tmp_path / 'x', settings={'max_seq_len': 8192})
+    assert config['max_seq_len'] == 8192
+    assert config['rope_scaling'] == {
+        'rope_type': 'dynamic', 'factor': 1.0, 'original_max_position_embeddings': 512
+    }  # fmt: skip
+
+
 def test_settings_win(tmp_path):
     write_shards(tmp_path / 'x', full_state(SIZES, True), SIZES, config={})
     config, _ = import_internlm(tmp_path / 'x', settings={'max_seq_len': 8192, 'norm_eps': 1e-6})
