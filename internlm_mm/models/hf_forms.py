@@ -201,6 +201,9 @@ def _scaling(rope: dict[str, Any], length: int) -> dict[str, Any] | None:
         return None
     if rope['rope_type'] in _KEPT_LENGTH:
         rope.setdefault('original_max_position_embeddings', length)
+    elif rope['rope_type'] == 'dynamic':
+        # As transformers has it; said, so that it stays where a longer `max_seq_len` is set.
+        rope['original_max_position_embeddings'] = length
     return rope
 
 
