@@ -69,7 +69,7 @@ def convert_config(
     if target.suffix != '.py':
         raise ValueError(f'{str(out)!r}: a config is a Python file, {target.stem}.py')
     if target.exists() and not overwrite:
-        raise FileExistsError(f'{target} exists')
+        raise FileExistsError(f'{target} exists; choose another file or overwrite it (--overwrite)')
     config = read_internlm_config(source)
     text, rows = convert_text(config, target.name, data=data, tokenizer=tokenizer, gpus=gpus)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -55,6 +55,11 @@ def _folders(data: str | Path) -> tuple[Path, Path | None]:
 
 def _tokenizer(draft: Draft, data: str | Path | None, tokenizer: str | Path | None) -> None:
     """Name the tokenizer: the one given, the one the data records, or the base's."""
+    if tokenizer is not None and not Path(tokenizer).exists():
+        raise FileNotFoundError(
+            f'--tokenizer {tokenizer}: no such file or folder; expected a .model file or the folder '
+            'of a tokenizer'
+        )
     if tokenizer is None and data is None:
         return
     recorded = Path(data or '') / 'preprocessing.json'

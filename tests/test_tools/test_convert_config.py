@@ -41,7 +41,8 @@ def test_what_it_writes_passes_a_dry_run(tmp_path: Path) -> None:
         ([SFT_2023, 'out.json'], "error: 'out.json': a config is a Python file, out.py"),
         ([SFT_2023, 'out.py', '--gpus', '12'], 'error: --gpus 12: parallel.zero1=8 does not'),
         ([SFT_2023, 'out.py', '--data', 'tokens'], 'error: --data tokens: no such folder'),
-        ([SFT_2023, 'there.py'], 'error: there.py exists'),
+        ([SFT_2023, 'out.py', '--tokenizer', 'words'], 'error: --tokenizer words: no such file'),
+        ([SFT_2023, 'there.py'], 'error: there.py exists; choose another file or overwrite it'),
     ],
 )
 def test_what_is_wrong_is_said(
