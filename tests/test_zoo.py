@@ -241,6 +241,21 @@ def test_transformers_counts_the_same(name: str) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
 
 
+def test_a_longer_row_changes_no_meaning(folder_of) -> None:
+    said = ZOO['internlm2-math-7b'][0]
+    config, _ = import_hf(folder_of(said))
+    config['max_seq_len'] = 32_768
+    with torch.device('meta'):
+        model = MODELS.build(dict(config))
+    assert model.max_seq_len == 32_768
+    for form in model.hf_forms:
+        written = form.config_of(model)
+        assert written['max_position_embeddings'] == 8192
+        again = form.arguments(type(model), written)
+        assert again['rope_scaling'] == model.rope_scaling
+        assert again['max_seq_len'] == 8192  # all that config.json can say
+
+
 def test_mistral_with_a_window_is_refused(folder_of) -> None:
     said = ZOO['Mistral-7B-v0.3'][0] | {'sliding_window': 4096}
     with pytest.raises(ValueError, match='sliding_window=4096'):
