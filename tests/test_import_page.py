@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import internlm_mm
 from internlm_mm.checkpoint.checkpointer import read_config, read_model_state
 from internlm_mm.engine import train_cli
+from internlm_mm.utils.config import load_config
 from tools import chat, convert2hf, convert_from, preprocess_data
 
 REPOSITORY = Path(__file__).parents[1]
@@ -114,6 +117,21 @@ def test_a_checkpoint_of_a_folder_goes_the_same_way(
     before, after = (load_file(published / f / 'model.safetensors') for f in ('hf_base', 'again'))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert set(before) == set(after) and len(read_model_state('work_dirs/base')) == len(before)
+
+
+def test_from_python(published: Path) -> None:
+    assert run(commands()[0]) == 0
+    shutil.copytree('hf_base', 'hf_other')
+    config = load_config('more.py')
+    config.pop('load_from')  # and there is no model in it
+    with pytest.raises(ValueError, match=r'the config has no model: .* or load_from to take its'):
+        internlm_mm.train(config, work_dir='work_dirs/none')
+    options = {'train_cfg.max_iters': 1, 'load_from': {'path': 'hf_other'}}
+    checkpoint = internlm_mm.train(config, work_dir='work_dirs/mine', options=options)
+    assert checkpoint == Path('work_dirs/mine/iter_1')
+    weights, before = read_model_state(checkpoint), load_file('hf_base/model.safetensors')
+    difference = weights['norm.weight'] - before['model.norm.weight']
+    assert 0 < float(difference.abs().max()) < 1.2e-4  # one step
 
 
 def test_data_of_another_tokenizer_is_refused(

@@ -57,8 +57,8 @@ def _tokenizer(draft: Draft, data: str | Path | None, tokenizer: str | Path | No
     """Name the tokenizer: the one given, the one the data records, or the base's."""
     if tokenizer is not None and not Path(tokenizer).exists():
         raise FileNotFoundError(
-            f'--tokenizer {tokenizer}: no such file or folder; expected a .model file or the folder '
-            'of a tokenizer'
+            f'--tokenizer {tokenizer}: no such file or folder; expected a .model file or a '
+            "tokenizer's folder"
         )
     if tokenizer is None and data is None:
         return
