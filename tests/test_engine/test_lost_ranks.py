@@ -191,17 +191,45 @@ def faulty(work_dir: Path, kind: str, rank: int, **options: object) -> list[obje
     return [FAULTY, '--work-dir', work_dir, '--cfg-options', *words]
 
 
-@pytest.mark.parametrize('lost', [0, 1])
-def test_a_killed_process_is_named(tmp_path: Path, lost: int) -> None:
+@pytest.mark.parametrize(
+    ('axis', 'lost'),
+    [
+        ('data_shard', 0), ('data_shard', 1), ('data_replicate', 1), ('tensor', 1),
+        ('context', 0), ('pipeline', 0), ('pipeline', 1),
+    ],
+)  # fmt: skip
+def test_a_killed_process_is_named(tmp_path: Path, axis: str, lost: int) -> None:
+    """Whatever the others wait for: a gather, a message from stage to stage."""
     # Collectives would wait far longer than `Run.wait`, which raises TimeoutError.
-    argv = faulty(tmp_path / 'work', 'kill', lost, env_cfg__dist_cfg__timeout=1800)
+    options = {f'strategy__parallel__{axis}': 2, 'env_cfg__dist_cfg__timeout': 1800}
+    argv = faulty(tmp_path / 'work', 'kill', lost, **options)
     ranks = start_ranks(argv, tmp_path / 'log')
     assert ranks[lost].wait() == -signal.SIGKILL
     assert ranks[1 - lost].wait() == 1, ranks[1 - lost].text
-    last = ranks[1 - lost].text.splitlines()[-1]
+    assert_names(ranks[1 - lost].text, lost)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('lost', [0, 3])
+def test_all_others_of_four_name_it(tmp_path: Path, lost: int) -> None:
+    """Two stages of two shards: one shares nothing with the dead rank but the job."""
+    options = {'strategy__parallel__pipeline': 2, 'strategy__parallel__data_shard': 2}
+    options |= {'train_cfg__micro_batch_size': 1, 'env_cfg__dist_cfg__timeout': 1800}
+    argv = faulty(tmp_path / 'work', 'kill', lost, **options)
+    ranks = start_ranks(argv, tmp_path / 'log', limits=[None] * 4)
+    codes = [rank.wait(90) for rank in ranks]
+    assert codes == [-signal.SIGKILL if rank == lost else 1 for rank in range(4)]
+    for rank in range(4):
+        if rank != lost:
+            assert_names(ranks[rank].text, lost)
+
+
+def assert_names(text: str, lost: int) -> None:
+    """The last line says who it was."""
+    last = text.splitlines()[-1]
     # Where the ranks meet is gone with rank 0, perhaps before its host is known.
     names = (f'rank {lost} (host {host_name()})', 'rank 0, where the ranks meet')
-    assert last.startswith(names[: 2 - lost]), ranks[1 - lost].text
+    assert last.startswith(names[: 1 if lost else 2]), text
     assert 'ended without a word after step 3' in last
 
 
