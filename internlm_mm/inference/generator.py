@@ -125,9 +125,12 @@ class Generator:
         generator = self._random(sampling.seed)
         seen = self._seen(input_ids, sampling)
         last = lengths - 1
+        # Of prompts without their padding; later on the last position tells.
+        written: Tensor | None = lengths.unsqueeze(1)
         ended = [False] * len(prompts)
         for step in range(max(room)):
-            hidden = self.model.hidden_states(input_ids, position_ids, None, cache)
+            hidden = self.model.hidden_states(input_ids, position_ids, None, cache, None, written)
+            written = None
             logits = self.model.lm_head(hidden[rows, last]).float()
             if seen is not None:
                 logits = seen.penalise(logits)

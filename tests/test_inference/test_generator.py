@@ -213,3 +213,21 @@ def test_tokens_of_a_prompt_are_taken_as_they_are(generator):
     ids = [0, *Letters().encode('abc')]
     sampling = Sampling(max_new_tokens=20)
     assert ''.join(generator.stream_ids(ids, sampling)) == generator.generate(['abc'], sampling)[0]
+
+
+def test_rows_of_a_batch_are_stretched_each_by_its_own_length(tmp_path):
+    """Dynamic rotary embeddings: as transformers has it for each prompt alone."""
+    scaling = dict(rope_type='dynamic', factor=4.0, original_max_position_embeddings=16)
+    model = InternLM(**SIZES, rope_theta=50.0, rope_scaling=scaling).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.5)
+    export_hf(model, model.state_dict(), tmp_path / 'hf', dtype='float32')
+    prompts = [[5, 9, 3], [7] * 30 + [11] * 10, list(range(2, 22))]
+    found = rows_of(Generator(model, Letters()), prompts, max_new_tokens=60)
+    for prompt, row in zip(prompts, found, strict=True):
+        # Read anew each time: it remembers how long the longest text was.
+        other = AutoModelForCausalLM.from_pretrained(tmp_path / 'hf')
+        assert row == generate_theirs(other, [prompt], 60)[0]
+    plain = InternLM(**SIZES, rope_theta=50.0).eval()
+    plain.load_state_dict(model.state_dict())
+    assert rows_of(Generator(plain, Letters()), prompts, max_new_tokens=60) != found
