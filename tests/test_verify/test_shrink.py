@@ -90,6 +90,18 @@ def test_grouped_heads_stay_grouped() -> None:
     assert small['hidden_size'] == 64
 
 
+def test_positions_are_stretched_from_the_same_share_of_a_row() -> None:
+    scaling = {'rope_type': 'dynamic', 'factor': 2.0, 'original_max_position_embeddings': 2048}
+    model = {'num_layers': 2, 'max_seq_len': 8192, 'rope_scaling': scaling}
+    small = shrink_model(model, FOUR, 32)
+    assert small['max_seq_len'] == 32
+    assert small['rope_scaling'] == scaling | {'original_max_position_embeddings': 8}
+    assert scaling['original_max_position_embeddings'] == 2048  # the user's own is left alone
+    linear = {'rope_type': 'linear', 'factor': 2.0}
+    assert shrink_model(model | {'rope_scaling': linear}, FOUR, 32)['rope_scaling'] == linear
+    assert shrink_model(model | {'rope_scaling': None}, FOUR, 32)['rope_scaling'] is None
+
+
 @pytest.mark.parametrize(
     ('heads', 'processes', 'small'), [(3, 4, 3), (32, 4, 4), (40, 4, 4), (32, 2, 2), (1, 4, 1)]
 )
