@@ -10,7 +10,11 @@ from typing import Any
 
 from internlm_mm.registry import TOKENIZERS
 from internlm_mm.tokenizers.base import SOURCE_HASH, Tokenizer, hash_files
-from internlm_mm.tokenizers.sentencepiece_tokenizer import MODEL_NAME
+from internlm_mm.tokenizers.sentencepiece_tokenizer import (
+    MODEL_NAME,
+    SPACE_MARK_BYTES,
+    encode_around_marks,
+)
 
 JSON_NAME = 'tokenizer.json'
 _FILES = (
@@ -71,7 +75,12 @@ class HFTokenizer(Tokenizer):
         self.eos_id = self._tokenizer.eos_token_id
         self.pad_id = self._tokenizer.pad_token_id
         self._files = [self.path / name for name in _FILES if (self.path / name).is_file()]
-        self.hash = self._source_hash() or hash_files(self._files)
+        source = self._source_hash()
+        self.hash = source or hash_files(self._files)
+        marks = [self._vocab.get(name) for name in SPACE_MARK_BYTES]
+        known = [index for index in marks if index is not None]
+        # Of a conversion only: elsewhere U+2581 is a character like others.
+        self._mark_ids = known if source and len(known) == len(marks) else None
 
     def _source_hash(self) -> str | None:
         """Hash of the SentencePiece model this was converted from: the ids are the same."""
@@ -83,7 +92,11 @@ class HFTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without special tokens; text that spells one is plain text."""
-        return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+        def encode(part: str) -> list[int]:
+            return self._tokenizer.encode(part, add_special_tokens=False, split_special_tokens=True)
+
+        return encode_around_marks(encode, text, self._mark_ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens are written out."""

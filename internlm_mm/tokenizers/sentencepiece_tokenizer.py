@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
@@ -13,6 +13,8 @@ from internlm_mm.tokenizers.base import Tokenizer, hash_files
 
 MODEL_NAME = 'tokenizer.model'
 _SPACE_MARK = '\u2581'  # how SentencePiece spells a space inside its pieces
+SPACE_MARK_BYTES = tuple(f'<0x{byte:02X}>' for byte in _SPACE_MARK.encode())
+"""Pieces that spell it in bytes."""
 
 
 @TOKENIZERS.register_module()
@@ -43,20 +45,12 @@ class SentencePieceTokenizer(Tokenizer):
             for index in (self._model.bos_id(), self._model.eos_id(), self._model.pad_id())
         )
         self.hash = hash_files([self.path], MODEL_NAME)  # also of `my.model`: checkpoints rename it
-        mark = [self._model.piece_to_id(f'<0x{byte:02X}>') for byte in _SPACE_MARK.encode()]
+        mark = [self._model.piece_to_id(name) for name in SPACE_MARK_BYTES]
         self._mark_ids = mark if all(self._model.is_byte(index) for index in mark) else None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without special tokens."""
-        if _SPACE_MARK not in text or self._mark_ids is None:
-            return self._model.encode(text)
-        # A literal U+2581 would come back as a space; spelt in bytes it survives.
-        first, *rest = text.split(_SPACE_MARK)
-        ids = self._model.encode(first)
-        for part in rest:
-            ids += self._mark_ids
-            ids += self._model.encode(part)
-        return ids
+        return encode_around_marks(self._model.encode, text, self._mark_ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens have none."""
@@ -71,3 +65,23 @@ class SentencePieceTokenizer(Tokenizer):
         """Copy the model to `folder/tokenizer.model`."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.path, Path(folder) / MODEL_NAME)
+
+
+def encode_around_marks(
+    encode: Callable[[str], list[int]], text: str, mark_ids: Sequence[int] | None
+) -> list[int]:
+    """Encode a text in which a literal U+2581 stays one; it would come back as a space.
+
+    Args:
+        encode: Of SentencePiece, or of what was converted from it.
+        text: Any text.
+        mark_ids: The pieces of `SPACE_MARK_BYTES`; None where there are none, and spaces come back.
+    """
+    if _SPACE_MARK not in text or mark_ids is None:
+        return encode(text)
+    first, *rest = text.split(_SPACE_MARK)
+    ids = encode(first)
+    for part in rest:
+        ids += mark_ids
+        ids += encode(part)
+    return ids

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from internlm_mm.tokenizers import HFTokenizer
 from internlm_mm.tokenizers.convert import write_hf_tokenizer
+from internlm_mm.tokenizers.training import train_tokenizer
 
 SOURCES = [inspect.getsource(module) for module in (ast, inspect, json, textwrap)]
 PHRASES = [
@@ -138,3 +140,86 @@ def test_only_bpe_converts(tmp_path):
     model = train(tmp_path, model_type='unigram', vocab_size=600)
     with pytest.raises(ValueError, match='not a BPE model'):
         write_hf_tokenizer(model, tmp_path)
+
+
+SCRIPTS = {
+    'latin': 'Ünïcödé naïve façade, Œuvre straße: the quick brown fox.',
+    'chinese': '你好，世界！書生·浦語 简体與繁體',
+    'japanese': 'こんにちは、カタカナと漢字。ｶﾅ',
+    'korean': '안녕하세요 세계, 한국어',
+    'arabic': 'مرحبا بالعالم ١٢٣ \u200fx',
+    'hebrew': 'שָׁלוֹם עולם',
+    'hindi': 'नमस्ते दुनिया क्षत्रिय',
+    'thai': 'สวัสดีชาวโลก',
+    'greek': 'Καλημέρα κόσμε, ἀρχή',
+    'cyrillic': 'Привет, мир! Ёжик',
+    'emoji': '😀🤖👩‍👩‍👧🏳️‍🌈👍🏽🇨🇳',
+    'combining': 'e\u0301 a\u0308\u0323 Z\u0351\u036b\u0343 \u0301',
+    'code': 'def f(x):\n\treturn {"a": [1, 2.5e-3]}  # 0x1F\n\n    pass\n',
+    'white space': '  a   b\t\t\n\n\r\n \u00a0\u2003\u3000 \u200b\u2028x' + ' ' * 40,
+    'control': ''.join(map(chr, [*range(1, 32), *range(127, 160)])),
+    'nul': 'a\0b\0\0c',
+    'odd': '\ue000\uf8ff\ufeff\ufffd\ufdd0\U0010ffff',
+    'pieces': '<|User|>:hi<eoh>\n<|Bot|>:ho<eoa>\n<TOKENS_UNUSED_2><eo<eoh>',
+    'controls spelt out': 'a</s>b<s><unk><0x0A>',
+}
+
+
+@pytest.fixture(scope='module', params=['scripts', 'code'])
+def internlm(request, tmp_path_factory):
+    """Trained as InternLM's: on the scripts, or on code, so that the scripts come out in bytes."""
+    folder = tmp_path_factory.mktemp('internlm')
+    ours = train_tokenizer(
+        list(SCRIPTS.values()) * 8 if request.param == 'scripts' else SOURCES[-2:],
+        folder,
+        vocab_size=900,
+        user_defined_symbols=['<eoh>', '<eoa>', *(f'<TOKENS_UNUSED_{n}>' for n in range(2, 8))],
+        character_coverage=0.99,
+    )
+    write_hf_tokenizer(folder / 'tokenizer.model', folder)
+    model = spm.SentencePieceProcessor(model_file=str(folder / 'tokenizer.model'))
+    return model, AutoTokenizer.from_pretrained(folder), ours, HFTokenizer(folder)
+
+
+def equal_in_all_four(internlm, text: str) -> None:
+    """SentencePiece, transformers, and our two, which keep U+2581 where the others lose it."""
+    model, converted, ours, ours_converted = internlm
+    ids = model.encode(text)
+    split = converted.encode(text, add_special_tokens=False, split_special_tokens=True)
+    assert split == ids
+    assert converted.decode(ids) == model.decode(ids)
+    assert ours_converted.encode(text) == ours.encode(text)
+    assert ours_converted.decode(ours.encode(text)) == ours.decode(ours.encode(text)) == text
+    if '\u2581' not in text:
+        assert ours.encode(text) == ids
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_scripts(internlm, script):
+    equal_in_all_four(internlm, SCRIPTS[script])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from([*SCRIPTS.values(), '\u2581', '</s>', '<eoh>', ' ', '\n']),
+            st.text(st.characters(exclude_categories=['Cs']), max_size=8),
+            st.sampled_from(list(SCRIPTS.values())).flatmap(
+                lambda text: st.integers(0, len(text)).map(lambda cut: text[cut:])
+            ),
+        ),
+        max_size=6,
+    ).map(''.join)
+)
+def test_any_text_of_any_script(internlm, text):
+    equal_in_all_four(internlm, text)
+
+
+def test_the_tail_pieces_keep_their_ids(internlm):
+    model, converted, ours, ours_converted = internlm
+    for piece in ('<eoh>', '<eoa>', *(f'<TOKENS_UNUSED_{n}>' for n in range(2, 8))):
+        (index,) = model.encode(piece)
+        assert converted.convert_tokens_to_ids(piece) == index
+        assert ours.token_id(piece) == ours_converted.token_id(piece) == index
+    assert ours.hash == ours_converted.hash
