@@ -6,16 +6,26 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch.distributed as dist
 from bare_loop import BareLoop  # beside this file
 from mmengine.config import Config
 
-from internlm_mm.engine.benchmark import FrameworkSteps, measure, render
+from internlm_mm.engine.benchmark import FrameworkSteps, measure
+from internlm_mm.engine.benchmark_report import (
+    add_breakdown,
+    add_matmul_rate,
+    config_hash,
+    render,
+    save_record,
+)
+from internlm_mm.engine.breakdown import render_breakdown
 from internlm_mm.engine.runner import LLMRunner
 from internlm_mm.utils.config import load_config, parse_cfg_options
 from internlm_mm.utils.config_check import check_config
 from internlm_mm.utils.launch import LAUNCHERS
+from internlm_mm.utils.rates import matmul_rate
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -28,7 +38,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--warmup', type=int, default=3, help='steps before measuring')
     parser.add_argument('--steps', type=int, default=5, help='steps in a block')
     parser.add_argument('--blocks', type=int, default=5)
+    parser.add_argument(
+        '--breakdown', action='store_true', help='say where the time of profiled steps goes'
+    )
+    parser.add_argument(
+        '--profiled-steps', type=int, default=2, help='steps that --breakdown profiles, after all'
+    )
     parser.add_argument('--json', action='store_true', help='one line of JSON instead of text')
+    parser.add_argument(
+        '--records', type=Path, default=Path('work_dirs/benchmarks'), metavar='DIR',
+        help='folder in which every run is kept as a JSON file (work_dirs/benchmarks)',
+    )  # fmt: skip
+    parser.add_argument('--no-records', action='store_true', help='keep nothing')
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
     return parser.parse_args(argv)
@@ -62,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config.default_hooks.checkpoint = None
     config.default_hooks.evaluation = None
     config.resume = False
+    fingerprint = config_hash(config)
     with tempfile.TemporaryDirectory() as work_dir:
         config.work_dir = work_dir
         config.log_level = 'WARNING'  # no progress towards a last step that never comes
@@ -69,11 +91,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         framework = FrameworkSteps(LLMRunner.from_cfg(config))
         other = bare_step(framework, config) if args.against else None
         report = measure(framework, other, args.warmup, args.steps, args.blocks)
+        found = framework.profile(args.profiled_steps) if args.breakdown else {}
         framework.close()
-        rank = framework.runner.rank
-    if rank == 0:
-        report['command'] = ' '.join(['tools/benchmark.py', *(argv or sys.argv[1:])])
+    runner = framework.runner
+    add_matmul_rate(report, matmul_rate(runner.strategy.device, runner.strategy.param_dtype))
+    if found:
+        add_breakdown(report, found)
+    if runner.rank == 0:
+        report['command'] = ['tools/benchmark.py', *(sys.argv[1:] if argv is None else argv)]
         print(json.dumps(report) if args.json else render(report))
+        if found and not args.json:
+            print(render_breakdown(report['breakdown']))
+        if not args.no_records:
+            name = Path(args.config).stem
+            path = save_record(args.records, report, name, fingerprint)
+            print(f'kept in {path}', file=sys.stderr)
     if dist.is_initialized():
         dist.destroy_process_group()
     return 0

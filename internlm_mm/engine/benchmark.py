@@ -1,54 +1,46 @@
 """Measure training steps on this machine, alone or against another loop in alternated blocks."""
 
-import resource
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.hooks import Hook
+from torch.profiler import ProfilerActivity, profile, record_function
 
+from internlm_mm.engine.benchmark_report import speed_report, summarise
+from internlm_mm.engine.breakdown import DATA_WAIT, OPTIMIZER, STEP, break_down, read_trace
 from internlm_mm.engine.runner import LLMRunner
 from internlm_mm.structures import Batch
-from internlm_mm.utils.device import peak_flops, synchronize
+from internlm_mm.utils.device import synchronize
 
 
-@dataclass(frozen=True, slots=True)
-class StepTimes:
-    """Times of several steps, in seconds.
+class _Observer(Hook):
+    """Keeps of every step's outputs what a report needs.
 
     Attributes:
-        median: Of all steps.
-        minimum: The fastest.
-        maximum: The slowest.
-        spread: Middle half of the steps (interquartile range) over the median.
-        steps: How many.
+        outputs: `num_tokens`, `num_targets`, `data_time` and `skipped` of each step.
     """
 
-    median: float
-    minimum: float
-    maximum: float
-    spread: float
-    steps: int
+    priority = 'LOWEST'
 
+    def __init__(self) -> None:
+        self.outputs: list[dict[str, float]] = []
 
-def summarise(seconds: Sequence[float]) -> StepTimes:
-    """Median, extremes and spread of step times.
-
-    Raises:
-        ValueError: If there are fewer than two.
-    """
-    if len(seconds) < 2:
-        raise ValueError(f'need at least 2 steps to measure, got {len(seconds)}')
-    low, middle, high = statistics.quantiles(seconds, n=4)
-    return StepTimes(
-        median=middle,
-        minimum=min(seconds),
-        maximum=max(seconds),
-        spread=(high - low) / middle,
-        steps=len(seconds),
-    )
+    def after_train_iter(
+        self,
+        runner: Any,  # noqa: ARG002  MMEngine's signature
+        batch_idx: int,  # noqa: ARG002
+        data_batch: Any = None,  # noqa: ARG002
+        outputs: Any = None,
+    ) -> None:
+        """Keep them."""
+        keys = ('num_tokens', 'num_targets', 'data_time', 'skipped')
+        self.outputs.append({key: outputs.get(key, 0) for key in keys})
 
 
 class FrameworkSteps:
@@ -56,10 +48,16 @@ class FrameworkSteps:
 
     Args:
         runner: Built from the config; its run must be long enough for all steps.
+
+    Attributes:
+        outputs: What the steps since `forget` put out; see `_Observer`.
     """
 
     def __init__(self, runner: LLMRunner) -> None:
         self.runner = runner
+        self._observer = _Observer()
+        self.outputs = self._observer.outputs
+        runner.register_hook(self._observer)
         runner.prepare_training()
         runner.call_hook('before_run')
         self._steps = runner.train_loop.begin()
@@ -67,6 +65,10 @@ class FrameworkSteps:
     def step(self) -> None:
         """One iteration of the training loop."""
         self.runner.train_loop.run_next(self._steps)
+
+    def forget(self) -> None:
+        """Drop the outputs so far: measuring begins."""
+        self.outputs.clear()
 
     def close(self) -> None:
         """Let hooks end what they began."""
@@ -78,6 +80,52 @@ class FrameworkSteps:
         loader = self.runner.train_loop.dataloader
         steps = iter(loader)
         return [next(steps) for _ in range(count)]
+
+    def profile(self, count: int) -> dict[str, Any]:
+        """Where the time of `count` further steps goes on rank 0; the other ranks only step.
+
+        Collective. Returns what `break_down` does, or nothing on the other ranks.
+
+        Raises:
+            ValueError: If `count` is less than 1.
+        """
+        if count < 1:
+            raise ValueError(f'need at least 1 step to break down, got {count}')
+        if self.runner.rank != 0:
+            for _ in range(count):
+                self.step()
+            return {}
+        device, wrapper = self.runner.strategy.device, self.runner.optim_wrapper
+        steps, update = self._steps, wrapper.update_params
+        activities = [ProfilerActivity.CPU]
+        if device.type == 'cuda':
+            activities.append(ProfilerActivity.CUDA)
+
+        def marked_update(*args: Any, **kwargs: Any) -> Any:
+            with record_function(OPTIMIZER):
+                return update(*args, **kwargs)
+
+        self._steps, wrapper.update_params = _marked(steps), marked_update
+        try:
+            with profile(activities=activities) as profiler:
+                for _ in range(count):
+                    with record_function(STEP):
+                        self.step()
+                        synchronize(device)
+        finally:
+            self._steps = steps
+            del wrapper.update_params  # the class has its own
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / 'trace.json'
+            profiler.export_chrome_trace(str(path))
+            return break_down(read_trace(path))
+
+
+def _marked(steps: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+    while True:
+        with record_function(DATA_WAIT):
+            batches = next(steps)
+        yield batches
 
 
 def time_steps(step: Callable[[], Any], count: int, device: torch.device) -> list[float]:
@@ -99,7 +147,7 @@ def measure(
     steps: int,
     blocks: int,
 ) -> dict[str, Any]:
-    """Time the framework, and `other` in turns with it.
+    """Time the framework, and `other` in turns with it. Collective.
 
     Machines drift; taking turns, step by step, and comparing block by block lets both meet the same
     weather.
@@ -112,15 +160,14 @@ def measure(
         blocks: Blocks of each.
 
     Returns:
-        A JSON-ready report: `framework` and `other` (StepTimes), `tokens_per_second`, `tgs`,
-        `tflops_full`, `mfu_full`, `mfu_causal`, `peak_memory_bytes`, and against another loop
-        `ratio_to_bare`, the median over blocks of framework / other, with `ratios` of all blocks.
+        What `speed_report` does, and against another loop `ratio_to_bare`, the median over blocks
+        of framework / other, with `ratios` of all blocks.
     """
-    runner = framework.runner
-    device = runner.strategy.device
-    time_steps(framework.step, warmup, device)
+    device = framework.runner.strategy.device
+    first_step = time_steps(framework.step, warmup, device)[:1]
     if other is not None:
         time_steps(other, warmup, device)
+    framework.forget()
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
     ours: list[float] = []
@@ -138,69 +185,12 @@ def measure(
             ratios.append(statistics.median(mine) / statistics.median(bare))
         ours += mine
         theirs += bare
-    return _report(runner, ours, theirs, ratios)
-
-
-def _report(
-    runner: LLMRunner, ours: list[float], theirs: list[float], ratios: list[float]
-) -> dict[str, Any]:
-    device = runner.strategy.device
-    times = summarise(ours)
-    loader = runner.train_loop.dataloader
-    tokens = loader.batch_size(runner.iter) * loader.dataset.seq_len
-    tgs = tokens / times.median / runner.world_size
-    report: dict[str, Any] = {
-        'framework': asdict(times),
-        'tokens_per_second': tokens / times.median,
-        'tgs': tgs,
-        'devices': runner.world_size,
-        'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else 'cpu',
-        'threads': torch.get_num_threads(),
-        'torch': torch.__version__,
-    }
-    flops = runner.flops_per_token
-    if flops is not None:
-        report['tflops_full'] = tgs * flops.full / 1e12
-        peak = peak_flops(device)
-        if peak is not None:
-            report['mfu_full'] = tgs * flops.full / peak
-            report['mfu_causal'] = tgs * flops.causal / peak
-    report['peak_memory_bytes'] = peak_memory(device)
+    report = speed_report(framework.runner, ours, framework.outputs)
+    if first_step:
+        report['first_step_seconds'] = first_step[0]
     if theirs:
         report['bare'] = asdict(summarise(theirs))
+        report['bare_seconds'] = theirs
         report['ratios'] = ratios
         report['ratio_to_bare'] = statistics.median(ratios)
     return report
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: allocated on a GPU, resident of this process on a CPU."""
-    if device.type == 'cuda':
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-
-
-def render(report: dict[str, Any]) -> str:
-    """The report as lines for a person."""
-    ours = report['framework']
-    lines = [
-        f'{report["devices"]} x {report["device"]}, torch {report["torch"]}, '
-        f'{report["threads"]} threads',
-        f'step {ours["median"] * 1e3:.1f} ms (median of {ours["steps"]}, '
-        f'{ours["minimum"] * 1e3:.1f} to '
-        f'{ours["maximum"] * 1e3:.1f}, spread {ours["spread"]:.1%})',
-        f'{report["tokens_per_second"]:,.0f} tokens/s, {report["tgs"]:,.0f} per device'
-        + (f', {report["tflops_full"]:.2f} TFLOP/s per device' if 'tflops_full' in report else '')
-        + (
-            f', MFU {report["mfu_full"]:.1%} full, {report["mfu_causal"]:.1%} causal'
-            if 'mfu_full' in report
-            else ''
-        ),
-        f'peak memory {report["peak_memory_bytes"] / 2**30:.2f} GiB',
-    ]
-    if 'bare' in report:
-        bare = report['bare']
-        blocks = ', '.join(f'{ratio:.4f}' for ratio in report['ratios'])
-        lines.append(f'bare loop {bare["median"] * 1e3:.1f} ms (spread {bare["spread"]:.1%})')
-        lines.append(f'framework / bare = {report["ratio_to_bare"]:.4f} (blocks: {blocks})')
-    return '\n'.join(lines)

@@ -8,32 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from internlm_mm.engine.benchmark import (
-    FrameworkSteps,
-    measure,
-    peak_memory,
-    render,
-    summarise,
-    time_steps,
-)
+from internlm_mm.engine.benchmark import FrameworkSteps, measure, time_steps
+from internlm_mm.engine.benchmark_report import render
+from internlm_mm.engine.breakdown import KINDS
 from tests.helpers import tiny_runner
 
 CPU = torch.device('cpu')
-
-
-def test_summary_by_hand() -> None:
-    times = summarise([5.0, 1.0, 3.0, 2.0, 4.0])
-    assert (times.median, times.minimum, times.maximum, times.steps) == (3.0, 1.0, 5.0, 5)
-    # Quartiles by the exclusive method: 1.5 and 4.5.
-    assert times.spread == (4.5 - 1.5) / 3.0
-    assert summarise([2.0, 2.0]).spread == 0
-    assert summarise([1.0, 2.0]).median == statistics.median([1.0, 2.0])
-
-
-@pytest.mark.parametrize('seconds', [[], [1.0]])
-def test_one_step_is_no_measurement(seconds: list) -> None:
-    with pytest.raises(ValueError, match=f'at least 2 steps to measure, got {len(seconds)}'):
-        summarise(seconds)
 
 
 def test_steps_are_timed_one_by_one() -> None:
@@ -47,21 +27,24 @@ class FakeSteps:
     """Steps of a known length on one CPU, over rows of 16 tokens, 8 rows a step."""
 
     def __init__(self, seconds: float, order: list[str]) -> None:
-        loader = SimpleNamespace(
-            batch_size=lambda iteration: 8, dataset=SimpleNamespace(seq_len=16)
-        )
         self.runner = SimpleNamespace(
-            strategy=SimpleNamespace(device=CPU),
-            train_loop=SimpleNamespace(dataloader=loader),
+            strategy=SimpleNamespace(
+                device=CPU, param_dtype=torch.float32, reduce_dtype=torch.float32
+            ),
             flops_per_token=None,  # a model without the usual sizes
-            iter=0,
             world_size=1,
         )
         self.seconds, self.order = seconds, order
+        self.outputs: list[dict[str, float]] = []
 
     def step(self) -> None:
         self.order.append('ours')
+        step = dict(num_tokens=128, num_targets=96, data_time=self.seconds / 4, skipped=0)
+        self.outputs.append(step)
         time.sleep(self.seconds)
+
+    def forget(self) -> None:
+        self.outputs.clear()
 
 
 def test_two_loops_take_turns() -> None:
@@ -83,6 +66,8 @@ def test_two_loops_take_turns() -> None:
     assert report['ratio_to_bare'] == pytest.approx(2.0, rel=0.3)
     assert report['tokens_per_second'] == pytest.approx(128 / report['framework']['median'])
     assert report['tgs'] == report['tokens_per_second']
+    assert report['useful_tgs'] == pytest.approx(0.75 * report['tgs'])
+    assert report['bare_seconds'] != report['step_seconds']
     assert 'tflops_full' not in report
     text = render(report)
     assert f'framework / bare = {report["ratio_to_bare"]:.4f}' in text
@@ -90,7 +75,8 @@ def test_two_loops_take_turns() -> None:
 
 def test_alone() -> None:
     report = measure(FakeSteps(0.002, []), None, warmup=0, steps=2, blocks=2)
-    assert report['framework']['steps'] == 4
+    assert report['framework']['steps'] == len(report['step_seconds']) == 4
+    assert 'first_step_seconds' not in report
     assert 'ratio_to_bare' not in report
     assert 'bare' not in render(report)
 
@@ -105,7 +91,11 @@ def test_the_real_thing(tmp_path: Path) -> None:
     # Sampling for another loop took nothing away from the framework.
     assert runner.train_loop.rows == 5 * 4
     assert report['tokens_per_second'] == pytest.approx(4 * 32 / report['framework']['median'])
-    assert report['devices'] == 1 and report['device'] == 'cpu'
+    assert report['devices'] == 1 and report['device_type'] == 'cpu'
+    assert report['first_step_seconds'] > 0
+    # Five, nine or fourteen tokens a document, the last of each untrained.
+    assert 0.7 < report['useful_tgs'] / report['tgs'] < 0.95
+    assert 0 < report['data_share'] < 1 and report['skipped_steps'] == 0
     parameters = 64 * 32 + 2 * (4 * (32 * 32 + 32) + 3 * 32 * 48 + 2 * 32) + 32
     flops = 6 * parameters + 12 * 2 * 32 * 32
     assert report['tflops_full'] == pytest.approx(report['tgs'] * flops / 1e12)
@@ -115,9 +105,31 @@ def test_the_real_thing(tmp_path: Path) -> None:
     assert math.isfinite(report['framework']['spread'])
 
 
-def test_memory_is_counted_in_bytes() -> None:
-    before = peak_memory(CPU)
-    assert 50e6 < before < 100e9
-    block = torch.ones(50_000_000)  # 200 MB
-    assert peak_memory(CPU) >= before
-    assert block.sum() == 5e7
+def test_parts_of_real_steps(tmp_path: Path) -> None:
+    runner = tiny_runner(tmp_path, train_cfg__max_iters=100)
+    steps = FrameworkSteps(runner)
+    steps.step()
+    found = steps.profile(2)
+    assert runner.iter == 3 and found['steps'] == 2
+    parts = found['parts_ms']
+    assert list(parts) == list(KINDS)
+    assert sum(parts.values()) == pytest.approx(found['step_ms'])
+    for kind in ('matmul', 'attention', 'optimizer', 'elementwise', 'data wait', 'idle'):
+        assert parts[kind] > 0, kind
+    assert parts['exposed communication'] == parts['exposed host copies'] == 0
+    steps.step()  # nothing is left of the marks
+    assert 'update_params' not in vars(runner.optim_wrapper)
+    assert steps._steps.gi_code.co_name != '_marked'
+    with pytest.raises(ValueError, match='need at least 1 step to break down, got 0'):
+        steps.profile(0)
+    steps.close()
+
+
+def test_other_ranks_step_along(tmp_path: Path) -> None:
+    runner = tiny_runner(tmp_path, train_cfg__max_iters=100)
+    steps = FrameworkSteps(runner)
+    runner.strategy._rank, before = 1, runner.iter
+    assert runner.rank == 1
+    assert steps.profile(2) == {}
+    assert runner.iter == before + 2
+    steps.close()

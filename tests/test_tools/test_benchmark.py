@@ -1,0 +1,39 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from internlm_mm.__main__ import main
+from tests.helpers import TINY
+
+COMMAND = ['benchmark', str(TINY), '--warmup', '1', '--steps', '2', '--blocks', '1']
+
+
+def test_text_and_a_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*COMMAND, '--breakdown', '--cfg-options', 'strategy.recompute=0.5']) == 0
+    captured = capsys.readouterr()
+    assert ' tokens/s/device (' in captured.out and 'products reach here' in captured.out
+    assert '\n  attention ' in captured.out
+    (path,) = (tmp_path / 'work_dirs' / 'benchmarks').iterdir()
+    assert f'kept in {path.relative_to(tmp_path)}' in captured.err
+    record = json.loads(path.read_text())
+    assert record['command'][0] == 'tools/benchmark.py' and record['config'] == 'tiny'
+    assert record['recomputed_share'] == 0.5
+    assert record['hardware_tflops_full'] > record['tflops_full'] > record['tflops_causal']
+    parts = record['breakdown']['parts_ms']
+    whole = sum(parts.values()) + record['breakdown']['remainder_ms']
+    assert whole == pytest.approx(record['framework']['median'] * 1e3)
+
+
+def test_json_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*COMMAND, '--json', '--no-records', '--against', 'bare']) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report['of_matmul_full'] > 0 and 'breakdown' not in report
+    assert report['bare']['steps'] == 2
+    assert not list(tmp_path.iterdir())
