@@ -74,6 +74,7 @@ def adopt_model(config: Config) -> None:
         return
     path, _, options = parse_load_from(load_from)
     if not options and not is_foreign(path):
+        _check_there(path)
         model = _config_of(path)['model']
     else:
         model = open_source(path, **options).config

@@ -446,6 +446,8 @@ def test_nothing_to_load(tmp_path: Path, inside: str | None, message: str) -> No
         file.touch()
     with pytest.raises(FileNotFoundError, match=message):
         start(tmp_path / 'work', load_from=str(tmp_path / 'x'))
+    with pytest.raises(FileNotFoundError, match=message):
+        adopt_model(without_model(tmp_path / 'work', load_from=str(tmp_path / 'x')))
 
 
 def test_other_programs_have_no_run_to_resume(tmp_path: Path, foreign) -> None:
