@@ -37,11 +37,20 @@ def recorded_template(folder: str | Path, config: Mapping[str, Any] | None = Non
             with `type`.
 
     Returns:
-        The name, or None where nothing is written or nothing of that name is registered.
+        The name, or None where no template that is registered is named.
+
+    Raises:
+        ValueError: If the folder names one that is not registered.
     """
-    names = [_read_json(Path(folder) / 'tokenizer_config.json').get(NAME_KEY), *_named_in(config)]
-    known = (n for n in names if isinstance(n, str) and CHAT_TEMPLATES.get(n) is not None)
-    return next(known, None)
+    name = _read_json(Path(folder) / 'tokenizer_config.json').get(NAME_KEY)
+    if name is not None:
+        if CHAT_TEMPLATES.get(str(name)) is None:
+            raise ValueError(
+                f'{folder} was written with the chat template {name!r}, which is not registered '
+                "here; name a template, one of a package of your own as 'module:function'"
+            )
+        return str(name)
+    return next((n for n in _named_in(config) if CHAT_TEMPLATES.get(n) is not None), None)
 
 
 def template_of_jinja(folder: str | Path, family: str) -> str | None:

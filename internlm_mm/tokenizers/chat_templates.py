@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from internlm_mm.registry import CHAT_TEMPLATES
@@ -195,17 +196,30 @@ def chatml(default_system: str = '') -> ChatTemplate:
 
 
 def build_template(template: str | Mapping[str, Any] | ChatTemplate) -> ChatTemplate:
-    """A chat template from its name, or from a dict with `type` and what differs.
+    """A chat template from what names it.
+
+    Args:
+        template: A name in the registry, or 'module:function' of a package that is not imported
+            yet; a dict with `type` and what differs; or the template itself.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If there is no such template.
     """
     if isinstance(template, ChatTemplate):
         return template
     config = {'type': template} if isinstance(template, str) else dict(template)
-    if isinstance(config.get('type'), str) and CHAT_TEMPLATES.get(config['type']) is None:
-        names = sorted(CHAT_TEMPLATES.module_dict)
-        raise ValueError(
-            f'there is no chat template {config["type"]!r}.{did_you_mean(config["type"], names)}'
-        )
+    name = config.get('type')
+    if isinstance(name, str):
+        if ':' in name:
+            config['type'] = _imported(*name.split(':', 1))
+        elif CHAT_TEMPLATES.get(name) is None:
+            hint = did_you_mean(name, sorted(CHAT_TEMPLATES.module_dict))
+            raise ValueError(f'there is no chat template {name!r}.{hint}')
     return CHAT_TEMPLATES.build(config)
+
+
+def _imported(module: str, function: str) -> Callable[..., ChatTemplate]:
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f'there is no chat template {module}:{function}: {error}') from error

@@ -35,6 +35,12 @@ def test_what_a_config_says(config, tmp_path):
     assert recorded_template(tmp_path, config) == 'chatml'
 
 
+def test_a_template_that_is_not_registered_here(tmp_path):
+    (tmp_path / 'tokenizer_config.json').write_text('{"chat_template_name": "mine"}')
+    with pytest.raises(ValueError, match="chat template 'mine', which is not registered here"):
+        recorded_template(tmp_path, {'chat_template': 'chatml'})
+
+
 def test_nothing_is_recorded(tmp_path):
     assert recorded_template(tmp_path, {'model': {'type': 'x'}, 'chat_template': None}) is None
     assert template_of_jinja(tmp_path, 'internlm') is None

@@ -1,11 +1,14 @@
 """Each template against what its models are documented to have been trained on."""
 
+import re
+
 import pytest
 
 from internlm_mm.registry import CHAT_TEMPLATES
 from internlm_mm.tokenizers import build_template
 from internlm_mm.tokenizers.chat_spelling import BOS
 from tests.conversations import CALLING, NAMES, PLAIN, PYTHON, TOOLS, WEATHER, call
+from tests.runs import REPOSITORY
 
 FUNCTION = (
     '{"name": "weather", "description": "The \\"weather\\" of a city", "parameters": '
@@ -182,3 +185,18 @@ def test_build_template():
     assert build_template(template) is template
     with pytest.raises(ValueError, match=r"no chat template 'intern2'.*mean 'internlm2'"):
         build_template('intern2')
+
+
+def test_a_template_of_ones_own(write, monkeypatch):
+    """The one in the documentation."""
+    page = (REPOSITORY / 'docs' / 'en' / 'chat.md').read_text(encoding='utf-8')
+    (source,) = re.findall(r'```python\n# my_templates.py\n(.*?)```', page, re.S)
+    monkeypatch.syspath_prepend(write('my_templates.py', source).parent)
+    template = build_template('my_templates:dashes')
+    assert template.text(PLAIN[1:]) == 'USER: Hi\nBOT: Hello\nyou\n---\nUSER: 你好?\nBOT: 好\n---\n'
+    assert build_template('dashes') == template
+    CHAT_TEMPLATES.module_dict.pop('dashes')
+    with pytest.raises(ValueError, match='my_templates:dash: module'):
+        build_template('my_templates:dash')
+    with pytest.raises(ValueError, match='no_templates:dashes: No module'):
+        build_template('no_templates:dashes')
