@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from torch.optim import Adam, AdamW
 
+from internlm_mm.optim import CompactAdamW
 from internlm_mm.parallel.mesh import Layout
 from internlm_mm.parallel.pipeline import PipelinePlan
 from internlm_mm.parallel.place import Techniques
-from internlm_mm.planner import ModelSizes, RunSizes
+from internlm_mm.planner import ModelSizes, RunSizes, StateSize
 from internlm_mm.planner.memory import rank_parameters
 
 SIZES = (
@@ -89,8 +90,9 @@ def run_sizes(
         context_kernel=has_kernel,
         chunk_tokens=getattr(getattr(model, 'objective', None), 'chunk_tokens', step['seq_len']),
         moments=_moments(optimizer),
+        states=_states(optimizer, model, max(4, param)),
         # Without fused kernels AdamW holds the denominators of all parameters at once.
-        optimizer_copies=0 if optimizer.defaults.get('fused') else 1,
+        optimizer_copies=0 if optimizer.defaults.get('fused') or _goes_singly(optimizer) else 1,
         offload=techniques.offload,
     )
 
@@ -112,6 +114,26 @@ def unknown_parameters(
         for one in rank_parameters(sizes, run, coordinate['pipeline'])
     }
     return sorted(name for name in {*built, *expected} if built.get(name) != expected.get(name))
+
+
+def _states(
+    optimizer: torch.optim.Optimizer, model: nn.Module, master_bytes: int
+) -> dict[str, StateSize]:
+    """What an optimizer says of itself; nothing if it is silent."""
+    if not hasattr(optimizer, 'state_bytes'):
+        return {}
+    named = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        named[id(parameter)]: StateSize(*optimizer.state_bytes(parameter, group, master_bytes))
+        for group in optimizer.param_groups
+        for parameter in group['params']
+        if id(parameter) in named
+    }
+
+
+def _goes_singly(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether what it needs for a moment is that of one parameter, not of all."""
+    return isinstance(optimizer, CompactAdamW)
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> int:

@@ -15,6 +15,7 @@ from internlm_mm.checkpoint.storage import read_tensor_index
 from internlm_mm.optim.param_groups import check_same_groups
 from internlm_mm.parallel.mesh import Layout
 from internlm_mm.parallel.strategy import HybridParallelStrategy
+from internlm_mm.utils.shards import zeros_cut_like
 
 
 class RunState:
@@ -134,8 +135,8 @@ class RunState:
     def _empty_optimizer_state(self, path: Path) -> dict[str, Tensor]:
         """Give the optimizer the state tensors the checkpoint has, to be filled by the load.
 
-        A tensor of the parameter's shape is laid out like the parameter; any other (AdamW's step)
-        is whole on every rank.
+        A tensor with as many dimensions as the parameter, one at least, is laid out like the
+        parameter; any other (AdamW's step) is whole on every rank.
         """
         index = read_tensor_index(path)
         optimizer = self.strategy.optim_wrapper.optimizer
@@ -145,8 +146,8 @@ class RunState:
                 prefix = f'optimizer.{self.names[id(parameter)]}.'
                 for name in (name for name in index if name.startswith(prefix)):
                     shape, dtype = index[name]['shape'], getattr(torch, index[name]['dtype'])
-                    if tuple(shape) == tuple(parameter.shape):
-                        value = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+                    if shape and len(shape) == parameter.ndim:
+                        value = zeros_cut_like(parameter, tuple(shape), dtype)
                     else:
                         on_device = group.get('fused') or group.get('capturable')
                         device = parameter.device if on_device else 'cpu'

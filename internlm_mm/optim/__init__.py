@@ -1,5 +1,6 @@
 """Optimizer wrapper, parameter groups, gradient norm and schedules."""
 
+from internlm_mm.optim.compact_adamw import CompactAdamW
 from internlm_mm.optim.hybrid_zero import HybridZeroOptimWrapper
 from internlm_mm.optim.muon import MuonAdamW
 from internlm_mm.optim.param_groups import DecayGroupsConstructor
@@ -7,6 +8,7 @@ from internlm_mm.optim.schedules import Beta2Schedule, WarmupCosine, WarmupStabl
 
 __all__ = [
     'Beta2Schedule',
+    'CompactAdamW',
     'DecayGroupsConstructor',
     'HybridZeroOptimWrapper',
     'MuonAdamW',

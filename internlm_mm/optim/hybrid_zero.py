@@ -176,7 +176,8 @@ class HybridZeroOptimWrapper(OptimWrapper):
             scheduled: Keys of parameter groups to take from the checkpoint.
 
         Raises:
-            ValueError: If the checkpoint's optimizer has other parameter groups.
+            ValueError: If the checkpoint's optimizer has other parameter groups, or state of
+                another kind.
         """
         groups = self.optimizer.param_groups
         if len(groups) != len(state['param_groups']):
@@ -185,6 +186,13 @@ class HybridZeroOptimWrapper(OptimWrapper):
                 f'this run {len(groups)}'
             )
         for group, saved in zip(groups, state['param_groups'], strict=True):
+            for key in ('muon', 'state_dtype'):  # what decides which state there is
+                if saved.get(key) != group.get(key):
+                    raise ValueError(
+                        f'the checkpoint has the state of an optimizer with {key}='
+                        f'{saved.get(key)!r}, this run has {group.get(key)!r}; weights alone: '
+                        "load_from=dict(path=..., content=['model'])"
+                    )
             for key in scheduled:
                 group[key] = tuple(saved[key]) if isinstance(group[key], tuple) else saved[key]
         self.num_skipped = state['num_skipped']

@@ -162,6 +162,15 @@ class MuonAdamW(Optimizer):
             {'params': [p for _, p in named if p.ndim < 2], 'weight_decay': 0.0},
         ]
 
+    @staticmethod
+    def state_bytes(
+        parameter: Tensor,  # noqa: ARG004  any is alike
+        group: dict[str, Any],
+        master_bytes: int,
+    ) -> tuple[float, int]:
+        """What a parameter's state takes: bytes for each of its numbers, and besides."""
+        return (master_bytes, 0) if group['muon'] else (2.0 * master_bytes, 4)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of both parts. Collective over the ranks that share matrices."""

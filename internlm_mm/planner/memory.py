@@ -21,6 +21,7 @@ from internlm_mm.planner.sizes import (
     ModelSizes,
     ParameterShape,
     RunSizes,
+    StateSize,
     layer_parameters,
     outer_parameters,
 )
@@ -126,12 +127,10 @@ def predict_memory(sizes: ModelSizes, run: RunSizes, pipeline_rank: int = 0) -> 
         for number in range(len(run.stages[stage]))
     ]
     part = _Part(_Unit(outer).count(run), [_Unit(one).count(run) for one in layers], again)
-    tensors = len(outer) + sum(map(len, layers))
     master = run.master_bytes
     resident = {
         'parameters': part.shard * master,
-        # A step count of four bytes for every tensor, besides the moments.
-        'optimizer': part.shard * master * run.moments + 4 * tensors,
+        'optimizer': sum(_state_bytes(run, one) for unit in (outer, *layers) for one in unit),
     }
     gradients = part.shard * master
     kinds = dict.fromkeys(KINDS, 0)
@@ -148,6 +147,13 @@ def predict_memory(sizes: ModelSizes, run: RunSizes, pipeline_rank: int = 0) -> 
             moments[moment] = found
     kinds['gradients'] = 0 if run.offload else gradients
     return MemoryPrediction(kinds, moments, host)
+
+
+def _state_bytes(run: RunSizes, parameter: ParameterShape) -> int:
+    # A step count of four bytes for every tensor, besides the moments.
+    usual = StateSize(run.moments * run.master_bytes, 4)
+    state = run.states.get(parameter.name, usual)
+    return int(state.each * parameter.sharded(run.tensor, run.shards)) + state.fixed
 
 
 def _parameters(

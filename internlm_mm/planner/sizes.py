@@ -1,6 +1,7 @@
 """The numbers that decide how much memory a run takes, and the shapes that follow from them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
 
@@ -62,6 +63,7 @@ class RunSizes:
         context_kernel: Whether context parallelism uses a kernel that works chunk by chunk.
         chunk_tokens: Tokens whose logits are held at a time.
         moments: Numbers that the optimizer keeps for each parameter.
+        states: What it keeps for the parameters of these names, where it is something else.
         optimizer_copies: Further numbers for each parameter while the optimizer steps; 0 if fused.
         offload: Whether masters, gradients and moments are in host memory.
     """
@@ -86,6 +88,7 @@ class RunSizes:
     context_kernel: bool = False
     chunk_tokens: int = 1024
     moments: int = 2
+    states: Mapping[str, 'StateSize'] = field(default_factory=dict)
     optimizer_copies: int = 0
     offload: bool = False
 
@@ -103,6 +106,18 @@ class RunSizes:
     def master_bytes(self) -> int:
         """Of one number in the optimizer's copy: fp32, or fp64 where layers compute in that."""
         return max(4, self.param_bytes)
+
+
+class StateSize(NamedTuple):
+    """What an optimizer keeps for one parameter, in bytes.
+
+    Attributes:
+        each: For each of its numbers.
+        fixed: Besides, as a step count.
+    """
+
+    each: float
+    fixed: int
 
 
 class ParameterShape(NamedTuple):

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -69,3 +70,31 @@ def _order_of_cuts(placements: tuple[Any, ...]) -> list[int]:
         elif not placement.is_replicate():
             plain.append(axis)
     return plain + strided
+
+
+def zeros_cut_like(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros of a shape of their own, cut along the same dimensions over the same ranks.
+
+    Args:
+        tensor: A DTensor, or a plain tensor, which nothing is cut like.
+        shape: Whole; as many dimensions as `tensor` has.
+        dtype: Of the zeros.
+    """
+    local = local_tensor(tensor)
+    if not isinstance(tensor, DTensor):
+        return torch.zeros(shape, dtype=dtype, device=local.device)
+    mesh = tensor.device_mesh
+    coordinate = mesh.get_coordinate()
+    assert coordinate is not None  # whoever has a part is in the mesh
+    part = part_of(shape, tuple(tensor.placements), tuple(mesh.shape), tuple(coordinate))
+    strides = torch.empty(shape, device='meta').stride()
+    found = DTensor.from_local(
+        torch.zeros(part.sizes, dtype=dtype, device=local.device),
+        mesh,
+        tensor.placements,
+        run_check=False,
+        shape=torch.Size(shape),
+        stride=strides,
+    )
+    # from_local moves to the mesh's device; parameters that are offloaded are not there.
+    return found.to(local.device) if found.to_local().device != local.device else found

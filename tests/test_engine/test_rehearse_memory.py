@@ -6,10 +6,11 @@ from torch import nn
 
 from internlm_mm.engine.rehearse_memory import model_sizes, run_sizes, unknown_parameters
 from internlm_mm.models import InternLM, Qwen2, Qwen3
+from internlm_mm.optim import CompactAdamW, MuonAdamW
 from internlm_mm.parallel.mesh import Layout
 from internlm_mm.parallel.pipeline import plan_pipeline
 from internlm_mm.parallel.place import Techniques
-from internlm_mm.planner import RunSizes
+from internlm_mm.planner import RunSizes, predict_memory
 
 STEP = dict(seq_len=16, micro_batch_size=2, micro_batches=1, micro_batches_at_most=4)
 
@@ -87,6 +88,38 @@ def test_optimizers(model: InternLM) -> None:
     assert told(torch.optim.AdamW(parameters, amsgrad=True)) == (3, 1)
     assert told(torch.optim.SGD(parameters, fused=True)) == (0, 0)
     assert told(torch.optim.SGD(parameters, momentum=0.9)) == (1, 1)
+
+
+def held_bytes(value: torch.Tensor) -> int:
+    return value.numel() * value.element_size()
+
+
+@pytest.mark.parametrize('state_dtype', ['bfloat16', 'int8', 'muon'])
+def test_state_is_what_an_optimizer_makes_of_it(state_dtype: str) -> None:
+    torch.manual_seed(0)
+    built = InternLM(
+        vocab_size=64, hidden_size=128, intermediate_size=256, num_layers=2, num_heads=4
+    )
+    optimizer = MuonAdamW(MuonAdamW.parameter_groups(built), fused=True)
+    if state_dtype != 'muon':
+        optimizer = CompactAdamW(built.parameters(), state_dtype=state_dtype)
+    run = sizes_of(built, optimizer)
+    assert run.optimizer_copies == 0
+    for parameter in built.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    held = {
+        name: sum(map(held_bytes, optimizer.state[parameter].values()))
+        for name, parameter in built.named_parameters()
+    }
+    found = {
+        name: run.states[name].each * parameter.numel() + run.states[name].fixed
+        for name, parameter in built.named_parameters()
+    }
+    assert found == held
+    sizes = model_sizes(built)
+    assert sizes is not None
+    assert predict_memory(sizes, run).kinds['optimizer'] == sum(held.values())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,232 @@
+"""AdamW that holds its moments in 16 or 8 bits."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from internlm_mm.registry import OPTIMIZERS
+from internlm_mm.utils.shards import local_tensor, zeros_cut_like
+from internlm_mm.utils.suggest import did_you_mean
+
+STATE_DTYPES = ('bfloat16', 'int8')
+
+BLOCK = 64
+"""Numbers of a row that share a scale, at most; a power of two that divides the row's parts."""
+
+PARTS = 8
+"""Into how many parts tensor parallelism may cut a row without cutting a block."""
+
+SMALLEST_BLOCK = 16
+"""With fewer, scales would take too much: such a tensor keeps its moments as they are."""
+
+
+def round_by_hash(values: Tensor, salt: int) -> Tensor:
+    """The bfloat16 below or above, at random, right on average.
+
+    Rounding to the nearest would lose every change that is smaller than half a unit, and a moving
+    average makes only such changes. What is random is a hash of the number and of the step, so
+    that the result depends neither on a generator nor on which rank holds what.
+
+    Args:
+        values: fp32, finite; left alone.
+        salt: Differs from step to step.
+    """
+    noise = (_hash(values, salt) >> 16) & 0xFFFF
+    return ((values.view(torch.int32) + noise) & -0x10000).view(torch.float32).bfloat16()
+
+
+def to_levels(values: Tensor, levels: int, salt: int) -> Tensor:
+    """Numbers in [-1, 1] as `sign * (k / levels) ** 2`, k whole: finer where they are smaller.
+
+    Of the two neighbours one is taken at random, right on average, as in `round_by_hash`.
+
+    Args:
+        values: fp32; left alone.
+        levels: Largest k.
+        salt: Differs from step to step.
+
+    Returns:
+        k with the number's sign, fp32.
+    """
+    exact = values.abs().clamp_(max=1.0).sqrt_().mul_(levels)
+    below = exact.floor()
+    share = (exact.square_() - below.square()) / (2 * below + 1)
+    drawn = ((_hash(values, salt) >> 8) & 0xFFFFFF) * 2.0**-24
+    return below.add_(drawn < share).copysign_(values)
+
+
+def _hash(values: Tensor, salt: int) -> Tensor:
+    """32 mixed bits of each number, after MurmurHash3's last steps; the upper ones are best."""
+    mixed = values.view(torch.int32) * -1640531535 + (salt * 0x85EBCA6B + 2**31) % 2**32 - 2**31
+    mixed = (mixed ^ (mixed >> 15)) * -2048144789
+    return (mixed ^ (mixed >> 13)) * -1028477387
+
+
+def block_of(columns: int) -> int:
+    """How many numbers of a row share a scale; 0 if none would do."""
+    block = math.gcd(columns // PARTS, BLOCK) if columns % PARTS == 0 else 0
+    return block if block >= SMALLEST_BLOCK else 0
+
+
+@OPTIMIZERS.register_module()
+class CompactAdamW(Optimizer):
+    """AdamW with the moments of matrices in bfloat16 or in 8 bits; the arithmetic is in fp32.
+
+    Rounding is at random and right on average. In 8 bits every block of up to 64 numbers of a row
+    has a scale of its own, and what is held of the second moment is its root, which has half as
+    many decades. Blocks are parts of rows, so that state is the same on every layout, and a
+    checkpoint of one goes on on another. Moments of norms and biases are held in full; in 8 bits,
+    so are those of matrices whose rows are no multiple of 128.
+
+    Args:
+        params: Parameters or groups.
+        lr: Learning rate.
+        betas: Decay rates of the two moments.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled.
+        state_dtype: 'bfloat16' or 'int8'.
+
+    Raises:
+        ValueError: If an option is out of range, or a layout would cut a block of 8 bits.
+
+    Source: bfloat16 moments: DeepSeek-V3, https://arxiv.org/abs/2412.19437, section 3.3.3; blocks
+        of 8 bits: Dettmers et al., https://arxiv.org/abs/2110.02861.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        state_dtype: str = 'bfloat16',
+    ) -> None:
+        if state_dtype not in STATE_DTYPES:
+            raise ValueError(
+                f'optimizer.state_dtype={state_dtype!r}.{did_you_mean(state_dtype, STATE_DTYPES)}'
+            )
+        if not (lr >= 0 and eps >= 0 and weight_decay >= 0 and all(0 <= b < 1 for b in betas)):
+            raise ValueError(
+                f'optimizer: lr={lr}, eps={eps} and weight_decay={weight_decay} must not be '
+                f'negative, betas={betas} lie in [0, 1)'
+            )
+        super().__init__(
+            params,
+            {
+                'lr': lr,
+                'betas': betas,
+                'eps': eps,
+                'weight_decay': weight_decay,
+                'state_dtype': state_dtype,
+            },
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, checked."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        if group['state_dtype'] == 'int8':
+            for parameter in group['params']:
+                if parameter.ndim > 1:
+                    _check_blocks(parameter)
+
+    @staticmethod
+    def state_bytes(
+        parameter: Tensor, group: dict[str, Any], master_bytes: int
+    ) -> tuple[float, int]:
+        """What a parameter's state takes: bytes for each of its numbers, and besides."""
+        if parameter.ndim > 1 and group['state_dtype'] == 'bfloat16':
+            return 4.0, 4
+        block = block_of(parameter.shape[-1]) if parameter.ndim > 1 else 0
+        return (2 + 8 / block, 4) if block else (2.0 * master_bytes, 4)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step. Every rank works on its own parts; nothing is sent."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group['params']:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+        return loss
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state, (beta1, beta2) = self.state[parameter], group['betas']
+        if not state:
+            self._begin(parameter, group['state_dtype'], state)
+        state['step'] += 1
+        step = int(state['step'].item())  # in host memory
+        weight, gradient = local_tensor(parameter), local_tensor(parameter.grad)
+        if not weight.numel():
+            return
+        first = _read(state, 'exp_avg', weight.dtype).lerp_(gradient, 1 - beta1)
+        second = _read(state, 'exp_avg_sq', weight.dtype)
+        if 'exp_avg_sq_scale' in state:
+            second.square_()
+        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        root = second.sqrt()
+        weight.mul_(1 - group['lr'] * group['weight_decay'])
+        weight.addcdiv_(
+            first,
+            (root / math.sqrt(1 - beta2**step)).add_(group['eps']),
+            value=-group['lr'] / (1 - beta1**step),
+        )
+        _write(state, 'exp_avg', first, 2 * step)
+        _write(state, 'exp_avg_sq', root if 'exp_avg_sq_scale' in state else second, 2 * step + 1)
+
+    @staticmethod
+    def _begin(parameter: Tensor, state_dtype: str, state: dict[str, Tensor]) -> None:
+        shape, is_matrix = tuple(parameter.shape), parameter.ndim > 1
+        block = block_of(shape[-1]) if is_matrix and state_dtype == 'int8' else 0
+        dtype = torch.bfloat16 if is_matrix and state_dtype == 'bfloat16' else parameter.dtype
+        state['step'] = torch.zeros(())
+        for kind, codes in (('exp_avg', torch.int8), ('exp_avg_sq', torch.uint8)):
+            state[kind] = zeros_cut_like(parameter, shape, codes if block else dtype)
+            if block:
+                scales = (*shape[:-1], shape[-1] // block)
+                state[f'{kind}_scale'] = zeros_cut_like(parameter, scales, torch.float32)
+
+
+def _check_blocks(parameter: Tensor) -> None:
+    """Raise ValueError if a block would be cut."""
+    columns, here = parameter.shape[-1], local_tensor(parameter).shape[-1]
+    block = block_of(columns)
+    if block and here % block:
+        raise ValueError(
+            "optimizer.state_dtype='int8': strategy.parallel.tensor cuts rows of "
+            f'{columns} numbers into parts of {here}, which blocks of {block} do not fill; '
+            "state_dtype='bfloat16' needs none"
+        )
+
+
+def _read(state: dict[str, Tensor], kind: str, dtype: torch.dtype) -> Tensor:
+    """What this rank holds of a moment, in a new tensor."""
+    held = local_tensor(state[kind])
+    found = held.to(dtype, copy=True)
+    if f'{kind}_scale' in state:
+        found.mul_(found.abs())
+        scale = local_tensor(state[f'{kind}_scale']) / torch.iinfo(held.dtype).max ** 2
+        found.view(*scale.shape, found.shape[-1] // scale.shape[-1]).mul_(scale.unsqueeze(-1))
+    return found
+
+
+def _write(state: dict[str, Tensor], kind: str, values: Tensor, salt: int) -> None:
+    held = local_tensor(state[kind])
+    if f'{kind}_scale' in state:
+        scale = local_tensor(state[f'{kind}_scale'])
+        blocks = values.float().view(*scale.shape, values.shape[-1] // scale.shape[-1])
+        scale.copy_(blocks.abs().amax(-1).clamp_(min=1e-30))
+        levels = torch.iinfo(held.dtype).max
+        held.copy_(to_levels(blocks / scale.unsqueeze(-1), levels, salt).view(held.shape))
+    elif held.dtype == torch.bfloat16:
+        held.copy_(round_by_hash(values.float(), salt))
+    else:
+        held.copy_(values)
