@@ -18,10 +18,11 @@ from transformers import (
 
 from internlm_mm.checkpoint.checkpointer import read_config, read_model_state
 from internlm_mm.checkpoint.convert_from import convert_from
-from internlm_mm.checkpoint.huggingface import export_hf, import_hf
+from internlm_mm.checkpoint.huggingface import export_hf, fill_model, import_hf
 from internlm_mm.checkpoint.pretrained import convert_to_hf, load_model
+from internlm_mm.checkpoint.streaming import hf_model, streamed
 from internlm_mm.models import InternLM3
-from tests.forms import CASES, FAMILIES, LLAMA3, YARN, build, form_of, weights_of
+from tests.forms import CASES, DYNAMIC, FAMILIES, LLAMA3, YARN, build, form_of, weights_of
 
 IDS = torch.randint(128, (2, 40), generator=torch.Generator().manual_seed(1))
 
@@ -178,6 +179,30 @@ def test_the_family_that_a_config_is(tmp_path):
                 assert found == family.__name__
             else:
                 assert found == ('InternLM' if name == 'InternLM' else 'Llama')
+
+
+@pytest.mark.parametrize('form', ['llama', 'internlm2'])
+def test_a_longer_max_seq_len_keeps_what_dynamic_means(tmp_path, form):
+    """Rows are twice as long as those of training, and are stretched alike in both stacks."""
+    scaling = DYNAMIC | {'original_max_position_embeddings': 20}
+    model = build('InternLM2', rope_scaling=scaling)
+    state = weights_of(model)
+    export_hf(model, state, tmp_path / 'hf', format=form, dtype='float32')
+    said = json.loads((tmp_path / 'hf' / 'config.json').read_text())
+    assert said['max_position_embeddings'] == 20
+    assert said['rope_scaling'] == {'type' if form == 'internlm2' else 'rope_type': 'dynamic'} | {
+        'factor': 2.0
+    }
+    fill_model(model, state, 'cpu', torch.float32)
+    theirs, weights = hf_model(tmp_path / 'hf')
+    with torch.inference_mode(), streamed(theirs, weights):
+        expected = theirs(IDS, use_cache=False).logits
+    torch.testing.assert_close(model.logits(IDS), expected, rtol=0, atol=1e-4)
+    config = import_hf(tmp_path / 'hf')[0]
+    assert config['rope_scaling'] == scaling and config['max_seq_len'] == 20
+    plain = build('InternLM2', rope_scaling=None)
+    fill_model(plain, state, 'cpu', torch.float32)
+    assert (plain.logits(IDS) - expected).abs().max() > 0.01  # or nothing was stretched
 
 
 def test_older_folders_of_internlm2(tmp_path):
