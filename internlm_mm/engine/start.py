@@ -174,7 +174,7 @@ def check_start(start: Start, model: Any, config: Config, logger: Logger) -> Sou
     if start.foreign is not None:
         source, differences = together(lambda: _open(start, model))
         for difference in differences:
-            logger.warning(f'{difference}: meant for longer texts?')
+            logger.warning(f'{difference}; positions in long texts may mean something else')
         agree(source.weights.check_files)  # one pass over the files, on one rank
         return source
     if {'model', 'optimizer'} & set(start.content):
