@@ -33,6 +33,13 @@ class Chat:
         self.generator = generator
         self.template = build_template(template)
         self._tokenizer = generator.tokenizer
+        # Marks that the vocabulary calls otherwise, which come out as single tokens' texts.
+        self._aliases = {
+            alias: mark
+            for mark, alias in self.template.aliases.items()
+            if self._tokenizer.token_id(mark) is None
+            and self._tokenizer.token_id(alias) is not None
+        }
 
     def stream(
         self,
@@ -56,7 +63,8 @@ class Chat:
             ValueError: If the conversation is none, cannot be spelt or is too long.
         """
         ids = self.prompt(messages, tools)
-        return self.generator.stream_ids(ids, self._with_stops(sampling or Sampling()))
+        pieces = self.generator.stream_ids(ids, self._with_stops(sampling or Sampling()))
+        return self._by_name(pieces) if self._aliases else pieces
 
     def answer(
         self,
@@ -92,3 +100,10 @@ class Chat:
             stop_ids=(*sampling.stop_ids, *ids),
             stop=(*sampling.stop, *strings),
         )
+
+    def _by_name(self, pieces: Iterator[str]) -> Iterator[str]:
+        """Marks in an answer under the template's names."""
+        for piece in pieces:
+            for alias, mark in self._aliases.items():
+                piece = piece.replace(alias, mark)
+            yield piece

@@ -21,6 +21,7 @@ class Double:
     """Remembers prompts and samplings; answers with what it was told to."""
 
     add_bos = True
+    pieces = ('a', '', 'b')
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
@@ -28,7 +29,7 @@ class Double:
 
     def stream_ids(self, prompt, sampling):
         self.asked.append((prompt, sampling))
-        yield from ('a', '', 'b')
+        return iter(self.pieces)
 
 
 @pytest.mark.parametrize('messages', [FIRST[:2], FIRST, SECOND, THIRD])
@@ -77,6 +78,14 @@ def test_prompts_without_bos_and_with_tools(tmp_path):
     assert chat.prompt(CALLING[:4], TOOLS) == wanted.ids
     chat.answer(CALLING[:4], tools=TOOLS)
     assert double.asked[0][0] == wanted.ids
+
+
+def test_marks_are_called_as_the_template_calls_them(tmp_path):
+    double = Double(internlm_model(tmp_path))
+    double.pieces = ('I ', '[UNUSED_TOKEN_144][UNUSED_TOKEN_141]', '\n{}', '[UNUSED_TOKEN_143]')
+    wanted = 'I <|action_start|><|plugin|>\n{}<|action_end|>'
+    assert Chat(double, 'internlm2').answer(FIRST[:1]) == wanted
+    assert Chat(double, 'internlm').answer(FIRST[:1]) == ''.join(double.pieces)
 
 
 def test_what_cannot_be_answered(generator, tmp_path):
