@@ -102,3 +102,33 @@ def test_uneven_stages(tmp_path: Path) -> None:
     report = json.loads(path.read_text())
     assert not report['skipped']
     assert {cell['layout'] for cell in report['cells']} == {'one process', *layouts}
+
+
+# Ways of setting a strategy that meet only on some layouts.
+TOGETHER = [
+    'pipeline=2,data_shard=2,reshard=never',
+    'pipeline=2,data_shard=2,reshard=never,schedule=zbv_zero_bubble',
+    'data_shard=2,tensor=2,reshard=never',
+    'context=2,tensor=2,reshard=layer,offload=True',
+]
+
+
+def test_options_that_meet(tmp_path: Path) -> None:
+    path = tmp_path / 'cells.json'
+    arguments = [str(TINY), '--layouts', *TOGETHER, '--precision', 'float64', '--json', str(path)]
+    assert main([*arguments, '--processes', '4', '--device', 'cpu']) == 0
+    report = json.loads(path.read_text())
+    assert not report['skipped']
+    assert {cell['layout'] for cell in report['cells']} == {'one process', *TOGETHER}
+
+
+def test_half_precision_with_a_loss_scale(tmp_path: Path) -> None:
+    path = tmp_path / 'cells.json'
+    layouts = ['data_shard=2', 'tensor=2', 'pipeline=2']
+    arguments = [str(TINY), '--layouts', *layouts, '--precision', 'float16', '--json', str(path)]
+    scale = ['--cfg-options', 'optim_wrapper.loss_scale.initial=1024.']
+    assert main([*arguments, '--processes', '2', '--device', 'cpu', *scale]) == 0
+    cells = json.loads(path.read_text())['cells']
+    assert {cell['layout'] for cell in cells} == {'one process', *layouts}
+    # Three more bits than bf16 has; a gradient that kept its scale would be off by a thousand.
+    assert max(cell['max_relative_difference'] for cell in cells) < LIMITS['bfloat16']
