@@ -62,8 +62,9 @@ def write_internlm_shards(
     kind = _kind_of(config)
     if kind is not INTERNLM and format != 'internevo':
         raise ValueError(f'format={format!r} has no {kind.family}; internevo has')
-    if config.get('rope_scaling') not in (None, {}):
-        raise ValueError(f'rope_scaling={config["rope_scaling"]!r} has no place in the format')
+    _stretched_from(config)  # refuses what has no place
+    if config.get('tie_word_embeddings'):
+        raise ValueError('tie_word_embeddings=True has no place in the format')
     heads = config['num_heads']
     kv_heads = config.get('num_kv_heads') or heads
     for key, size in (
@@ -140,6 +141,21 @@ def _local(stored: str, kind: Kind, start: int) -> str:
     return f'{layers}.{int(number) - start}.{rest}'
 
 
+def _stretched_from(config: Mapping[str, Any]) -> int | None:
+    """The length that dynamic rotary embeddings, InternLM's only other ones, are stretched from.
+
+    Raises:
+        ValueError: If the format cannot say the config's `rope_scaling`.
+    """
+    scaling = dict(config.get('rope_scaling') or {'rope_type': 'default'})
+    if scaling == {'rope_type': 'default'}:
+        return None
+    original = scaling.pop('original_max_position_embeddings', config.get('max_seq_len', 2048))
+    if scaling != {'rope_type': 'dynamic', 'factor': 1.0}:
+        raise ValueError(f'rope_scaling={config["rope_scaling"]!r} has no place in the format')
+    return original
+
+
 def _model_config(
     config: dict[str, Any], kind: Kind, num_chunks: int, embed_split_hidden: bool, adapt_hf: bool
 ) -> dict[str, Any]:
@@ -157,9 +173,13 @@ def _model_config(
         'embed_grad_scale': 1,
         'parallel_output': True,
         'use_flash_attn': True,
-        'no_bias': not kind.biased,
+        'no_bias': not config.get('attention_bias', kind.biased),
     }
     theta, longest = config.get('rope_theta', 10_000.0), config.get('max_seq_len', 2048)
+    original = _stretched_from(config)
+    if original is not None:
+        longest = original
+        said['use_dynamic_ntk_rope'] = True
     if kind is not INTERNLM:
         said['num_kv_attention_heads'] = config.get('num_kv_heads') or config['num_heads']
         said |= {'adapt_hf': adapt_hf, 'rope_base': theta, 'max_position_embeddings': longest}

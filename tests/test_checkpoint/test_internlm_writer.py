@@ -46,6 +46,21 @@ def test_shards_are_those_of_the_oracle(tmp_path, kind, tp, pp, chunks, other):
     assert all(torch.equal(weights[name], tensor) for name, tensor in state.items())
 
 
+@pytest.mark.parametrize('longest', [2048, 8192])
+def test_stretched_positions_and_no_biases_come_back(tmp_path, longest):
+    scaling = {'rope_type': 'dynamic', 'factor': 1.0, 'original_max_position_embeddings': 2048}
+    config = {'type': 'InternLM', **SIZES, 'attention_bias': False, 'rope_scaling': scaling}
+    config['max_seq_len'] = longest
+    state = full_state(SIZES, biases=False)
+    write_internlm_shards(config, state, tmp_path / 'y', tp=2)
+    again, weights = import_internlm(tmp_path / 'y')
+    # The format has one number for both lengths, as Hugging Face's.
+    assert again == config | {'max_seq_len': 2048}
+    assert set(weights) == set(state)
+    said = torch.load(tmp_path / 'y' / 'model_config.pt', weights_only=True)
+    assert said['no_bias'] and said['use_dynamic_ntk_rope']
+
+
 @pytest.mark.parametrize(
     ('changes', 'options', 'message'),
     [
@@ -55,6 +70,16 @@ def test_shards_are_those_of_the_oracle(tmp_path, kind, tp, pp, chunks, other):
         ({'type': 'Qwen2'}, {}, "Qwen2 has no form in InternLM's checkpoints"),
         ({'type': 'Llama'}, {}, "format='internlm-2023' has no Llama; internevo has"),
         ({'rope_scaling': {'rope_type': 'yarn'}}, {}, 'has no place in the format'),
+        (
+            {'rope_scaling': {'rope_type': 'dynamic', 'factor': 2.0}},
+            {},
+            "'factor': 2.0} has no place in the format",
+        ),
+        (
+            {'type': 'Llama', 'tie_word_embeddings': True},
+            {'format': 'internevo'},
+            'tie_word_embeddings=True has no place in the format',
+        ),
     ],
 )
 def test_what_cannot_be_written(tmp_path, changes, options, message):

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from internlm_mm.datasets import RandomTokens
 from internlm_mm.datasets.packing import collate_rows
-from internlm_mm.models import InternLM, Llama, Qwen2, Qwen3
+from internlm_mm.models import InternLM, InternLM2, InternLM3, Llama, Mistral, Qwen2, Qwen3
 from internlm_mm.ops import linear_cross_entropy
 from internlm_mm.parallel.tensor import (
     STYLES,
@@ -108,6 +108,9 @@ KINDS: dict[str, tuple[type[nn.Module], dict]] = {
     'InternLM': (InternLM, {}),
     'Llama': (Llama, dict(num_kv_heads=2)),
     'tied': (Llama, dict(num_kv_heads=2, tie_word_embeddings=True)),
+    'InternLM2': (InternLM2, dict(num_kv_heads=2, attention_bias=True)),
+    'InternLM3': (InternLM3, dict(num_kv_heads=2, head_dim=6)),
+    'Mistral': (Mistral, dict(num_kv_heads=2)),
     'Qwen2': (Qwen2, dict(num_kv_heads=2)),
     'Qwen3': (Qwen3, dict(num_kv_heads=2, head_dim=6)),
     'Qwen3 tied': (Qwen3, dict(num_kv_heads=2, attention_bias=True, tie_word_embeddings=True)),
