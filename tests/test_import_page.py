@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -117,6 +118,17 @@ def test_a_checkpoint_of_a_folder_goes_the_same_way(
     before, after = (load_file(published / f / 'model.safetensors') for f in ('hf_base', 'again'))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert set(before) == set(after) and len(read_model_state('work_dirs/base')) == len(before)
+
+
+def test_the_example_in_python(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = re.search(r'```python\n(from internlm_mm.checkpoint.*?)```', PAGE, re.S)
+    assert source is not None
+    (published / 'example.py').write_text(source[1])
+    runpy.run_path('example.py')
+    tensors = load_file('hf_base/model.safetensors')
+    deviation = tensors['model.layers.0.self_attn.q_proj.weight'].std()
+    assert capsys.readouterr().out == f'Llama 2 {len(tensors)}\n{deviation!r}\n'
+    assert read_config('work_dirs/base')['strategy']['precision']['param'] == 'bfloat16'
 
 
 def test_from_python(published: Path) -> None:

@@ -28,6 +28,7 @@ NEITHER = 'neither a Hugging Face model (config.json) nor shards of InternLM (mo
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _SIZES = 'vocab_size hidden_size intermediate_size num_heads num_kv_heads head_dim'.split()
 _MEANING = ['rope_theta', 'norm_eps', 'tie_word_embeddings']
+_PARTS = ['attention_bias', 'qk_norm']  # what families have or not
 
 
 class Source(NamedTuple):
@@ -209,9 +210,8 @@ def check_same_model(model: nn.Module, source: Source) -> list[str]:
     theirs = source.build()
     layers = len(_layers(model)), len(_layers(theirs))
     pairs: list[tuple[str, Any, Any]] = [('num_layers', *layers)]
-    pairs += [
-        (key, getattr(model, key, None), getattr(theirs, key, None)) for key in _SIZES + _MEANING
-    ]
+    keys = _SIZES + _MEANING + (_PARTS if type(model) is type(theirs) else [])
+    pairs += [(key, getattr(model, key, None), getattr(theirs, key, None)) for key in keys]
     for key, here, there in pairs:
         if here != there and None not in (here, there):
             raise ValueError(

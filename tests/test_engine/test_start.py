@@ -382,6 +382,7 @@ def test_a_config_without_a_model_takes_the_checkpoints(tmp_path: Path) -> None:
     [
         ('num_layers', 1, r'model\.num_layers=1, but .* holds InternLM with num_layers=2'),
         ('hidden_size', 64, r'model\.hidden_size=64, but .* with hidden_size=32'),
+        ('attention_bias', False, r'model\.attention_bias=False, but .* with attention_bias=True'),
         ('norm_eps', 1e-6, r'model\.norm_eps=1e-06, but .* with norm_eps=1e-05'),
         ('type', 'Llama', r'model\.type=Llama, but .* holds InternLM: .* is left over'),
     ],
