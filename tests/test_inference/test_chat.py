@@ -1,8 +1,10 @@
 """Chat with a model that knows its lines, and with a double that remembers what it is given."""
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from internlm_mm.api import from_pretrained
+from internlm_mm.checkpoint.pretrained import convert_to_hf
 from internlm_mm.inference import Chat, Sampling
 from internlm_mm.tokenizers import build_template
 from tests.chatting import FIRST, SECOND, THIRD
@@ -100,3 +102,19 @@ def test_what_cannot_be_answered(generator, tmp_path):
         chat.answer([])
     with pytest.raises(ValueError, match='leaves no room in max_seq_len=192'):
         chat.answer([{'role': 'user', 'content': 'def f1(x)' * 99}])
+
+
+@pytest.mark.parametrize('messages', [FIRST, SECOND])
+def test_transformers_answers_the_same_from_an_export(chat_run, tmp_path, generator, messages):
+    """Template, ids of marks and what ends an answer are all in the exported folder."""
+    convert_to_hf(chat_run, tmp_path / 'hf', dtype='float32')
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / 'hf')
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / 'hf')
+    inputs = tokenizer.apply_chat_template(
+        messages[:-1], add_generation_prompt=True, return_tensors='pt', return_dict=True
+    )
+    assert inputs['input_ids'][0].tolist() == Chat(generator, 'internlm2').prompt(messages[:-1])
+    output = model.generate(**inputs, max_new_tokens=60, do_sample=False)
+    new = output[0, inputs['input_ids'].shape[1] :]
+    assert tokenizer.decode(new, skip_special_tokens=True) == messages[-1]['content']
+    assert tokenizer.convert_ids_to_tokens(new.tolist())[-1] == '<|im_end|>'

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from sentencepiece import sentencepiece_model_pb2
 from transformers import AutoTokenizer
 
 from internlm_mm.checkpoint.huggingface import write_tokenizer
@@ -66,3 +67,62 @@ def test_a_vocabulary_without_marks(tmp_path):
     messages = [{'role': 'user', 'content': 'def f1(x)'}]
     ids = converted.apply_chat_template(messages, return_dict=False)
     assert ids == build_template('internlm2').encode(tokenizer, messages).ids
+
+
+def of_size(small: bytes, size: int, tail: list[str]) -> bytes:
+    """A SentencePiece model with so many pieces, `tail` the last, as InternLM's are laid out."""
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(small)
+    kept = [piece for piece in proto.pieces if piece.type != 4]
+    del proto.pieces[:]
+    proto.pieces.extend(kept)
+    for number in range(size - len(tail) - len(kept)):
+        filler = chr(0x20000 + number % 40000) + chr(0x20000 + number // 40000)
+        proto.pieces.add(piece=filler, score=-100_000.0 - number, type=1)
+    for piece in tail:
+        proto.pieces.add(piece=piece, score=0.0, type=4)
+    return proto.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ('name', 'size', 'tail', 'ids'),
+    [
+        (
+            'internlm_v1_1',
+            103168,
+            ['<eoh>', '<eoa>', *(f'<TOKENS_UNUSED_{n}>' for n in range(2, 141))],
+            {'<eoh>': 103027, '<eoa>': 103028, '<TOKENS_UNUSED_2>': 103029},
+        ),
+        (
+            'internlm2',
+            92544,
+            [f'[UNUSED_TOKEN_{n}]' for n in range(147)],
+            {
+                '<|plugin|>': 92538,
+                '<|interpreter|>': 92539,
+                '<|action_end|>': 92540,
+                '<|action_start|>': 92541,
+                '<|im_end|>': 92542,
+                '<|im_start|>': 92543,
+            },
+        ),
+    ],
+)
+def test_the_ids_of_internlms_vocabularies(name, size, tail, ids, tmp_path):
+    """The tails of the two as published, over other pieces."""
+    small = train_tokenizer(tmp_path / 'small')
+    content = of_size((tmp_path / 'small' / 'tokenizer.model').read_bytes(), size, tail)
+    (tmp_path / 'big.model').write_bytes(content)
+    tokenizer = load_tokenizer(tmp_path / 'big.model')
+    template = build_template(name)
+    assert {mark: template.token_id(tokenizer, mark) for mark in template.marks} == ids
+    messages = [{'role': 'user', 'content': 'def'}, {'role': 'assistant', 'content': 'f1(x)'}]
+    encoded = template.encode(tokenizer, messages)
+    stop = ids[template.stop[0]]
+    assert [i for i, loss in zip(*encoded, strict=True) if loss] == [*small.encode('f1(x)'), stop]
+    write_tokenizer(tokenizer, tmp_path, chat_template=template)
+    converted = AutoTokenizer.from_pretrained(tmp_path)
+    assert converted.convert_tokens_to_ids(list(ids)) == list(ids.values())
+    assert set(ids.values()) <= set(converted.all_special_ids)
+    assert len(converted) == size
+    assert converted.apply_chat_template(messages, return_dict=False) == encoded.ids
