@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     'inference': {'tokenizers', 'checkpoint'},
     'agents': {'tokenizers', 'sandbox'},
     'engine': {'datasets', 'optim', 'parallel', 'checkpoint', 'evaluation', 'planner'},
+    'doctor': {'ops', 'parallel'},
     'api': {'checkpoint', 'engine', 'inference'},
     'verify': {'engine', 'datasets', 'parallel', 'optim', 'checkpoint'},
     '__main__': set(),

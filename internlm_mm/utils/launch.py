@@ -107,6 +107,20 @@ def enter_launch(launch: Launch, use_gpus: bool = True) -> None:
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 
+SETTINGS = ('NCCL_', 'TORCH_', 'CUDA_', 'PYTORCH_', 'GLOO_', 'OMP_', 'MKL_', 'KMP_')
+"""What names of variables begin with that change how fast a job runs, or whether."""
+
+
+def settings(env: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Variables that torch, NCCL, gloo and OpenMP read, by name, for reports.
+
+    Args:
+        env: The environment; the process's own when None.
+    """
+    env = os.environ if env is None else env
+    return {name: env[name] for name in sorted(env) if name.startswith(SETTINGS)}
+
+
 def first_host(nodelist: str) -> str:
     """First host of a slurm node list.
 

@@ -72,6 +72,27 @@ def matmul_rate(
     return 6.0 * rows * inner * outer / repeat_for(products, seconds, device)
 
 
+def float8_matmul_rate(
+    device: torch.device, seconds: float = 1.0, sizes: tuple[int, int, int] | None = None
+) -> float:
+    """FLOP/s of a product in float8 (e4m3, a scale a tensor) with a bfloat16 result.
+
+    Raises:
+        RuntimeError: If the device has none.
+    """
+    rows, inner, outer = sizes or MATMUL_SIZES.get(device.type, MATMUL_SIZES['cpu'])
+    x, weight = (
+        torch.randn(shape, device=device).to(torch.float8_e4m3fn)
+        for shape in ((rows, inner), (outer, inner))
+    )
+    one = torch.ones((), device=device)
+
+    def product() -> None:
+        torch._scaled_mm(x, weight.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+    return 2.0 * rows * inner * outer / repeat_for(product, seconds, device)
+
+
 def copy_rate(device: torch.device, seconds: float = 0.5) -> float:
     """Bytes per second read and written by a copy inside the device's memory."""
     size = _COPY_BYTES.get(device.type, _COPY_BYTES['cpu'])

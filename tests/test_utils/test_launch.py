@@ -13,6 +13,7 @@ from internlm_mm.utils.launch import (
     free_port,
     host_name,
     read_launch,
+    settings,
 )
 
 TORCHRUN = {
@@ -240,3 +241,8 @@ def test_host_name() -> None:
 def test_nobody_listens_on_a_free_port() -> None:
     with socket.socket() as one:
         one.bind(('127.0.0.1', free_port()))
+
+
+def test_settings_of_a_job() -> None:
+    env = {'NCCL_DEBUG': 'INFO', 'PATH': '/bin', 'OMP_NUM_THREADS': '4', 'API_KEY': 'secret'}
+    assert settings(env) == {'NCCL_DEBUG': 'INFO', 'OMP_NUM_THREADS': '4'}

@@ -7,6 +7,7 @@ from internlm_mm.utils import rates
 from internlm_mm.utils.rates import (
     all_reduce_rate,
     copy_rate,
+    float8_matmul_rate,
     matmul_rate,
     repeat_for,
 )
@@ -57,6 +58,15 @@ def test_a_product_s_flops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, 'repeat_for', once)
     assert matmul_rate(CPU, torch.float32, 0.5, (3, 5, 7)) == 6 * 3 * 5 * 7
     assert ran == [(None, 0.5)]
+
+
+def test_a_product_in_float8() -> None:
+    x = torch.randn(16, 32).to(torch.float8_e4m3fn)
+    w = torch.randn(48, 32).to(torch.float8_e4m3fn)
+    one = torch.ones(())
+    out = torch._scaled_mm(x, w.t(), one, one, out_dtype=torch.bfloat16)  # what is timed
+    torch.testing.assert_close(out.float(), x.float() @ w.float().t(), rtol=2e-2, atol=2e-2)
+    assert float8_matmul_rate(CPU, 0.01, (16, 32, 48)) > 0
 
 
 def test_rates_of_this_machine() -> None:
