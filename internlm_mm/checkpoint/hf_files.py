@@ -72,7 +72,7 @@ def write_weights(
         layout: Names and packings in the files.
         state: Weights by our names, each read once.
         shapes: Theirs, by our names: what is written, in this order.
-        dtype: A key of `DTYPES`.
+        dtype: One of `DTYPES`.
         max_shard_bytes: Largest file; a tensor larger than this has a file of its own.
         on_bytes: Called with the size of each tensor when it is written.
 

@@ -18,6 +18,7 @@ from internlm_mm.checkpoint.huggingface import (
 from internlm_mm.models import InternLM, Llama
 from internlm_mm.models.hf_forms import LLAMA
 from internlm_mm.registry import MODELS
+from internlm_mm.utils.weight_layout import WeightLayout
 
 SIZES = dict(
     vocab_size=128,
@@ -208,3 +209,32 @@ def test_stored_rotary_frequencies_are_ignored(tmp_path, state):
     (tmp_path / 'out' / 'model.safetensors.index.json').unlink()
     _, weights = import_hf(tmp_path / 'out')
     assert set(weights) == set(state)
+
+
+def test_a_form_of_a_plugin_s_own(tmp_path):
+    """A family is found by its form, and weights have the names that it says."""
+    names = {'embed_tokens.': 'wte.', 'layers.': 'h.', 'norm.': 'ln.', 'lm_head.': 'out.'}
+
+    class Plugin(Llama):
+        hf_forms = (
+            replace(
+                LLAMA,
+                name='plugin',
+                model_type='plugin',
+                architecture='PluginForCausalLM',
+                layout=lambda heads, kv_heads: WeightLayout.of_names(names),
+            ),
+        )
+
+    MODELS.register_module(module=Plugin)
+    try:
+        model = build(Plugin)
+        state = {name: torch.randn(p.shape) for name, p in model.named_parameters()}
+        export_hf(model, state, tmp_path / 'out', dtype='float32', verify=False)
+        config, weights = import_hf(tmp_path / 'out')
+    finally:
+        MODELS.module_dict.pop('Plugin')
+    assert config['type'] is Plugin
+    assert all(torch.equal(weights[name], tensor) for name, tensor in state.items())
+    stored = load_file(tmp_path / 'out' / 'model.safetensors')
+    assert {name.split('.')[0] for name in stored} == {'wte', 'h', 'ln', 'out'}
