@@ -207,7 +207,7 @@ def build_template(template: str | Mapping[str, Any] | ChatTemplate) -> ChatTemp
     """
     if isinstance(template, ChatTemplate):
         return template
-    config = {'type': template} if isinstance(template, str) else dict(template)
+    config: dict[str, Any] = dict(type=template) if isinstance(template, str) else dict(template)
     name = config.get('type')
     if isinstance(name, str):
         if ':' in name:
