@@ -63,10 +63,11 @@ def _try(attend: Attend, device: torch.device, dtype: torch.dtype, packed: bool)
     Raises:
         RuntimeError: If they differ by more than the precision explains, or the backend fails.
     """
-    inputs = _inputs(_TRIAL, device, dtype)
+    q, k, v = _inputs(_TRIAL, device, dtype)
     documents = make_rows(_TRIAL[0], _TRIAL[1], device) if packed else None
-    expected = reference_attention(*(x.detach().float() for x in inputs), documents)
-    out = attend(*inputs, documents)
+    with torch.no_grad():
+        expected = reference_attention(q.float(), k.float(), v.float(), documents)
+    out = attend(q, k, v, documents)
     out.sum().backward()
     error = ((out.float() - expected).abs().max() / expected.abs().max()).item()
     if not error <= _TOLERANCE.get(dtype, _HALF_TOLERANCE):
@@ -77,19 +78,19 @@ def _rates(
     attend: Attend, device: torch.device, dtype: torch.dtype, packed: bool, seconds: float
 ) -> dict[str, float]:
     rows, seq, heads, width = sizes = _SIZES.get(device.type, _SIZES['cpu'])
-    inputs = _inputs(sizes, device, dtype)
+    q, k, v = _inputs(sizes, device, dtype)
     documents = make_rows(rows, seq, device) if packed else None
-    gradient = torch.randn_like(inputs[0])
+    gradient = torch.randn_like(q)
     lengths = document_lengths(seq) if packed else [seq]
     # Two products of n^2 d multiplications, of which a causal model needs half.
     forward = 2.0 * rows * heads * width * sum(length**2 for length in lengths)
 
     @torch.no_grad()
     def once() -> None:
-        attend(*inputs, documents)
+        attend(q, k, v, documents)
 
     def both() -> None:
-        torch.autograd.grad(attend(*inputs, documents), inputs, gradient)
+        torch.autograd.grad(attend(q, k, v, documents), (q, k, v), gradient)
 
     return {
         'forward_tflops': forward / repeat_for(once, seconds, device) / 1e12,

@@ -91,7 +91,7 @@ def gather_facts() -> Facts:
     shared = Path('/dev/shm')
     return Facts(
         packages=packages(),
-        unmet=unmet_requirements(requires('internlm_mm') or []),
+        unmet=unmet_requirements(_requirements()),
         torch=torch.__version__,
         torch_cuda=torch.version.cuda,
         cuda_works=works,
@@ -105,6 +105,13 @@ def gather_facts() -> Facts:
         shared_bytes=shutil.disk_usage(shared).total if shared.is_dir() else None,
         descriptors=sys.maxsize if soft == resource.RLIM_INFINITY else soft,
     )
+
+
+def _requirements() -> list[str]:
+    try:
+        return requires('internlm_mm') or []
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return []
 
 
 def find_problems(facts: Facts) -> list[Problem]:

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from internlm_mm.version import __version__
-
 PACKAGES = (
+    'internlm_mm',
     'mmengine-lite',
     'mmengine',
     'transformers',
@@ -42,12 +41,8 @@ def packages() -> dict[str, str]:
 
 
 def builds() -> dict[str, str]:
-    """Versions of Python, of this package, of torch and of what torch was built with."""
-    found = {
-        'internlm_mm': __version__,
-        'python': platform.python_version(),
-        'torch': torch.__version__,
-    }
+    """Versions of Python, of torch and of what torch was built with."""
+    found = {'python': platform.python_version(), 'torch': torch.__version__}
     if torch.version.cuda is not None:
         found['cuda'] = torch.version.cuda
     if torch.cuda.is_available():
