@@ -163,7 +163,7 @@ class Decoder(nn.Module):
             part without a head the output of its last layer, [rows, seq, hidden].
         """
         documents = make_documents(batch, need_mask=any(map(_needs_mask, self.layers.values())))
-        lengths = batch.document_lengths() if self._is_stretched(batch.max_seqlen) else None
+        lengths = batch.document_lengths() if self._asks_for_lengths() else None
         hidden = self.hidden_states(
             batch.input_ids, batch.position_ids, documents, previous=hidden, lengths=lengths
         )
@@ -201,7 +201,7 @@ class Decoder(nn.Module):
         seq = input_ids.shape[1]
         if seq > self.max_seq_len:
             raise ValueError(f'rows of {seq} tokens exceed max_seq_len={self.max_seq_len}')
-        if lengths is None and self._is_stretched(None):
+        if lengths is None and self._asks_for_lengths():
             longest = position_ids.amax(1, keepdim=True) + 1
             lengths = longest if documents is None else documents.lengths()
         rope = rope_table(position_ids, self.head_dim, self.rope_theta, self._scaling, lengths)
@@ -212,12 +212,8 @@ class Decoder(nn.Module):
             x = layer(x, rope, documents, caches.get(name))
         return x if self.norm is None else self.norm(x)
 
-    def _is_stretched(self, longest: int | None) -> bool:
-        """Whether rotary frequencies follow from the lengths of documents, of `longest` at most."""
-        scaling = self._scaling
-        if scaling is None or not scaling.depends_on_length:
-            return False
-        return longest is None or longest > scaling.original_length
+    def _asks_for_lengths(self) -> bool:
+        return self._scaling is not None and self._scaling.depends_on_length
 
     def logits(
         self,

@@ -66,6 +66,11 @@ VARIANTS = {
         'model.rope_scaling.factor=2.0',
         'model.rope_scaling.original_max_position_embeddings=8',
     ],
+    'dynamic, all documents short': [
+        'model.num_heads=4',
+        'model.rope_scaling.rope_type=dynamic',
+        'model.rope_scaling.factor=2.0',
+    ],
     'one document a row': ['train_dataloader.dataset.document_lengths=None'],
 }
 

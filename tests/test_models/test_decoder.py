@@ -1,6 +1,7 @@
 """The decoder: packing, shapes, seams."""
 
 import copy
+import dataclasses
 import fnmatch
 
 import pytest
@@ -194,6 +195,33 @@ def test_a_part_without_an_embedding_needs_what_came_before(model):
     model.embed_tokens = None
     with pytest.raises(AssertionError, match='needs the layers before'):
         model(make_batch(PACKED))
+
+
+@pytest.mark.parametrize('original', [4, 8, 64])
+def test_a_rank_with_some_tokens_of_packed_rows_has_their_angles(original):
+    """Under context parallelism lengths are those of whole documents, long or short."""
+    scaling = dict(rope_type='dynamic', factor=2.0, original_max_position_embeddings=original)
+    model = randomize(Llama(**SIZES, rope_theta=100.0, rope_scaling=scaling))
+    tables = []
+    model.layers['0'].register_forward_pre_hook(lambda _module, args: tables.append(args[1]))
+    batch = make_batch(PACKED)
+    own = torch.tensor([3, 19, 0, 8])
+    part = dataclasses.replace(
+        batch,
+        input_ids=batch.input_ids[:, own],
+        labels=batch.labels[:, own],
+        position_ids=batch.position_ids[:, own],
+        own_positions=own,
+    )
+    for layer in model.layers.values():
+        layer.self_attn.attend = lambda q, k, v, documents: q
+        layer.self_attn.attend.needs_mask = False
+    model(batch)
+    model(part)
+    assert torch.equal(tables[1], tables[0][:, :, own])
+    plain = model.hidden_states(batch.input_ids, batch.position_ids, lengths=torch.ones(1, 1))
+    assert plain.shape == (3, 20, 32)
+    assert torch.equal(tables[2], tables[0]) == (original >= 20)
 
 
 FAMILIES = [
