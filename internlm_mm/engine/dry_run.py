@@ -21,7 +21,7 @@ from internlm_mm.parallel.fit import check_layout
 from internlm_mm.parallel.mesh import Layout, resolve_layout
 from internlm_mm.parallel.options import check_dist_cfg, check_loss_scale, check_options
 from internlm_mm.parallel.pipeline import check_reshard, layer_names, plan_pipeline
-from internlm_mm.parallel.recompute import recompute_layers
+from internlm_mm.parallel.recompute import check_recompute, recompute_layers
 from internlm_mm.parallel.tensor import check_tensor_plan
 from internlm_mm.registry import (
     DATALOADERS,
@@ -137,7 +137,9 @@ def _check_parts(config: Config, model: nn.Module) -> None:
     strategy = config.get('strategy', {})
     dtype, _ = check_options(strategy.get('precision'), strategy.get('reshard', 'step'))
     apply_attention(model, strategy.get('attention', 'auto'), pick_device(), dtype)
-    recompute_layers(model, strategy.get('recompute', 0.0))
+    share = check_recompute(strategy.get('recompute', 0.0))
+    if share is not None:  # what a budget means is known when GPUs are counted: --rehearse tells
+        recompute_layers(model, share)
     wrapper_cfg = dict(config.optim_wrapper)
     constructor = wrapper_cfg.pop('constructor', 'DecayGroupsConstructor')
     build = {'type': constructor, 'optim_wrapper_cfg': wrapper_cfg}

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from internlm_mm.datasets.sampler import BatchSizeRampup, check_division
+from internlm_mm.engine.memory_budget import attends_by_mask, decide
 from internlm_mm.engine.preflight import check_run, propose_fit
 from internlm_mm.engine.rehearse_memory import model_sizes, run_sizes, unknown_parameters
 from internlm_mm.parallel.context import check_documents
@@ -23,6 +25,7 @@ from internlm_mm.parallel.mesh import AXES, Layout, ParallelMesh, resolve_layout
 from internlm_mm.parallel.options import check_dist_cfg, check_loss_scale, check_options
 from internlm_mm.parallel.pipeline import PipelinePlan, layer_names, plan_pipeline
 from internlm_mm.parallel.place import Techniques, place_model
+from internlm_mm.parallel.recompute import check_recompute
 from internlm_mm.planner import ModelSizes, RunSizes, predict_memory
 from internlm_mm.registry import DATASETS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from internlm_mm.utils.shards import local_tensor
@@ -61,7 +64,9 @@ def rehearse(
     with propose_fit(config):
         layout = resolve_layout(strategy.get('parallel'), world_size, local_size)
     step, data = _step(config, model, layout)
-    techniques = _techniques(strategy)
+    asked = _techniques(strategy)
+    is_budget = check_recompute(asked.recompute) is None
+    techniques = replace(asked, recompute=0.0) if is_budget else asked
     check_layout(
         layout, model, step['seq_len'], step['micro_batches'], techniques.pipeline, local_size
     )
@@ -87,6 +92,11 @@ def rehearse(
         has_mask=any(one.pop('has_mask') for one in ranks),
         has_kernel=ranks[0]['attention'].startswith('varlen') and layout.context > 1,
     )
+    chosen = None
+    if is_budget:
+        share, chosen = decide(model, run, asked)
+        techniques = replace(techniques, recompute=share)
+        run = replace(run, recompute=share)
     for one in ranks:
         one['node'], one['gpu'] = divmod(one['rank'], local_size)
         one['groups'] = _groups(layout, one['rank'], local_size)
@@ -107,6 +117,7 @@ def rehearse(
             'reduce': str(techniques.reduce_dtype).removeprefix('torch.'),
             'reshard': techniques.reshard,
             **{key: getattr(techniques, key) for key in ('recompute', 'compile', 'offload')},
+            'recompute_chosen': chosen,
             'attention': ranks[0]['attention'],
             'schedule': plan and plan.schedule,
         },
@@ -269,7 +280,7 @@ def _build_rank(
         'rank': rank,
         'coordinate': layout.coordinate(rank),
         'attention': placed.attention,
-        'has_mask': _has_mask(placed.model),
+        'has_mask': attends_by_mask(placed.model),
         'shapes': shapes,
         'parameters': {
             'here': sum(_numel(shape['local']) for shape in shapes),
@@ -277,12 +288,6 @@ def _build_rank(
             'bytes': sum(_numel(shape['local']) * shape['itemsize'] for shape in shapes),
         },
     }
-
-
-def _has_mask(model: nn.Module) -> bool:
-    """Whether attention on packed rows is told by a mask, and not by where documents end."""
-    kernels = [module.attend for module in model.modules() if hasattr(module, 'attend')]
-    return any(getattr(attend, 'needs_mask', True) for attend in kernels)
 
 
 def _shape(name: str, parameter: torch.Tensor) -> dict[str, Any]:

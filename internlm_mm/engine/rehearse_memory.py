@@ -11,6 +11,7 @@ from internlm_mm.optim import CompactAdamW
 from internlm_mm.parallel.mesh import Layout
 from internlm_mm.parallel.pipeline import PipelinePlan
 from internlm_mm.parallel.place import Techniques
+from internlm_mm.parallel.recompute import SELECTIVE
 from internlm_mm.planner import ModelSizes, RunSizes, StateSize
 from internlm_mm.planner.memory import rank_parameters
 
@@ -53,7 +54,7 @@ def run_sizes(
 
     Args:
         layout: Of the job.
-        techniques: What is done to the model.
+        techniques: What is done to the model; `recompute` no budget any more.
         plan: Of the pipeline, or None.
         step: `seq_len`, `micro_batch_size`, `micro_batches_at_most`.
         model: Whole.
@@ -66,6 +67,7 @@ def run_sizes(
     number = {name: index for index, name in enumerate(names)}
     stages = plan.layers if plan else (tuple(names),)
     param, reduce = techniques.param_dtype.itemsize, techniques.reduce_dtype.itemsize
+    selective = techniques.recompute == SELECTIVE
     masked = not has_kernel if layout.context > 1 else packed and has_mask
     return RunSizes(
         seq_len=step['seq_len'],
@@ -83,7 +85,8 @@ def run_sizes(
         reduce_bytes=reduce,
         sharded=techniques.needs_mesh(layout.world_size),
         reshard=techniques.reshard,
-        recompute=techniques.recompute,
+        recompute=1.0 if selective else float(techniques.recompute),  # type: ignore[arg-type]
+        selective=selective,
         compiled=techniques.compile,
         schedule=plan.schedule if plan else '1f1b',
         mask=param if masked else 0,

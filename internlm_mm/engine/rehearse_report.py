@@ -59,6 +59,7 @@ def _head(report: Mapping[str, Any]) -> list[str]:
         f'model      {report["model"]["type"]}, {report["model"]["parameters"]:,} parameters',
         f'layout     {degrees}',
         f'           {"; ".join(options)}',
+        *([f'recompute  {how["recompute_chosen"]}'] if how.get('recompute_chosen') else []),
         f'attention  {how["attention"]}',
         f'step       {step["rows"]} rows = {step["tokens"]:,} tokens: {batches} of '
         f'{_count(step["micro_batch_size"], "row")} on each of '

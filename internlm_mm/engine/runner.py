@@ -13,6 +13,7 @@ from mmengine.runner import FlexibleRunner, Priority
 
 from internlm_mm.checkpoint.checkpointer import TOKENIZER_FOLDER, read_state
 from internlm_mm.checkpoint.foreign import Source
+from internlm_mm.engine.memory_budget import settle_recompute
 from internlm_mm.engine.preflight import build_data_part, check_run, check_writable, propose_fit
 from internlm_mm.engine.run_state import RunState
 from internlm_mm.engine.start import (
@@ -290,6 +291,7 @@ class LLMRunner(FlexibleRunner):
             check_documents(exchange, degree, getattr(loader.dataset, 'max_docs', 1), key)
 
     def _prepare(self, **arguments: Any) -> None:
+        settle_recompute(self, training='optim_wrapper' in arguments)
         self._is_checked = True
         self.dump_config()
         self.strategy.prepare(self.model, **arguments)

@@ -155,16 +155,16 @@ class CompactAdamW(Optimizer):
         for group in self.param_groups:
             for parameter in group['params']:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
         return loss
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state, (beta1, beta2) = self.state[parameter], group['betas']
         if not state:
             self._begin(parameter, group['state_dtype'], state)
         state['step'] += 1
         step = int(state['step'].item())  # in host memory
-        weight, gradient = local_tensor(parameter), local_tensor(parameter.grad)
+        weight, gradient = local_tensor(parameter), local_tensor(grad)
         if not weight.numel():
             return
         first = _read(state, 'exp_avg', weight.dtype).lerp_(gradient, 1 - beta1)

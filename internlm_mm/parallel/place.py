@@ -31,7 +31,7 @@ class Techniques:
         reduce_dtype: What gradients are summed in.
         reshard: See `internlm_mm.parallel.data.RESHARD`.
         offload: Whether masters, gradients and optimizer state live in host memory.
-        recompute: Share of the layers whose activations are computed again.
+        recompute: See `internlm_mm.parallel.recompute.recompute_layers`.
         compile: Whether each layer is compiled by itself.
         attention: A backend from ATTENTIONS, or 'auto'.
         context_attention: How ranks that share a sequence exchange keys and values.
@@ -42,7 +42,7 @@ class Techniques:
     reduce_dtype: torch.dtype = torch.float32
     reshard: str = 'step'
     offload: bool = False
-    recompute: float = 0.0
+    recompute: float | str | Mapping[str, float] = 0.0
     compile: bool = False
     attention: str = 'auto'
     context_attention: str = 'all_gather'

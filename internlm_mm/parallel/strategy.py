@@ -41,7 +41,9 @@ class HybridParallelStrategy(BaseStrategy):
         reshard: How long gathered parameters are kept: 'step' from the first forward to the last
             backward of a step; 'layer' gathers them again for every layer, with less memory;
             'never' gathers them right after the update, ahead of the next step.
-        recompute: Share of the layers whose activations are computed again in backward, 0 to 1.
+        recompute: Share of the layers whose activations are computed again in backward, 0 to 1;
+            'selective' for all but their matrix products; `dict(budget_gib=60)` for the smallest
+            share with which tensors fit so much memory.
         compile: Whether each layer is compiled by itself.
         attention: A backend from ATTENTIONS, or 'auto'.
         offload: Whether masters, gradients and optimizer state live in host memory, where the
@@ -67,7 +69,7 @@ class HybridParallelStrategy(BaseStrategy):
         parallel: Mapping[str, int] | None = None,
         precision: Mapping[str, str] | None = None,
         reshard: str = 'step',
-        recompute: float = 0.0,
+        recompute: float | str | Mapping[str, float] = 0.0,
         compile: bool = False,  # noqa: A002  the field's word for it
         attention: str = 'auto',
         offload: bool = False,

@@ -67,8 +67,23 @@ def rotary_bytes(sizes: ModelSizes, run: RunSizes) -> int:
 
 
 def input_bytes(sizes: ModelSizes, run: RunSizes) -> int:
-    """A layer's input: all that a recomputed layer keeps."""
+    """A layer's input."""
     return run.tokens // run.tensor * sizes.hidden_size * run.param_bytes
+
+
+def recomputed_bytes(sizes: ModelSizes, run: RunSizes) -> int:
+    """What a layer that recomputes keeps for one micro-batch."""
+    kept = input_bytes(sizes, run)
+    if run.selective:
+        # What matrix products and attention gave: q, k, v, the result and its log-sums, what o
+        # and down give before ranks add it up, gate and up.
+        p, tokens = run.param_bytes, run.tokens
+        queries = tokens * sizes.num_heads * sizes.head_dim // run.tensor
+        keys = tokens * sizes.num_kv_heads * sizes.head_dim // run.tensor
+        inner = tokens * sizes.intermediate_size // run.tensor
+        kept += (2 * queries + 2 * keys + 2 * tokens * sizes.hidden_size + 2 * inner) * p
+        kept += 4 * tokens * sizes.num_heads // run.tensor
+    return kept
 
 
 def recomputed(run: RunSizes, layers: int) -> int:
@@ -87,7 +102,7 @@ def kept_bytes(sizes: ModelSizes, run: RunSizes, layers: int, first: bool, last:
         last: Whether it ends with the last norm, which is never compiled.
     """
     again = recomputed(run, layers)
-    kept = again * input_bytes(sizes, run) + (layers - again) * layer_bytes(sizes, run)
+    kept = again * recomputed_bytes(sizes, run) + (layers - again) * layer_bytes(sizes, run)
     if layers:
         kept += rotary_bytes(sizes, run)
     if first:

@@ -16,6 +16,7 @@ from internlm_mm.planner.activations import (
     logits_bytes,
     loss_bytes,
     recomputed,
+    recomputed_bytes,
 )
 from internlm_mm.planner.sizes import (
     ModelSizes,
@@ -240,7 +241,7 @@ class _Walk:
         # it is added to the gradients at once.
         head = sizes.vocab_size // run.tensor * sizes.hidden_size * p if has_loss else 0
         waiting = head if run.sharded else 0
-        full, small = layer_bytes(sizes, run), input_bytes(sizes, run)
+        full, small = layer_bytes(sizes, run), recomputed_bytes(sizes, run)
         for index in reversed(range(len(part.layers))):
             again = part.again[index]
             work = self._work() + (full - small if again else 0)

@@ -56,6 +56,7 @@ class RunSizes:
         sharded: Whether FSDP2 holds the parameters; else computing uses the masters themselves.
         reshard: 'never', 'step' or 'layer': how long gathered parameters are kept.
         recompute: Share of a rank's layers, the first ones, that keep only their inputs.
+        selective: Whether these also keep what matrix products and attention gave.
         compiled: Whether layers are compiled.
         schedule: Name of the pipeline's schedule.
         mask: Bytes of the attention mask that each layer keeps, per pair of tokens of a row; 0
@@ -82,6 +83,7 @@ class RunSizes:
     sharded: bool = True
     reshard: str = 'step'
     recompute: float = 0.0
+    selective: bool = False
     compiled: bool = False
     schedule: str = '1f1b'
     mask: int = 0

@@ -264,8 +264,8 @@ def test_one_process(expected: dict, options: dict, tolerance: float) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings('default')  # torch's compiler warns of what it does itself
 @pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a compiler on CPUs')
-@pytest.mark.parametrize('recompute', [0.0, 0.5])
-def test_compiled(expected: dict, recompute: float) -> None:
+@pytest.mark.parametrize('recompute', [0.0, 0.5, 'selective'])
+def test_compiled(expected: dict, recompute: float | str) -> None:
     assert_close(training({'compile': True, 'recompute': recompute}), expected, 1e-5)
 
 

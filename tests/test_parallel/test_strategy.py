@@ -302,6 +302,8 @@ def by_strategy(options: dict) -> tuple[list[dict[str, Tensor]], dict[str, Tenso
 LAYOUTS = [
     {'parallel': {'data_shard': 2}, 'reshard': 'never'},
     {'parallel': {'tensor': 2}, 'recompute': 1.0},
+    {'parallel': {'tensor': 2}, 'recompute': 'selective'},
+    {'parallel': {'context': 2}, 'recompute': 'selective'},
     {'parallel': {'tensor': 2}, 'reshard': 'never', 'offload': True},
     {'parallel': {'context': 2}, 'recompute': 0.5},
     {'parallel': {'context': 2}, 'offload': True},

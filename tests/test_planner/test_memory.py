@@ -179,6 +179,14 @@ def test_the_peak_of_one_process(tmp_path: Path, micro_batches: int, strategy: d
     assert prediction.peak == pytest.approx(peak, rel=0.05), prediction.peak_moment
 
 
+@pytest.mark.parametrize(('micro_batches', 'strategy'), [(2, {}), (1, BF16), (3, BF16)])
+def test_the_peak_with_products_kept(tmp_path: Path, micro_batches: int, strategy: dict) -> None:
+    selective = dict(recompute=1.0, selective=True)
+    prediction = predict_memory(SIZES, run_sizes(micro_batches, strategy, **selective))
+    peak = measured_peak(tmp_path, micro_batches, strategy | dict(recompute='selective'))
+    assert prediction.peak == pytest.approx(peak, rel=0.05), prediction.peak_moment
+
+
 @pytest.mark.parametrize(('micro_batches', 'strategy'), [(1, {}), (1, BF16), (3, BF16)])
 @pytest.mark.parametrize('other', OTHERS)
 def test_the_peak_of_other_families(
