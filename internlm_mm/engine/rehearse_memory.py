@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Adam, AdamW
 
-from internlm_mm.optim import CompactAdamW
+from internlm_mm.optim import CompactAdamW, FusedAdam
 from internlm_mm.parallel.mesh import Layout
 from internlm_mm.parallel.pipeline import PipelinePlan
 from internlm_mm.parallel.place import Techniques
@@ -135,8 +135,8 @@ def _states(
 
 
 def _goes_singly(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether what it needs for a moment is that of one parameter, not of all."""
-    return isinstance(optimizer, CompactAdamW)
+    """Whether it needs no further number for each parameter while it steps."""
+    return isinstance(optimizer, (CompactAdamW, FusedAdam))
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> int:

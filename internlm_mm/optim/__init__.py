@@ -1,5 +1,6 @@
 """Optimizer wrapper, parameter groups, gradient norm and schedules."""
 
+from internlm_mm.optim.apex_adam import FusedAdam
 from internlm_mm.optim.compact_adamw import CompactAdamW
 from internlm_mm.optim.hybrid_zero import HybridZeroOptimWrapper
 from internlm_mm.optim.muon import MuonAdamW
@@ -10,6 +11,7 @@ __all__ = [
     'Beta2Schedule',
     'CompactAdamW',
     'DecayGroupsConstructor',
+    'FusedAdam',
     'HybridZeroOptimWrapper',
     'MuonAdamW',
     'WarmupCosine',
