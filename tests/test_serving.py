@@ -16,10 +16,11 @@ import openai
 import pytest
 
 from internlm_mm.api import from_pretrained
+from internlm_mm.checkpoint.gguf import write_gguf
 from internlm_mm.checkpoint.pretrained import convert_to_hf
 from internlm_mm.inference import Chat, Sampling, template_for
 from internlm_mm.tokenizers import build_template
-from tests.chatting import FIRST
+from tests.chatting import FIRST, SECOND, THIRD, learn_chat
 
 MISSING = [name for name in ('fastapi', 'uvicorn', 'accelerate') if find_spec(name) is None]
 QUESTION = FIRST[:1]
@@ -87,6 +88,22 @@ def test_transformers_serve_answers_as_we_do(chat_run, tmp_path):
             ]
             assert ''.join(pieces) == ANSWER
             assert sum(map(bool, pieces)) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('template', ['internlm', 'internlm2'])
+def test_llama_cpp_answers_by_the_template_in_the_file(tmp_path, template):
+    reason = 'llama.cpp is not installed: pip install llama-cpp-python'
+    llama_cpp = pytest.importorskip('llama_cpp', reason=reason)
+    convert_to_hf(learn_chat(tmp_path, template), tmp_path / 'hf', dtype='float32')
+    write_gguf(tmp_path / 'hf', tmp_path / 'model.gguf')
+    model = llama_cpp.Llama(str(tmp_path / 'model.gguf'), n_ctx=192, n_threads=1, verbose=False)
+    for messages in (FIRST, SECOND, THIRD):
+        asked, answer = messages[:-1], messages[-1]['content']
+        whole = model.create_chat_completion(asked, temperature=0.0, max_tokens=60)
+        assert whole['choices'][0]['message']['content'] == answer
+        assert whole['choices'][0]['finish_reason'] == 'stop'
+    model.close()
 
 
 def lmdeploy_prompt(template, messages):
