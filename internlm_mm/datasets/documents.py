@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from internlm_mm.datasets.permutation import hash_key
+from internlm_mm.datasets.records import READERS, decode_text, read_records, suffix_of
 from internlm_mm.utils.suggest import did_you_mean
 
 
@@ -51,31 +49,16 @@ def read_documents(path: str | Path, *, text_key: str = 'text') -> Iterator[Docu
         ModuleNotFoundError: For parquet without pyarrow.
     """
     path = Path(path)
-    reader = _READERS[suffix_of(path)]
+    suffix_of(path, _ENDINGS)
     if not path.is_file():
         raise FileNotFoundError(f'no file {path}')
-    for document in reader(path, text_key):
+    for document in _read_texts(path, text_key):
         try:
             document.text.encode()
         except UnicodeEncodeError as error:  # JSON may spell half a character
             raise ValueError(f'{document.place}: the text has a lone surrogate') from error
         if document.text:
             yield document
-
-
-def suffix_of(path: Path) -> str:
-    """The ending that says how a file is read.
-
-    Raises:
-        ValueError: If it is none we know.
-    """
-    for suffix in _READERS:
-        if path.name.lower().endswith(suffix):
-            return suffix
-    known = ', '.join(_READERS)
-    raise ValueError(
-        f'{path}: cannot read {path.suffix or "files without an ending"!r}, only {known}'
-    )
 
 
 def find_files(path: str | Path) -> list[Path]:
@@ -90,19 +73,19 @@ def find_files(path: str | Path) -> list[Path]:
     """
     path = Path(path)
     if path.is_file():
-        suffix_of(path)
+        suffix_of(path, _ENDINGS)
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f'no file or folder {path}')
     files = [
         file
         for file in sorted(path.rglob('*'))
-        if file.name.lower().endswith(tuple(_READERS))
+        if file.name.lower().endswith(_ENDINGS)
         and not any(part.startswith('.') for part in file.relative_to(path).parts)
         and file.is_file()
     ]
     if not files:
-        raise FileNotFoundError(f'{path} has no file that ends in {", ".join(_READERS)}')
+        raise FileNotFoundError(f'{path} has no file that ends in {", ".join(_ENDINGS)}')
     return files
 
 
@@ -119,7 +102,7 @@ def find_domains(path: str | Path) -> dict[str, list[Path]]:
     domains: dict[str, list[Path]] = {}
     for file in find_files(root):
         parts = file.relative_to(root).parts
-        name = parts[0] if len(parts) > 1 else file.name[: -len(suffix_of(file))]
+        name = parts[0] if len(parts) > 1 else file.name[: -len(suffix_of(file, _ENDINGS))]
         domains.setdefault(name, []).append(file)
     return domains
 
@@ -165,90 +148,18 @@ def _text_of(record: Any, text_key: str, place: str) -> str:
     return text
 
 
-def _decode(data: bytes, path: Path, line: int) -> str:
-    try:
-        return data.decode('utf-8-sig' if line == 1 else 'utf-8')
-    except UnicodeDecodeError as error:
-        line += data.count(b'\n', 0, error.start)
-        raise ValueError(
-            f'{path}:{line}: not UTF-8: {error.reason} (byte {error.start})'
-        ) from error
-
-
-def _read_txt(path: Path, text_key: str) -> Iterator[Document]:  # noqa: ARG001
+def _read_txt(path: Path) -> Document:
     data = path.read_bytes()
-    yield Document(_decode(data, path, 1), path, 1, len(data))
+    return Document(decode_text(data, path, 1), path, 1, len(data))
 
 
-def _read_json(path: Path, text_key: str) -> Iterator[Document]:
-    data = path.read_bytes()
-    try:
-        content = json.loads(_decode(data, path, 1))
-    except json.JSONDecodeError as error:
-        raise ValueError(f'{path}:{error.lineno}: not JSON: {error.msg}') from error
-    records = content if isinstance(content, list) else [content]
-    for number, record in enumerate(records, 1):
-        place = f'{path}: record {number}'
-        done = len(data) * number // len(records)
-        yield Document(_text_of(record, text_key, place), path, number, done)
+def _read_texts(path: Path, text_key: str) -> Iterator[Document]:
+    if path.name.lower().endswith('.txt'):
+        yield _read_txt(path)
+        return
+    for record in read_records(path, [text_key]):
+        text = _text_of(record.value, text_key, record.place)
+        yield Document(text, path, record.number, record.bytes_read)
 
 
-def _read_jsonl(path: Path, text_key: str) -> Iterator[Document]:
-    with open(path, 'rb') as file:
-        yield from _json_lines(file, file, path, text_key)
-
-
-def _read_jsonl_gz(path: Path, text_key: str) -> Iterator[Document]:
-    try:
-        with open(path, 'rb') as file, gzip.open(file) as lines:
-            yield from _json_lines(lines, file, path, text_key)
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f'{path}: damaged gzip file: {error}') from error
-
-
-def _json_lines(
-    lines: Iterable[bytes], file: BinaryIO, path: Path, text_key: str
-) -> Iterator[Document]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        place = f'{path}:{number}'
-        try:
-            record = json.loads(_decode(line, path, number))
-        except json.JSONDecodeError as error:
-            raise ValueError(f'{place}: not JSON: {error.msg} (column {error.colno})') from error
-        yield Document(_text_of(record, text_key, place), path, number, file.tell())
-
-
-def _read_parquet(path: Path, text_key: str) -> Iterator[Document]:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f'{path}: parquet needs pyarrow: pip install pyarrow') from error
-    size = path.stat().st_size
-    try:
-        with ParquetFile(path) as table:
-            names = table.schema_arrow.names
-            if text_key not in names:
-                hint = did_you_mean(text_key, names)
-                raise ValueError(f'{path}: there is no column text_key={text_key!r}.{hint}')
-            number, rows = 0, max(table.metadata.num_rows, 1)
-            for batch in table.iter_batches(batch_size=1024, columns=[text_key]):
-                for text in batch.column(0).to_pylist():
-                    number += 1
-                    record = {text_key: text}
-                    place = f'{path}:{number}'
-                    done = size * number // rows
-                    yield Document(_text_of(record, text_key, place), path, number, done)
-    except ArrowException as error:
-        raise ValueError(f'{path}: damaged parquet file: {error}') from error
-
-
-_READERS: dict[str, Callable[[Path, str], Iterator[Document]]] = {
-    '.txt': _read_txt,
-    '.json': _read_json,
-    '.jsonl': _read_jsonl,
-    '.jsonl.gz': _read_jsonl_gz,
-    '.parquet': _read_parquet,
-}
+_ENDINGS = ('.txt', *READERS)

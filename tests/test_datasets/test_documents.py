@@ -11,7 +11,6 @@ from internlm_mm.datasets.documents import (
     fraction_of,
     read_documents,
     sample_texts,
-    suffix_of,
 )
 
 TEXTS = ['one\n\ttwo  ', 'Fluß 日本\U0001f600', '{"not": "parsed"}']
@@ -67,7 +66,7 @@ def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / 'a.parquet'
     parquet.write_table(arrow.table({'text': TEXTS, 'id': [1, 2, 3]}), path)
     assert texts_of(path) == TEXTS
-    with pytest.raises(ValueError, match=r"no column text_key='txt'\. Did you mean 'text'\?"):
+    with pytest.raises(ValueError, match=r"has no text_key='txt'\. Did you mean 'text'\?"):
         texts_of(path, text_key='txt')
     parquet.write_table(arrow.table({'text': ['a', None]}), path)
     with pytest.raises(ValueError, match=r"a\.parquet:2: 'text' is no text but NoneType"):
@@ -120,7 +119,7 @@ def test_missing_and_unknown_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match='no file'):
         texts_of(tmp_path / 'a.txt')
     with pytest.raises(ValueError, match=r"'\.pdf', only \.txt, \.json"):
-        suffix_of(tmp_path / 'a.pdf')
+        texts_of(tmp_path / 'a.pdf')
     with pytest.raises(FileNotFoundError, match='no file or folder'):
         find_files(tmp_path / 'none')
     with pytest.raises(FileNotFoundError, match='has no file that ends in'):
