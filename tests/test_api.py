@@ -27,6 +27,18 @@ def test_generate_from_a_path_or_a_model(run):
     assert texts[0] == text and len(texts) == 2
 
 
+def test_generate_with_a_stop_string_and_a_penalty(run):
+    generator = from_pretrained(run[0], device='cpu')
+    (free,) = generate(generator, 'def f7', max_new_tokens=20)
+    stop = free[5:8]
+    assert generate(generator, 'def f7', max_new_tokens=20, stop=stop) == [free.split(stop)[0]]
+    assert generate(generator, 'def f7', max_new_tokens=20, stop=['\0', stop]) == [
+        free.split(stop)[0]
+    ]
+    (other,) = generate(generator, 'def f7', max_new_tokens=20, repetition_penalty=5.0)
+    assert len(set(generator.tokenizer.encode(other))) > len(set(generator.tokenizer.encode(free)))
+
+
 def test_dtype_and_device(run):
     assert from_pretrained(run[0], device='cpu').model.norm.weight.dtype == torch.float32
     half = from_pretrained(run[0], device='cpu', dtype=torch.bfloat16)
