@@ -8,7 +8,7 @@ from collections import OrderedDict
 from internlm_mm.datasets.token_file import TokenFile
 
 MAPS = 3  # descriptors of one token file: tokens, offsets, loss mask
-_MOST = 4096  # files; the kernel bounds a process's maps at 65,530
+_MOST = 128  # files; touched pages of maps count as resident, and mapping anew takes little
 
 
 class OpenFiles:

@@ -203,14 +203,16 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(dump_config(config)[1].encode()).hexdigest()
 
 
-def save_record(folder: Path, report: Mapping[str, Any], name: str, config_sha256: str) -> Path:
+def save_record(
+    folder: Path, report: Mapping[str, Any], name: str, config_sha256: str | None = None
+) -> Path:
     """Keep a report with all that says how it came about. Nothing there is overwritten.
 
     Args:
         folder: Made if it is missing.
         report: JSON-ready.
-        name: Of the config; begins the file's name.
-        config_sha256: See `config_hash`.
+        name: Of the config, or of what was measured; begins the file's name.
+        config_sha256: See `config_hash`; None for what has no config.
 
     Returns:
         The file: `NAME_DATE_TIME_HASH.json`, time in UTC.
@@ -218,15 +220,15 @@ def save_record(folder: Path, report: Mapping[str, Any], name: str, config_sha25
     now = datetime.datetime.now(datetime.UTC)
     content = {
         'date': now.isoformat(timespec='seconds'),
-        'config': name,
-        'config_sha256': config_sha256,
+        'name': name,
+        **({} if config_sha256 is None else {'config_sha256': config_sha256}),
         'versions': builds() | packages(),
         'gpus': nvidia_smi(),
         'cpu': cpu_name(),
         **report,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f'{name}_{now:%Y%m%d_%H%M%S}_{config_sha256[:8]}'
+    stem = f'{name}_{now:%Y%m%d_%H%M%S}' + (f'_{config_sha256[:8]}' if config_sha256 else '')
     for number in count(1):
         path = folder / (f'{stem}.json' if number == 1 else f'{stem}_{number}.json')
         try:

@@ -142,9 +142,15 @@ def test_records(tmp_path: Path) -> None:
     for path in paths:
         record = json.loads(path.read_text())
         assert path.name.startswith('x_20') and 'abababab' in path.name
-        assert (record['tgs'], record['config']) == (1.5, 'x')
+        assert (record['tgs'], record['name']) == (1.5, 'x')
         assert record['versions']['torch'] == torch.__version__
+        assert record['config_sha256'] == 'ab' * 32
         assert record['date'].endswith('+00:00') and record['cpu']
+
+
+def test_a_record_without_a_config(tmp_path: Path) -> None:
+    path = save_record(tmp_path, {}, 'data')
+    assert path.stem.count('_') == 2 and 'config_sha256' not in json.loads(path.read_text())
 
 
 def test_the_hash_is_the_config_s(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def test_text_and_a_record(
     (path,) = (tmp_path / 'work_dirs' / 'benchmarks').iterdir()
     assert f'kept in {path.relative_to(tmp_path)}' in captured.err
     record = json.loads(path.read_text())
-    assert record['command'][0] == 'tools/benchmark.py' and record['config'] == 'tiny'
+    assert record['command'][0] == 'tools/benchmark.py' and record['name'] == 'tiny'
     assert record['recomputed_share'] == 0.5
     assert record['hardware_tflops_full'] > record['tflops_full'] > record['tflops_causal']
     parts = record['breakdown']['parts_ms']
