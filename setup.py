@@ -7,6 +7,9 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 
+# Extras with kernels that run on GPUs alone.
+FOR_GPUS = {'flash4', 'fp8', 'liger'}
+
 
 def read(path: str) -> str:
     """Text of a file of the repository."""
@@ -20,13 +23,20 @@ def requirements(path: str) -> list[str]:
 
 
 def extras() -> dict[str, list[str]]:
-    """Optional dependencies by name; `all` is every one that runs in production."""
+    """Optional dependencies by name; `all` is every one that runs in production, on any machine."""
     named: dict[str, list[str]] = {}
     for line in requirements('requirements/optional.txt'):
         name, requirement = line.split(':', 1)
         named.setdefault(name.strip(), []).append(requirement.strip())
     return named | {
-        'all': sorted({requirement for group in named.values() for requirement in group}),
+        'all': sorted(
+            {
+                requirement
+                for name, group in named.items()
+                for requirement in group
+                if name not in FOR_GPUS
+            }
+        ),
         'docs': requirements('requirements/docs.txt'),
         'tests': requirements('requirements/tests.txt'),
     }

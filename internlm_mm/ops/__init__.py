@@ -8,6 +8,9 @@ from internlm_mm.ops.attention import (
     needs_mask,
 )
 from internlm_mm.ops.cross_entropy import VocabularyShard, linear_cross_entropy
+from internlm_mm.ops.flash4 import flash4_attention
+from internlm_mm.ops.flash_packages import flash2_attention, flash3_attention
+from internlm_mm.ops.flex import flexible_attention
 from internlm_mm.ops.kv_cache import KVCache, LayerCache
 from internlm_mm.ops.rms_norm import rms_norm
 from internlm_mm.ops.rope import apply_rope, rope_table
@@ -21,6 +24,10 @@ __all__ = [
     'apply_rope',
     'cached_attention',
     'choose_attention',
+    'flash2_attention',
+    'flash3_attention',
+    'flash4_attention',
+    'flexible_attention',
     'linear_cross_entropy',
     'make_documents',
     'needs_mask',

@@ -7,6 +7,7 @@ registered in ATTENTIONS under the name that `strategy.attention` asks for.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
+from internlm_mm.ops.needs import Needs, obstacles
 from internlm_mm.registry import ATTENTIONS
 from internlm_mm.structures import Batch
 from internlm_mm.utils.suggest import did_you_mean
@@ -57,6 +59,16 @@ _KERNELS_WITHOUT_PLANS = [
     SDPBackend.MATH,
 ]
 
+# Torch's own kernels: Ampere or newer.
+_TORCH_KERNELS = Needs(cuda=True, half=True, capability=(8, 0))
+
+PREFERRED: dict[bool, tuple[str, ...]] = {
+    False: ('cudnn',),
+    True: ('varlen',),
+}
+"""What 'auto' takes on CUDA in half precision, by whether rows are packed: the first that runs
+here, or 'sdpa'. A backend is put in front of the others here, once it was measured to be faster."""
+
 Attend = Callable[[Tensor, Tensor, Tensor, Documents | None], Tensor]
 
 
@@ -92,17 +104,26 @@ def needs_mask(attend: Attend) -> bool:
     return getattr(attend, 'needs_mask', True)
 
 
-def _register(name: str, *, mask: bool) -> Callable[[Attend], Attend]:
-    """Register a backend and note on it whether it needs the mask built."""
+def register_attention(
+    name: str, *, mask: bool, needs: Needs | None = None
+) -> Callable[[Attend], Attend]:
+    """Register a backend and note on it what it reads and needs.
+
+    Args:
+        name: What `strategy.attention` calls it.
+        mask: Whether it reads `Documents.mask`.
+        needs: What it asks of the machine; nothing if None.
+    """
 
     def decorate(attend: Attend) -> Attend:
         attend.needs_mask = mask  # type: ignore[attr-defined]
+        attend.needs = needs or Needs()  # type: ignore[attr-defined]
         return ATTENTIONS.register_module(name=name, module=attend)
 
     return decorate
 
 
-@_register('reference', mask=True)
+@register_attention('reference', mask=True)
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
     """Softmax attention written out, in float32 or wider: what other backends are tested against.
 
@@ -127,14 +148,14 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | 
     return torch.einsum('bhqk,bkhd->bqhd', weights, v).to(q.dtype)
 
 
-@_register('sdpa', mask=True)
+@register_attention('sdpa', mask=True)
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
     """Scaled dot product, by whichever kernel torch picks. Arguments as `reference_attention`."""
     mask = None if documents is None else _mask_of(documents)
     return _sdpa(q, k, v, mask)
 
 
-@_register('cudnn', mask=False)
+@register_attention('cudnn', mask=False, needs=replace(_TORCH_KERNELS, packed=False))
 def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
     """The kernel of cuDNN, torch's fastest on dense rows. Arguments as `reference_attention`.
 
@@ -147,7 +168,7 @@ def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None
         return _sdpa(q, k, v, None)
 
 
-@_register('varlen', mask=False)
+@register_attention('varlen', mask=False, needs=_TORCH_KERNELS)
 def varlen_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
     """FlashAttention over documents laid end to end: no mask, no work across boundaries.
 
@@ -231,7 +252,11 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 
 
 def choose_attention(
-    name: str, device: torch.device | str, dtype: torch.dtype, packed: bool
+    name: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    packed: bool,
+    head_dim: int | None = None,
 ) -> tuple[str, str]:
     """Resolve 'auto' to a backend and check that a named one can run.
 
@@ -240,39 +265,55 @@ def choose_attention(
         device: Where the model runs.
         dtype: Dtype of queries, keys and values.
         packed: Whether a row may hold several documents.
+        head_dim: Width of a head, where that is known.
 
     Returns:
         The backend's name in ATTENTIONS, and why, for the log.
 
     Raises:
-        ValueError: If the name is unknown or the backend cannot serve what is asked.
+        ValueError: If the name is unknown or the backend cannot serve what is asked; never for
+            'auto'.
     """
-    kind = torch.device(device).type
-    half = dtype in (torch.float16, torch.bfloat16)
     if name == 'auto':
-        if kind == 'cuda' and half and not _has_flash(device):
-            return 'sdpa', 'this GPU is older than sm_80, which the faster kernels need'
-        if kind == 'cuda' and half and packed:
-            return 'varlen', 'documents are packed: FlashAttention skips work across boundaries'
-        if kind == 'cuda' and half:
-            return 'cudnn', 'one document a row: the fastest of torch on dense half precision'
-        return 'sdpa', f'{kind} in {dtype}: torch picks the kernel'
+        kind = torch.device(device).type
+        if kind != 'cuda' or dtype not in (torch.float16, torch.bfloat16):
+            return 'sdpa', f'{kind} in {dtype}: torch picks the kernel'
+        refused: list[str] = []
+        for candidate in PREFERRED[packed]:
+            found = attention_obstacles(candidate, device, dtype, packed, head_dim)
+            if not found:
+                reason = _REASONS[packed]
+                return candidate, '; '.join([reason, *refused])
+            refused.append(f'{candidate} {found[0]}')
+        return 'sdpa', '; '.join(refused)
     if ATTENTIONS.get(name) is None:
         choices = [*ATTENTIONS.module_dict, 'auto']
         raise ValueError(f'attention={name!r} is unknown.{did_you_mean(name, choices)}')
-    if name in ('cudnn', 'varlen') and not (kind == 'cuda' and half):
-        raise ValueError(
-            f'attention={name!r} needs CUDA in half precision, not {kind} in {dtype}; '
-            "'auto' picks one that runs"
-        )
-    if name == 'cudnn' and packed:
-        raise ValueError("attention='cudnn' takes one document a row; use 'varlen' or 'auto'")
+    found = attention_obstacles(name, device, dtype, packed, head_dim)
+    if found:
+        raise ValueError(f"attention={name!r} {'; '.join(found)}; 'auto' picks one that runs")
     return name, 'named in the config'
 
 
-def _has_flash(device: torch.device | str) -> bool:
-    """Whether the GPU runs FlashAttention; True where there is none to ask."""
-    return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
+_REASONS = {
+    False: 'one document a row: the fastest here on dense half precision',
+    True: 'documents are packed: no work is done across boundaries',
+}
+
+
+def attention_obstacles(
+    name: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    packed: bool,
+    head_dim: int | None = None,
+) -> list[str]:
+    """Every reason why a backend cannot run here; arguments as `choose_attention`.
+
+    A plug-in that has no attribute `needs` is taken at its word: none.
+    """
+    needs = getattr(ATTENTIONS.get(name), 'needs', Needs())
+    return obstacles(needs, device, dtype, packed=packed, head_dim=head_dim)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

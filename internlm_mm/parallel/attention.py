@@ -42,11 +42,12 @@ def apply_attention(
         backend = check_shared_attention(name, device, dtype, ranks, context_attention)
         _set(model, CONTEXT_ATTENTIONS[context_attention](context, backend == 'varlen'))
         return f'{backend}, keys and values by {context_attention} over {ranks} ranks'
-    dense_name, reason = choose_attention(name, device, dtype, packed=False)
+    width = head_dim_of(model)
+    dense_name, reason = choose_attention(name, device, dtype, False, width)
     attend = ATTENTIONS.get(dense_name)
     chosen = dense_name
     if name == 'auto':
-        packed_name, packed_reason = choose_attention(name, device, dtype, packed=True)
+        packed_name, packed_reason = choose_attention(name, device, dtype, True, width)
         if packed_name != dense_name:
             attend = _by_rows(attend, ATTENTIONS.get(packed_name))
             chosen = f'{dense_name} ({reason}), packed rows {packed_name}'
@@ -85,6 +86,12 @@ def check_shared_attention(
             "'all_gather' runs everywhere"
         )
     return backend
+
+
+def head_dim_of(model: nn.Module) -> int | None:
+    """Width of the widest head of the layers that attend, or None where none says so."""
+    widths = (getattr(m, 'head_dim', None) for m in model.modules() if hasattr(m, 'attend'))
+    return max((width for width in widths if isinstance(width, int)), default=None)
 
 
 def _set(model: nn.Module, attend: Attend) -> None:

@@ -1,13 +1,14 @@
 """Every backend against attention computed one document at a time in float64."""
 
 import dataclasses
-import math
 
 import pytest
 import torch
 
 from internlm_mm.ops.attention import (
+    PREFERRED,
     Documents,
+    attention_obstacles,
     cached_attention,
     choose_attention,
     cudnn_attention,
@@ -17,51 +18,7 @@ from internlm_mm.ops.attention import (
     varlen_between,
 )
 from internlm_mm.registry import ATTENTIONS
-from internlm_mm.structures import Batch
-
-LENGTHS = [[5, 1, 10], [16], [3, 13]]  # three rows of 16 tokens
-
-
-def packed_batch(lengths=LENGTHS, max_docs=4):
-    seq = sum(lengths[0])
-    position_ids = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
-    document_ids = torch.stack(
-        [torch.cat([torch.full((n,), i) for i, n in enumerate(row)]) for row in lengths]
-    )
-    cu_seqlens = torch.full((len(lengths), max_docs + 1), seq, dtype=torch.int32)
-    for row, sizes in enumerate(lengths):
-        cu_seqlens[row, : len(sizes)] = torch.tensor([sum(sizes[:i]) for i in range(len(sizes))])
-    ids = torch.zeros(len(lengths), seq, dtype=torch.int64)
-    return Batch(
-        input_ids=ids,
-        labels=ids,
-        position_ids=position_ids,
-        document_ids=document_ids.int(),
-        cu_seqlens=cu_seqlens,
-        max_seqlen=max(map(max, lengths)),
-        num_targets=ids.numel(),
-    )
-
-
-def oracle(q, k, v, lengths):
-    """Token by token: no mask, no batching, float64."""
-    groups = q.shape[2] // k.shape[2]
-    out = torch.zeros_like(q, dtype=torch.float64)
-    for row, sizes in enumerate(lengths):
-        start = 0
-        for size in sizes:
-            for t in range(start, start + size):
-                for head in range(q.shape[2]):
-                    keys = k[row, start : t + 1, head // groups].double()
-                    values = v[row, start : t + 1, head // groups].double()
-                    scores = keys @ q[row, t, head].double() / math.sqrt(q.shape[3])
-                    out[row, t, head] = scores.softmax(0) @ values
-            start += size
-    return out
-
-
-def qkv(heads=4, kv_heads=4, rows=3, seq=16):
-    return [torch.randn(rows, seq, h, 8, requires_grad=True) for h in (heads, kv_heads, kv_heads)]
+from tests.attention_cases import LENGTHS, oracle, packed_batch, qkv
 
 
 @pytest.mark.parametrize('kv_heads', [4, 2, 1])
@@ -131,12 +88,8 @@ def test_cudnn_refuses_packed_rows():
 
 
 def test_only_backends_that_read_the_mask_ask_for_it():
-    assert [
-        n for n in ('reference', 'sdpa', 'varlen', 'cudnn') if needs_mask(ATTENTIONS.get(n))
-    ] == [
-        'reference',
-        'sdpa',
-    ]
+    asking = {name for name, attend in ATTENTIONS.module_dict.items() if needs_mask(attend)}
+    assert asking == {'reference', 'sdpa'}
     assert needs_mask(lambda q, k, v, documents: q)  # of a plug-in that says nothing
 
 
@@ -162,6 +115,10 @@ def test_auto(device, dtype, packed, name):
         ('varlen', 'cpu', torch.bfloat16, True, 'needs CUDA in half precision, not cpu'),
         ('cudnn', 'cuda', torch.float32, False, 'needs CUDA in half precision.*float32'),
         ('cudnn', 'cuda', torch.bfloat16, True, 'one document a row'),
+        ('flex', 'cpu', torch.float32, True, "attention='flex' needs CUDA, not cpu.*'auto' picks"),
+        ('flash2', 'cpu', torch.float32, True, 'needs CUDA in half .*not installed: pip install'),
+        ('flash3', 'cuda', torch.bfloat16, True, 'not installed: build it from https://'),
+        ('flash4', 'cuda', torch.bfloat16, True, r"not installed: .*'internlm_mm\[flash4\]'"),
     ],
 )
 def test_a_backend_that_cannot_run(name, device, dtype, packed, message):
@@ -172,18 +129,21 @@ def test_a_backend_that_cannot_run(name, device, dtype, packed, message):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 @pytest.mark.parametrize('kv_heads', [4, 2])
-@pytest.mark.parametrize(
-    ('name', 'lengths'),
-    [('varlen', LENGTHS), ('varlen', [[16]] * 3), ('cudnn', [[16]] * 3)],
-    ids=['varlen-packed', 'varlen-dense', 'cudnn-dense'],
-)
-def test_cuda_kernels(name, lengths, kv_heads):
+@pytest.mark.parametrize('packed', [True, False], ids=['packed', 'dense'])
+@pytest.mark.parametrize('name', sorted(set(ATTENTIONS.module_dict) - {'reference'}))
+def test_cuda_kernels(name, packed, kv_heads):
+    """Every backend that is installed here, values and all gradients."""
+    found = attention_obstacles(name, 'cuda', torch.bfloat16, packed, 64)
+    if found:
+        pytest.skip(f'{name} {"; ".join(found)}')
+    lengths = LENGTHS if packed else [[16]] * 3
     inputs = [
         torch.randn(3, 16, h, 64, device='cuda', dtype=torch.bfloat16, requires_grad=True)
         for h in (4, kv_heads, kv_heads)
     ]
-    batch = packed_batch(lengths, max_docs=4 if lengths is LENGTHS else 1).to('cuda')
-    out = ATTENTIONS.get(name)(*inputs, make_documents(batch, need_mask=False))
+    batch = packed_batch(lengths, max_docs=4 if packed else 1).to('cuda')
+    attend = ATTENTIONS.get(name)
+    out = attend(*inputs, make_documents(batch, need_mask=needs_mask(attend)))
     expected = oracle(*inputs, lengths)
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=5e-2)
     weight = torch.randn_like(out)
@@ -192,6 +152,35 @@ def test_cuda_kernels(name, lengths, kv_heads):
         grads, torch.autograd.grad(expected, inputs, weight.double()), strict=True
     ):
         torch.testing.assert_close(grad.double(), want.double(), rtol=5e-2, atol=1e-1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.parametrize('name', ['cudnn', 'flash2', 'flash3', 'flash4', 'flex', 'varlen'])
+def test_cuda_kernels_in_a_compiled_graph(name):
+    """No graph break, and no other numbers than eager."""
+    packed = name != 'cudnn'
+    found = attention_obstacles(name, 'cuda', torch.bfloat16, packed, 64)
+    if found:
+        pytest.skip(f'{name} {"; ".join(found)}')
+    lengths = [[100, 28, 128]] * 2 if packed else [[256]] * 2
+    documents = make_documents(packed_batch(lengths, 3 if packed else 1).to('cuda'), False)
+    attend = ATTENTIONS.get(name)
+
+    def around(q, k, v):
+        return attend(q * 2, k, v, documents) + 1
+
+    inputs = [
+        torch.randn(2, 256, 4, 64, device='cuda', dtype=torch.bfloat16, requires_grad=True)
+        for _ in 'qkv'
+    ]
+    weight = torch.randn(2, 256, 4, 64, device='cuda', dtype=torch.bfloat16)
+    expected = around(*inputs)
+    wanted = torch.autograd.grad(expected, inputs, weight)
+    out = torch.compile(around, fullgraph=True)(*inputs)
+    torch.testing.assert_close(out, expected, rtol=2e-2, atol=2e-2)
+    for grad, want in zip(torch.autograd.grad(out, inputs, weight), wanted, strict=True):
+        torch.testing.assert_close(grad, want, rtol=5e-2, atol=1e-1)
 
 
 def test_auto_keeps_off_kernels_that_an_old_gpu_has_not(monkeypatch) -> None:
@@ -242,3 +231,26 @@ def test_cuda_kernel_between_boundaries_of_two_kinds():
     for grad, want in zip(grads, wanted, strict=True):
         torch.testing.assert_close(grad.double(), want.double(), rtol=5e-2, atol=1e-1)
     assert grads[1][0, :6].abs().max() == 0  # written, though no query saw them
+
+
+def test_heads_that_a_backend_does_not_take():
+    with pytest.raises(ValueError, match='up to 256 channels, a multiple of 8, not 320'):
+        choose_attention('flash2', 'cuda', torch.bfloat16, True, 320)
+    with pytest.raises(ValueError, match='a multiple of 8, not 20'):
+        choose_attention('flash4', 'cuda', torch.bfloat16, True, 20)
+
+
+def test_auto_takes_the_first_preference_that_runs(monkeypatch):
+    """Putting a backend in front is all it takes, and one that is not there does no harm."""
+    monkeypatch.setitem(PREFERRED, True, ('flash4', 'varlen'))
+    name, why = choose_attention('auto', 'cuda', torch.bfloat16, True)
+    assert name == 'varlen' and 'flash4 is not installed' in why
+    monkeypatch.setitem(PREFERRED, True, ('sdpa', 'varlen'))
+    assert choose_attention('auto', 'cuda', torch.bfloat16, True)[0] == 'sdpa'
+    monkeypatch.setitem(PREFERRED, True, ('flash4',))
+    assert choose_attention('auto', 'cuda', torch.bfloat16, True)[0] == 'sdpa'
+
+
+def test_a_plug_in_that_says_nothing_is_taken_at_its_word(monkeypatch):
+    monkeypatch.setitem(ATTENTIONS.module_dict, 'mine', lambda q, k, v, documents: q)
+    assert choose_attention('mine', 'cpu', torch.float32, True) == ('mine', 'named in the config')
