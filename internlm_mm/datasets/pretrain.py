@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from bisect import bisect_right
+import os
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 
 from mmengine.logging import print_log
 
-from internlm_mm.datasets.mixture import Mixture, check_names
+from internlm_mm.datasets.mixture import check_names
 from internlm_mm.datasets.open_files import OpenFiles
 from internlm_mm.datasets.packing import Row, pack_row
-from internlm_mm.datasets.permutation import Permutation
+from internlm_mm.datasets.row_order import RowOrder, check_order
 from internlm_mm.datasets.token_file import TokenFile
 from internlm_mm.datasets.token_stream import TokenStream
 from internlm_mm.registry import DATASETS
@@ -66,8 +65,7 @@ class PretrainDataset:
         for name, value in dict(seq_len=seq_len, min_document_length=min_document_length).items():
             if value < 1:
                 raise ValueError(f'{name} must be at least 1, got {value}')
-        if weights is not None and not shuffle:
-            raise ValueError('weights mix domains, which shuffle=False would not; give one of them')
+        check_order(weights, shuffle)
         files = find_token_files(data_root)
         for key, names in (('domains', domains), ('weights', weights)):
             if names is not None:
@@ -88,20 +86,17 @@ class PretrainDataset:
         self._streams = [
             TokenStream(group, min_document_length, open_files) for group in opened.values()
         ]
-        self._num_rows = [-(-stream.num_tokens // seq_len) for stream in self._streams]
-        self._row_starts = [0, *accumulate(self._num_rows)]
+        num_rows = [-(-stream.num_tokens // seq_len) for stream in self._streams]
         self.num_tokens = sum(stream.num_tokens for stream in self._streams)
         self.num_dropped = sum(stream.num_dropped for stream in self._streams)
-        self._report_dropped(min_document_length)
+        self._report_dropped(min_document_length, num_rows)
         if max_docs is None:
             most = max(stream.max_fragments(seq_len) for stream in self._streams) + 1  # padding
             max_docs = min(-(-most // 8) * 8, max(seq_len, 2))
         self.max_docs = max_docs
-        self._mixture = (
-            Mixture([weights[name] for name in self.domains], seed) if weights is not None else None
-        )
+        self._order = RowOrder(self.domains, num_rows, weights=weights, shuffle=shuffle, seed=seed)
 
-    def _report_dropped(self, min_document_length: int) -> None:
+    def _report_dropped(self, min_document_length: int, num_rows: Sequence[int]) -> None:
         if self.num_dropped:
             print_log(
                 f'{self.data_root}: dropped {self.num_dropped:,} documents shorter than '
@@ -109,7 +104,7 @@ class PretrainDataset:
                 logger='current',
                 level=logging.INFO,
             )
-        for name, rows in zip(self.domains, self._num_rows, strict=True):
+        for name, rows in zip(self.domains, num_rows, strict=True):
             if not rows:
                 raise ValueError(
                     f'{self.data_root}: domain {name!r} has no document of at least '
@@ -117,22 +112,11 @@ class PretrainDataset:
                 )
 
     def __len__(self) -> int:
-        return self._row_starts[-1]
+        return len(self._order)
 
     def locate(self, index: int) -> tuple[int, int]:
         """The domain of row `index`, and its place in that domain's files; any index >= 0."""
-        if index < 0:
-            raise IndexError(f'rows are counted from 0, got {index}')
-        if self._mixture is not None:
-            domain, count = self._mixture.locate(index)
-            size = self._num_rows[domain]
-            epoch, row = divmod(count, size)
-            return domain, Permutation(size, self.seed, epoch, self.domains[domain])(row)
-        epoch, row = divmod(index, len(self))
-        if self.shuffle:
-            row = Permutation(len(self), self.seed, epoch)(row)
-        domain = bisect_right(self._row_starts, row) - 1
-        return domain, row - self._row_starts[domain]
+        return self._order.locate(index)
 
     def __getitem__(self, index: int) -> Row:
         """Row `index` of the endless sequence."""
@@ -169,10 +153,14 @@ def find_token_files(data_root: str | Path) -> dict[str, list[Path]]:
     folders = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name[0] != '.']
     found: dict[str, list[Path]] = {}
     for folder in folders:
-        shards = [folder, *sorted(folder.iterdir())]
-        paths = [path for path in shards if (path / 'meta.json').is_file()]
+        if (folder / 'meta.json').is_file():
+            found[folder.name] = [folder]
+            continue
+        # Strings: there may be many thousands, and Path takes longer than to look.
+        names = sorted(os.listdir(folder))
+        paths = [folder / name for name in names if os.path.isfile(f'{folder}/{name}/meta.json')]
         if paths:
-            found[folder.name] = paths[:1] if paths[0] == folder else paths
+            found[folder.name] = paths
     if {'train', 'validation'} <= found.keys():
         raise ValueError(
             f'data_root {root} holds training and validation data; '

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import shutil
 import tempfile
 from functools import cached_property
@@ -51,17 +52,19 @@ class TokenFile:
         self.tokenizer: dict[str, str] | None = meta.get('tokenizer')
         self.shortest_document: int = meta.get('shortest_document', 1)
         self._window_counts = {int(k): v for k, v in meta.get('documents_per_window', {}).items()}
-        self.has_loss_mask = (self.path / 'loss_mask.bin').is_file()
+        self.has_loss_mask = os.path.isfile(f'{self.path}/loss_mask.bin')
         self._check_size('tokens.bin', self.num_tokens * self.dtype.itemsize)
         if self.has_loss_mask:
             self._check_size('loss_mask.bin', self.num_tokens)
         self._check_size('offsets.npy', (self.num_documents + 1) * 8 + _HEADER_BYTES)
 
     def _check_size(self, name: str, expected: int) -> None:
-        path = self.path / name
-        if not path.is_file():
-            raise FileNotFoundError(f'{path} is missing: the token file is not whole')
-        actual = path.stat().st_size
+        path = f'{self.path}/{name}'  # thousands of files are opened: Path takes longer than stat
+        try:
+            actual = os.stat(path).st_size
+        except FileNotFoundError as error:
+            message = f'{path} is missing: the token file is not whole'
+            raise FileNotFoundError(message) from error
         if actual != expected:
             raise ValueError(
                 f'{path} has {actual:,} bytes, but meta.json ({self.num_documents:,} documents, '
@@ -351,13 +354,14 @@ def _most_starts(offsets: np.ndarray, window: int) -> int:
 
 
 def _read_meta(folder: Path) -> dict:
-    path = folder / 'meta.json'
-    if not folder.is_dir():
-        raise FileNotFoundError(f'no token file at {folder}')
-    if not path.is_file():
-        raise FileNotFoundError(f'{path} is missing, so {folder} is no token file')
+    path = f'{folder}/meta.json'
     try:
-        meta = json.loads(path.read_text())
+        with open(path, encoding='utf-8') as file:
+            meta = json.loads(file.read())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not folder.is_dir():
+            raise FileNotFoundError(f'no token file at {folder}') from error
+        raise FileNotFoundError(f'{path} is missing, so {folder} is no token file') from error
     except ValueError as error:
         raise ValueError(f'{path} is not JSON: {error}') from error
     kinds = {

@@ -65,13 +65,21 @@ def _try(attend: Attend, device: torch.device, dtype: torch.dtype, packed: bool)
     """
     q, k, v = _inputs(_TRIAL, device, dtype)
     documents = make_rows(_TRIAL[0], _TRIAL[1], device) if packed else None
-    with torch.no_grad():
-        expected = reference_attention(q.float(), k.float(), v.float(), documents)
+    wide = [x.detach().float().requires_grad_() for x in (q, k, v)]
+    expected = reference_attention(wide[0], wide[1], wide[2], documents)
     out = attend(q, k, v, documents)
-    out.sum().backward()
-    error = ((out.float() - expected).abs().max() / expected.abs().max()).item()
-    if not error <= _TOLERANCE.get(dtype, _HALF_TOLERANCE):
-        raise RuntimeError(f'its result is {error:.1e} off the reference')
+    gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+    found = torch.autograd.grad(out, (q, k, v), gradient)
+    gradients = torch.autograd.grad(expected, wide, gradient.float())
+    for name, here, there in zip(
+        ('result', 'gradient of q', 'gradient of k', 'gradient of v'),
+        (out, *found),
+        (expected, *gradients),
+        strict=True,
+    ):
+        error = ((here.float() - there).abs().max() / there.abs().max()).item()
+        if not error <= _TOLERANCE.get(dtype, _HALF_TOLERANCE):
+            raise RuntimeError(f'its {name} is {error:.1e} off the reference')
 
 
 def _rates(

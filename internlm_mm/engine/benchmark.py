@@ -84,7 +84,9 @@ class FrameworkSteps:
     def profile(self, count: int) -> dict[str, Any]:
         """Where the time of `count` further steps goes on rank 0; the other ranks only step.
 
-        Collective. Returns what `break_down` does, or nothing on the other ranks.
+        One more step comes before them. Collective.
+
+        Returns what `break_down` does, or nothing on the other ranks.
 
         Raises:
             ValueError: If `count` is less than 1.
@@ -92,7 +94,7 @@ class FrameworkSteps:
         if count < 1:
             raise ValueError(f'need at least 1 step to break down, got {count}')
         if self.runner.rank != 0:
-            for _ in range(count):
+            for _ in range(1 + count):
                 self.step()
             return {}
         device, wrapper = self.runner.strategy.device, self.runner.optim_wrapper
@@ -108,6 +110,8 @@ class FrameworkSteps:
         self._steps, wrapper.update_params = _marked(steps), marked_update
         try:
             with profile(activities=activities) as profiler:
+                self.step()  # in which the profiler settles
+                synchronize(device)
                 for _ in range(count):
                     with record_function(STEP):
                         self.step()

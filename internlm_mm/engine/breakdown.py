@@ -24,9 +24,10 @@ KINDS = (
     'exposed communication',
     'exposed host copies',
     'data wait',
+    'host optimizer',
     'idle',
 )
-COMMUNICATION, HOST_COPIES, WAITING, IDLE = KINDS[4:]
+COMMUNICATION, HOST_COPIES, WAITING, HOST_OPTIMIZER, IDLE = KINDS[4:]
 
 _Event = Mapping[str, Any]
 
@@ -102,13 +103,15 @@ def break_down(events: Iterable[_Event]) -> dict[str, Any]:
     steps = _ranges(marked, STEP)
     if not steps:
         raise ValueError(f'the trace has no range {STEP!r}')
-    waits = [Span(*wait, WAITING) for wait in _ranges(marked, DATA_WAIT)]
+    updates = _ranges(marked, OPTIMIZER)
+    host = [Span(*wait, WAITING) for wait in _ranges(marked, DATA_WAIT)]
     if any(event.get('cat') == 'kernel' for event in complete):
-        spans = list(_gpu_spans(complete, _ranges(marked, OPTIMIZER)))
+        spans = list(_gpu_spans(complete, updates))
+        host += [Span(*update, HOST_OPTIMIZER) for update in updates]
     else:
         thread = next(event['tid'] for event in marked if event['name'] == STEP)
         spans = list(_cpu_spans(complete, thread))
-    parts = partition([*spans, *waits], steps)
+    parts = partition([*spans, *host], steps)
     busy = [span for span in spans if span.kind == COMMUNICATION]
     return {
         'steps': len(steps),

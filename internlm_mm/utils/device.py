@@ -7,6 +7,7 @@ from internlm_mm.utils.suggest import did_you_mean
 PEAK_BF16_FLOPS = {
     # Dense bf16 tensor-core peak in FLOP/s, from the vendors' data sheets. Longest match first.
     'H200': 989e12,
+    'H20': 148e12,
     'H100 PCIe': 756e12,
     'H100 NVL': 835e12,
     'H100': 989e12,
@@ -51,6 +52,12 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done what was asked of it; at once on a CPU."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
+
+
+def release_cached(device: torch.device) -> None:
+    """Give memory that the allocator holds and nobody uses back to a GPU; nothing on a CPU."""
+    if device.type == 'cuda':
+        torch.cuda.empty_cache()
 
 
 def dtype_of(name: str, key: str = 'dtype') -> torch.dtype:

@@ -46,12 +46,18 @@ def test_a_backend_that_is_wrong_or_fails_is_told(backend) -> None:
     def broken(q, k, v, documents):
         raise RuntimeError('no kernel image is available\nfor execution on the device')
 
+    def detached(q, k, v, documents):
+        return reference_attention(q, k.detach() + 0 * k, v, documents)
+
+    backend('detached', detached)
     backend('leaky', leaky)
     backend('broken', broken)
     found = examine_attentions(CPU, torch.float32, 0.0)
     assert found['leaky']['dense'] == {'works': True}
     assert not found['leaky']['packed']['works']
     assert 'off the reference' in found['leaky']['packed']['why']
+    for rows in ('dense', 'packed'):
+        assert found['detached'][rows]['why'].startswith('its gradient of k is 1.0e+00 off')
     assert found['broken']['dense'] == {'works': False, 'why': 'no kernel image is available'}
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from internlm_mm.utils.device import dtype_of, peak_flops, pick_device, synchronize
+from internlm_mm.utils.device import dtype_of, peak_flops, pick_device, release_cached, synchronize
 
 
 def test_the_cpu_where_there_is_no_gpu(monkeypatch) -> None:
@@ -21,6 +21,7 @@ def test_one_gpu_a_process(monkeypatch) -> None:
     ('name', 'peak'),
     [
         ('NVIDIA H200', 989e12),
+        ('NVIDIA H20', 148e12),
         ('NVIDIA H100 80GB HBM3', 989e12),
         ('NVIDIA H100 PCIe', 756e12),
         ('NVIDIA H100 NVL', 835e12),
@@ -51,3 +52,12 @@ def test_dtypes_by_name() -> None:
     for name in ('bf16', 'int8', 'Tensor', 'torch.float32', ''):
         with pytest.raises(ValueError, match='is not a floating-point dtype'):
             dtype_of(name)
+
+
+def test_memory_goes_back_to_a_gpu(monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr(torch.cuda, 'empty_cache', lambda: calls.append('emptied'))
+    release_cached(torch.device('cpu'))
+    assert not calls
+    release_cached(torch.device('cuda', 0))
+    assert calls == ['emptied']
