@@ -25,6 +25,8 @@ from internlm_mm.optim import (
 )
 from internlm_mm.optim.muon import COEFFICIENTS, orthogonalize
 from internlm_mm.parallel import HybridParallelStrategy
+from internlm_mm.utils.config import load_config
+from internlm_mm.utils.config_reader import shipped_configs
 from tests.helpers import tiny_runner
 from tests.ranks import Ranks
 
@@ -366,3 +368,14 @@ def test_goes_on_from_another_layout(two_ranks, tmp_path: Path) -> None:
     # The same layout goes on to the bit.
     same = run(str(tmp_path / 'same'), resume=str(tmp_path / 'alone' / 'iter_3'))
     assert all(torch.equal(same[name], value) for name, value in alone.items())
+
+
+def test_the_base_that_configs_inherit() -> None:
+    config = load_config(shipped_configs() / '_base_' / 'schedules' / 'muon_cosine.py')
+    module = built_model()
+    wrapper = DecayGroupsConstructor({'optimizer': config.optim_wrapper.optimizer})(module)
+    assert isinstance(wrapper.optimizer, MuonAdamW)
+    assert [group['muon'] for group in wrapper.param_groups] == [True, False, False]
+    assert {group['lr'] for group in wrapper.param_groups} == {3e-4}
+    gradients_of(module, 0)
+    assert wrapper.update_params()['skipped'] == 0
