@@ -1,5 +1,7 @@
 """Text on disk -> rows of tokens -> batches."""
 
+from internlm_mm.datasets.conversation import ConversationDataset
+from internlm_mm.datasets.internlm_bin import InternLMBinDataset
 from internlm_mm.datasets.loader import EvalLoader, TokenLoader
 from internlm_mm.datasets.mixture import Mixture
 from internlm_mm.datasets.packing import Row, collate_rows, pack_row
@@ -10,7 +12,9 @@ from internlm_mm.datasets.token_file import TokenFile, TokenFileWriter
 
 __all__ = [
     'BatchSizeRampup',
+    'ConversationDataset',
     'EvalLoader',
+    'InternLMBinDataset',
     'Mixture',
     'PretrainDataset',
     'RandomTokens',

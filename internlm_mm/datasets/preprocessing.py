@@ -147,8 +147,8 @@ def preprocess(
         if needed and getattr(loaded, f'{name}_id') is None:
             hint = '; --no-bos leaves it out' if name == 'bos' else ''
             raise ValueError(f'tokenizer {tokenizer} has no {name} token to put at documents{hint}')
-    train_files = _domains_of(inputs)
-    validation_files = _domains_of(validation_inputs)
+    train_files = domains_of(inputs)
+    validation_files = domains_of(validation_inputs)
     encoder = _Encoder(
         str(tokenizer), loaded.hash, add_bos, min_document_length, validation_fraction
     )
@@ -192,8 +192,16 @@ def _check_output(output: Path, overwrite: bool) -> None:
         )
 
 
-def _domains_of(inputs: Iterable[str | Path]) -> dict[str, list[Path]]:
-    """Files by domain, domains and files in a fixed order."""
+def domains_of(inputs: Iterable[str | Path]) -> dict[str, list[Path]]:
+    """Files by domain, domains and files in a fixed order.
+
+    Args:
+        inputs: As in `preprocess`.
+
+    Raises:
+        FileNotFoundError: If an input is missing, or holds nothing that can be read.
+        ValueError: If a name cannot be a folder's, or a file is given twice.
+    """
     domains: dict[str, list[Path]] = {}
     for item in inputs:
         name, equals, path = str(item).partition('=')

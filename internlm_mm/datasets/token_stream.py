@@ -91,10 +91,11 @@ class TokenStream:
                 self._open_files.use(self._parts[index].file)
                 piece_stop = min(stop - base, self._parts[index].num_tokens)
                 pieces.append(self._parts[index].read(max(start - base, 0), piece_stop))
-        return _concatenate(pieces)
+        return join_fragments(pieces)
 
 
-def _concatenate(pieces: list[Fragments]) -> Fragments:
+def join_fragments(pieces: Sequence[Fragments]) -> Fragments:
+    """Fragments one after the other, as one."""
     if len(pieces) == 1:
         return pieces[0]
     return Fragments(*(np.concatenate(arrays) for arrays in zip(*pieces, strict=True)))
@@ -170,7 +171,7 @@ class _Part:
                     self._read_contiguous(place + shift, min(stop, int(ends[index])) + shift)
                 )
             block += 1
-        return _concatenate(pieces)
+        return join_fragments(pieces)
 
     def _raise_bad_id(self, start: int, window: np.ndarray) -> None:
         index = int(np.argmax(window >= self.file.vocab_size))

@@ -123,7 +123,9 @@ def _layout(config: Config) -> Layout:
 def _loader(config: Config, key: str, layout: Layout, train_cfg: dict | None = None) -> Any:
     loader = dict(config[key])
     seed = (config.get('randomness') or {}).get('seed') or 0
-    loader['dataset'] = build_data_part(DATASETS, loader['dataset'], f'{key}.dataset', seed=seed)
+    loader['dataset'] = build_data_part(
+        DATASETS, loader['dataset'], f'{key}.dataset', config.get('tokenizer'), seed=seed
+    )
     loader['num_workers'] = 0
     options: dict[str, Any] = {'data_rank': 0, 'data_world_size': layout.data}
     if train_cfg is not None:
@@ -224,7 +226,8 @@ def _data_lines(config: Config, loaders: dict[str, Any]) -> list[str]:
     lines = []
     for key, loader in loaders.items():
         dataset = loader.dataset
-        root = config[key]['dataset'].get('data_root', type(dataset).__name__)
+        given = config[key]['dataset']
+        root = given.get('data_root') or given.get('path') or type(dataset).__name__
         rows = len(dataset)
         domains = f', domains {", ".join(dataset.domains)}' if dataset.domains else ''
         lines.append(

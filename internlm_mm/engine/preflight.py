@@ -12,7 +12,9 @@ from torch import nn
 
 from internlm_mm.parallel.fit import fitting_message
 from internlm_mm.parallel.mesh import LayoutError
-from internlm_mm.registry import MODELS
+from internlm_mm.registry import DATASETS, MODELS
+from internlm_mm.utils.resolve import resolve_type
+from internlm_mm.utils.signatures import options_of
 
 MAKE_DATA = """
 Paths are taken from the current folder, {folder}
@@ -20,12 +22,17 @@ Paths are taken from the current folder, {folder}
   python tools/train_tokenizer.py TEXTS --output data/text/tokenizer --vocab-size 103168
   python tools/preprocess_data.py TEXTS --output data/text/tokens \\
       --tokenizer data/text/tokenizer --validation-fraction 0.001
+Conversations are read as they are: docs/en/finetune.md.
 For a speed run neither is needed: dataset=dict(type=RandomTokens, ...), as in
 internlm_7b_speed.py"""
 
 
 def build_data_part(
-    registry: Registry, config: Mapping[str, Any], key: str, **defaults: Any
+    registry: Registry,
+    config: Mapping[str, Any],
+    key: str,
+    tokenizer: Any = None,
+    **defaults: Any,
 ) -> Any:
     """Build a tokenizer or dataset; where its files are missing, say how they are made.
 
@@ -33,16 +40,37 @@ def build_data_part(
         registry: TOKENIZERS or DATASETS.
         config: Its config.
         key: Where the config stands, for the message.
+        tokenizer: Of the run, for a dataset that takes one.
         defaults: Arguments that the runner supplies.
 
     Raises:
         FileNotFoundError: With the key, the path and the two commands.
     """
+    if tokenizer is not None:
+        config = give_tokenizer(config, tokenizer)
     try:
         return registry.build(dict(config), default_args=defaults)
     except FileNotFoundError as error:
         hint = MAKE_DATA.format(folder=Path.cwd())
         raise FileNotFoundError(f'{key}: {error}{hint}') from error
+
+
+def give_tokenizer(dataset: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """The config of a dataset with the run's tokenizer, where its class takes one and it has none.
+
+    Args:
+        dataset: Its config; it may wrap that of another one.
+        tokenizer: Of the run, built or its config; None changes nothing.
+    """
+    given = dict(dataset)
+    target = resolve_type(given['type'], DATASETS, 'dataset.type')
+    options = options_of(target)
+    takes_one = options is not None and 'tokenizer' in options.hints
+    if takes_one and given.get('tokenizer') is None and tokenizer is not None:
+        given['tokenizer'] = tokenizer
+    if isinstance(given.get('dataset'), Mapping):
+        given['dataset'] = give_tokenizer(given['dataset'], tokenizer)
+    return given
 
 
 def check_run(model: nn.Module, loaders: Mapping[str, Any], tokenizer: Any = None) -> None:

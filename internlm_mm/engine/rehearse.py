@@ -17,7 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from internlm_mm.datasets.sampler import BatchSizeRampup, check_division
 from internlm_mm.engine.memory_budget import attends_by_mask, decide
-from internlm_mm.engine.preflight import check_run, propose_fit
+from internlm_mm.engine.preflight import check_run, give_tokenizer, propose_fit
 from internlm_mm.engine.rehearse_memory import model_sizes, run_sizes, unknown_parameters
 from internlm_mm.parallel.context import check_documents
 from internlm_mm.parallel.fit import check_layout
@@ -223,7 +223,7 @@ def _step(
 
 def _data(config: Config) -> tuple[Any, dict[str, str]]:
     """The training data if it is here, or what the config says of it."""
-    cfg = dict(config.train_dataloader.dataset)
+    cfg = give_tokenizer(config.train_dataloader.dataset, config.get('tokenizer'))
     data = {'checked': 'built', 'documents': 'packed'}
     try:
         dataset = DATASETS.build(dict(cfg))

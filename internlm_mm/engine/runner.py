@@ -174,7 +174,7 @@ class LLMRunner(FlexibleRunner):
         config = dict(loader)
         if isinstance(config['dataset'], dict):
             config['dataset'] = build_data_part(
-                DATASETS, config['dataset'], f'{key}.dataset', seed=self.seed
+                DATASETS, config['dataset'], f'{key}.dataset', self.tokenizer, seed=self.seed
             )
         return DATALOADERS.build(
             config,

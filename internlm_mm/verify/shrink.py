@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 from torch.optim import AdamW
 
+from internlm_mm.engine.preflight import give_tokenizer
 from internlm_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIMIZERS
 from internlm_mm.utils.config import to_plain
 from internlm_mm.utils.resolve import resolve_type
@@ -213,6 +214,8 @@ def _loader(plain: dict[str, Any], seq_len: int, random_data: bool) -> dict[str,
             # A few documents a row, of lengths that no degree divides.
             'document_lengths': [seq_len // 6 or 1, seq_len // 3 or 1, seq_len // 2 + 1],
         }
+    else:
+        dataset = give_tokenizer(dataset, plain.get('tokenizer'))
     uneven = {'type': 'internlm_mm.verify.UnevenRows', 'dataset': dataset, 'seq_len': seq_len}
     for key in ('micro_batch_size', 'global_batch_size', 'rampup', 'num_workers'):
         loader.pop(key, None)

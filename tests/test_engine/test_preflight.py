@@ -9,6 +9,7 @@ from internlm_mm.engine.preflight import (
     build_data_part,
     check_run,
     check_writable,
+    give_tokenizer,
     propose_fit,
 )
 from internlm_mm.models import InternLM
@@ -134,3 +135,17 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         PermissionError, match=r"work_dir='.*/file/run' cannot be written: Not a dir"
     ):
         check_writable(tmp_path / 'file' / 'run')
+
+
+def test_a_dataset_gets_the_tokenizer_of_the_run_where_it_takes_one() -> None:
+    own = dict(type='ConversationDataset', path='x', tokenizer='mine')
+    other = dict(type='RandomTokens', vocab_size=5, seq_len=4)
+    assert give_tokenizer(own, 'run') == own
+    assert give_tokenizer(other, 'run') == other
+    given = give_tokenizer(dict(type='ConversationDataset', tokenizer=None), 'run')
+    assert given['tokenizer'] == 'run'
+    inside = dict(
+        type='internlm_mm.verify.UnevenRows', dataset=dict(type='ConversationDataset'), seq_len=4
+    )
+    assert give_tokenizer(inside, 'run')['dataset']['tokenizer'] == 'run'
+    assert 'tokenizer' not in give_tokenizer(inside, None)['dataset']

@@ -1,0 +1,80 @@
+"""Token files that are made when they are first asked for, by one process for all."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmengine.logging import print_log
+
+from internlm_mm.datasets.token_file import publish
+
+SOURCE_NAME = 'source.json'
+
+
+def cached_folder(
+    cache_dir: str | Path, source: Mapping[str, Any], make: Callable[[Path], None]
+) -> Path:
+    """The folder that `make` fills, made once for every `source`.
+
+    Of the processes that share `cache_dir` one makes it and the others wait. It appears when it
+    is whole.
+
+    Args:
+        cache_dir: Holds such folders.
+        source: All that decides what is made, as JSON; written down in the folder.
+        make: Fills the folder that it is given.
+
+    Returns:
+        The folder; it must not be changed.
+    """
+    text = json.dumps(source, indent=2, sort_keys=True, ensure_ascii=False)
+    key = hashlib.sha256(text.encode()).hexdigest()[:20]
+    folder = Path(cache_dir) / key
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(folder.parent / f'.{key}.lock'):
+        if folder.is_dir():  # made by another while this one waited
+            return folder
+        made = Path(tempfile.mkdtemp(prefix=f'.{key}.', suffix='.partial', dir=folder.parent))
+        made.chmod(0o755)
+        try:
+            make(made)
+            (made / SOURCE_NAME).write_text(text + '\n', encoding='utf-8')
+            publish(made, folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    return folder
+
+
+def hash_contents(files: Iterable[Path]) -> dict[str, str]:
+    """sha256 of files by their names as given, in hexadecimal."""
+    hashes = {}
+    for path in files:
+        with open(path, 'rb') as file:
+            hashes[str(path)] = hashlib.file_digest(file, 'sha256').hexdigest()
+    return hashes
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process, whatever happens to it."""
+    with open(path, 'w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # some file systems of clusters have no locks
+            print_log(
+                f'{path}: cannot be locked ({error.strerror}): each process tokenises for itself',
+                logger='current',
+                level=logging.WARNING,
+            )
+        yield

@@ -1,0 +1,148 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as some
+
+from internlm_mm.datasets.conversation_encoding import ConversationEncoder, split_turns
+from internlm_mm.datasets.conversation_formats import Example
+from internlm_mm.tokenizers import build_template
+from tests.conversations import CALLING, NAMES, PLAIN, TOOLS, conversations, internlm_model
+
+
+@pytest.fixture(scope='module')
+def tokenizer(tmp_path_factory: pytest.TempPathFactory):
+    return internlm_model(tmp_path_factory.mktemp('tokenizer'))
+
+
+def example(messages: list[dict], tools: list[dict] = ()) -> Example:
+    return Example(messages, list(tools), 'c.jsonl:3', 'messages')
+
+
+def learned(encoded) -> list[int]:
+    return [index for index, mask in zip(*encoded, strict=True) if mask]
+
+
+def plain_answers(tokenizer, template, messages: list[dict]) -> list[list[int]]:
+    """What must be learned of a conversation without calls: each answer, and the stop token."""
+    stop = template.token_id(tokenizer, template.stop[0])
+    return [
+        [*tokenizer.encode(message['content']), stop]
+        for message in messages
+        if message['role'] == 'assistant' and message.get('loss', True)
+    ]
+
+
+@pytest.mark.parametrize('name', ['internlm', 'internlm_v1_1', 'internlm2'])
+def test_the_loss_is_on_answers_and_their_stop_tokens(name: str, tokenizer) -> None:
+    template = build_template(name)
+    encoder = ConversationEncoder(tokenizer, template, 500, add_ending=False)
+    (document,), was_cut = encoder(example(PLAIN))
+    assert not was_cut and document.ids[0] == tokenizer.bos_id
+    assert learned(document) == sum(plain_answers(tokenizer, template, PLAIN), [])
+    muted = [*PLAIN[:2], {**PLAIN[2], 'loss': False}, *PLAIN[3:]]
+    (other,), _ = encoder(example(muted))
+    assert other.ids == document.ids
+    assert learned(other) == plain_answers(tokenizer, template, PLAIN)[1]
+
+
+def test_the_ending_of_internlm(tokenizer) -> None:
+    template = build_template('internlm')
+    (document,), _ = ConversationEncoder(tokenizer, template, 500)(example(PLAIN))
+    ending = [tokenizer.token_id('<eoa>'), tokenizer.token_id('<0x0A>'), tokenizer.eos_id]
+    assert document.ids[-3:] == ending and document.loss_mask[-3:] == [True] * 3
+
+
+@given(some.data(), some.sampled_from(NAMES))
+@settings(
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_split_documents_are_whole_turns(tokenizer, data, name: str) -> None:
+    template = build_template(name)
+    messages = data.draw(conversations(template))
+    tools = TOOLS if template.tools is not None else []
+    given = example([message for message in messages], tools)
+    whole = template.encode(tokenizer, messages, tools or None, add_ending=True)
+    system, turns = split_turns(messages)
+    assert [*system, *(m for turn in turns for m in turn)] == messages
+    assert all(turn[0]['role'] == 'user' for turn in turns)
+    alone = [
+        template.encode(tokenizer, [*system, *turn], tools or None, add_ending=turn is turns[-1])
+        for turn in turns
+    ]
+    room = data.draw(some.integers(max(len(one.ids) for one in alone), len(whole.ids) + 3))
+    try:
+        documents, was_cut = ConversationEncoder(tokenizer, template, room)(given)
+    except ValueError as error:
+        assert 'content is empty' in str(error)
+        return
+    assert was_cut == (len(whole.ids) > room) == (len(documents) > 1)
+    # Whatever the cuts, no document is too long, and what is learned is learned once, in order.
+    assert all(len(document.ids) <= room for document in documents)
+    assert sum(map(learned, documents), []) == learned(whole)
+    # As few documents as there can be: a turn more would not have fitted.
+    starts = [0]
+    for stop in range(1, len(turns) + 1):
+        joined = [*system, *(m for turn in turns[starts[-1] : stop] for m in turn)]
+        is_last = stop == len(turns)
+        if len(template.encode(tokenizer, joined, tools or None, add_ending=is_last).ids) > room:
+            starts.append(stop - 1)
+    assert len(documents) == len(starts)
+
+
+def test_calls_stay_with_their_results(tokenizer) -> None:
+    messages = [*CALLING, {'role': 'user', 'content': 'Thanks'}, PLAIN[2]]
+    system, turns = split_turns(messages)
+    assert system == CALLING[:1] and turns == [CALLING[1:], messages[-2:]]
+    named = [{'role': 'user', 'content': 'a', 'name': n} for n in ('x', 'y')]
+    assert split_turns([*named, PLAIN[2]]) == ([], [[*named, PLAIN[2]]])
+
+
+def test_overlong(tokenizer) -> None:
+    template = build_template('internlm2')
+    size = len(template.encode(tokenizer, PLAIN).ids)
+    with pytest.raises(ValueError, match=rf'c\.jsonl:3: {size} tokens, more than the {size - 1} '):
+        ConversationEncoder(tokenizer, template, size - 1, 'error')(example(PLAIN))
+    whole = template.encode(tokenizer, PLAIN)
+    (cut,), was_cut = ConversationEncoder(tokenizer, template, size - 5, 'truncate')(example(PLAIN))
+    assert was_cut
+    assert (cut.ids, cut.loss_mask) == (whole.ids[: size - 5], whole.loss_mask[: size - 5])
+    with pytest.raises(
+        ValueError, match=r'c\.jsonl:3, messages: there is nothing to learn in what'
+    ):
+        ConversationEncoder(tokenizer, template, 12, 'truncate')(example(PLAIN))
+    with pytest.raises(
+        ValueError, match=r'c\.jsonl:3, message 1: the turn that begins here is lon'
+    ):
+        ConversationEncoder(tokenizer, template, 12)(example(PLAIN))
+    with pytest.raises(ValueError, match=r"overlong='spilt' is none of .* mean 'split'\?"):
+        ConversationEncoder(tokenizer, template, 12, 'spilt')
+
+
+Q = {'role': 'user', 'content': 'q'}
+
+
+@pytest.mark.parametrize(
+    ('messages', 'message'),
+    [
+        ([Q, {'role': 'assistant', 'content': ' \n'}], 'message 1: content is empty'),
+        ([Q, {'role': 'assistant', 'content': [{'text': ''}]}], 'message 1: content is empty'),
+        ([Q], 'messages: there is nothing to learn'),
+        ([Q, {**PLAIN[2], 'loss': False}], 'messages: there is nothing to learn'),
+        ([Q, Q, PLAIN[2]], "message 1: role 'user' after 'user'"),
+        ([PLAIN[2]], "message 0: role 'assistant' at the beginning"),
+        ([Q, {**PLAIN[2], 'contents': 'x'}], "message 1: field 'contents' is none"),
+    ],
+)
+def test_malformed_conversations(tokenizer, messages: list[dict], message: str) -> None:
+    encoder = ConversationEncoder(tokenizer, build_template('internlm2'), 500)
+    with pytest.raises(ValueError) as raised:
+        encoder(example(messages))
+    assert str(raised.value).startswith(f'c.jsonl:3, {message}')
+
+
+def test_an_empty_answer_may_be_context(tokenizer: Path) -> None:
+    encoder = ConversationEncoder(tokenizer, build_template('internlm2'), 500)
+    empty = {'role': 'assistant', 'content': '', 'loss': False}
+    (document,), _ = encoder(example([Q, empty, Q, PLAIN[2]]))
+    assert learned(document) == learned(encoder(example([Q, PLAIN[2]])).documents[0])
