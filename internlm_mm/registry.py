@@ -53,6 +53,12 @@ OBJECTIVES = Registry(  # forward(hidden, head_weight, batch) -> dict of sums wi
 ATTENTIONS = Registry(  # attend(q, k, v, documents) in [batch, seq, heads, head_dim]
     'attention', scope='internlm_mm', locations=['internlm_mm.ops']
 )
+NORMS = Registry(  # norm(x, weight, eps) -> x normalised over its last dimension
+    'norm kernel', scope='internlm_mm', locations=['internlm_mm.ops']
+)
+CROSS_ENTROPIES = Registry(  # like internlm_mm.ops.linear_cross_entropy
+    'cross-entropy kernel', scope='internlm_mm', locations=['internlm_mm.ops']
+)
 MODEL_WRAPPERS = _child(mm.MODEL_WRAPPERS)
 WEIGHT_INITIALIZERS = _child(mm.WEIGHT_INITIALIZERS)
 

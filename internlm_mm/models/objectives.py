@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from internlm_mm.ops import linear_cross_entropy
 from internlm_mm.registry import OBJECTIVES
 from internlm_mm.structures import IGNORE_INDEX, Batch
+
+CrossEntropy = Callable[..., tuple[Tensor, Tensor | None]]
+"""As `linear_cross_entropy`; None in place of the losses of single tokens where it has none."""
 
 
 @OBJECTIVES.register_module()
@@ -30,7 +35,8 @@ class NextToken(nn.Module):
             raise ValueError(f'chunk_tokens={chunk_tokens} must be at least 1')
         self.label_smoothing = label_smoothing
         self.chunk_tokens = chunk_tokens
-        self.cross_entropy = linear_cross_entropy  # the seam: tensor parallelism replaces it
+        # The seam: kernels and tensor parallelism replace it.
+        self.cross_entropy: CrossEntropy = linear_cross_entropy
 
     def forward(self, hidden: Tensor, head_weight: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Sum the loss of a micro-batch.
@@ -54,6 +60,11 @@ class NextToken(nn.Module):
         )
         outputs = {'loss': loss}
         if batch.domain_ids is not None:
+            if token_losses is None:
+                raise ValueError(
+                    'losses by domain need the loss of each token, which this cross-entropy does '
+                    "not tell: set strategy.kernels.cross_entropy='torch'"
+                )
             domains = batch.domain_ids.flatten()
             zeros = token_losses.new_zeros(batch.num_domains)
             counted = (labels != IGNORE_INDEX).to(token_losses.dtype)

@@ -12,6 +12,8 @@ from internlm_mm.ops.flash4 import flash4_attention
 from internlm_mm.ops.flash_packages import flash2_attention, flash3_attention
 from internlm_mm.ops.flex import flexible_attention
 from internlm_mm.ops.kv_cache import KVCache, LayerCache
+from internlm_mm.ops.liger import liger_cross_entropy
+from internlm_mm.ops.projections import project
 from internlm_mm.ops.rms_norm import rms_norm
 from internlm_mm.ops.rope import apply_rope, rope_table
 from internlm_mm.ops.swiglu import swiglu
@@ -28,9 +30,11 @@ __all__ = [
     'flash3_attention',
     'flash4_attention',
     'flexible_attention',
+    'liger_cross_entropy',
     'linear_cross_entropy',
     'make_documents',
     'needs_mask',
+    'project',
     'rms_norm',
     'rope_table',
     'swiglu',

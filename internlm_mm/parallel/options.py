@@ -1,6 +1,6 @@
 """Options of a strategy that can be judged before there is a process group."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,25 @@ def check_loss_scale(param_dtype: torch.dtype, optim_wrapper: Any) -> None:
             "strategy.precision.param='float16' needs optim_wrapper.loss_scale=dict(); "
             "'bfloat16' needs none"
         )
+
+
+def by_iteration(scheduler: Any) -> list[Any]:
+    """Configs of schedulers that count iterations, where MMEngine's default counts epochs.
+
+    Raises:
+        ValueError: If one asks for epochs.
+    """
+    filled = []
+    for index, config in enumerate(scheduler if isinstance(scheduler, Sequence) else [scheduler]):
+        if isinstance(config, dict):
+            config = {'by_epoch': False, **config}
+            if config['by_epoch']:
+                raise ValueError(
+                    f'param_scheduler.{index}.by_epoch=True: training has no epochs, '
+                    'only iterations'
+                )
+        filled.append(config)
+    return filled
 
 
 def check_options(

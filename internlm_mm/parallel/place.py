@@ -1,7 +1,7 @@
 """Every technique in its order, from a whole model to this rank's part."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,7 +9,9 @@ from torch import nn
 
 from internlm_mm.parallel.attention import apply_attention
 from internlm_mm.parallel.data import allocate, layers_of, shard_model
+from internlm_mm.parallel.float8 import Float8, apply_float8, check_partners
 from internlm_mm.parallel.initialize import initialize_parameters
+from internlm_mm.parallel.kernels import Kernels, apply_kernels
 from internlm_mm.parallel.mesh import Layout, ParallelMesh
 from internlm_mm.parallel.pipeline import (
     PipelinePlan,
@@ -35,6 +37,8 @@ class Techniques:
         compile: Whether each layer is compiled by itself.
         attention: A backend from ATTENTIONS, or 'auto'.
         context_attention: How ranks that share a sequence exchange keys and values.
+        kernels: Which kernels compute norms, losses and products.
+        float8: How matrix products are rounded to 8 bits, or None.
         pipeline: See `internlm_mm.parallel.pipeline.plan_pipeline`.
     """
 
@@ -46,6 +50,8 @@ class Techniques:
     compile: bool = False
     attention: str = 'auto'
     context_attention: str = 'all_gather'
+    kernels: Kernels = field(default_factory=Kernels)
+    float8: Float8 | None = None
     pipeline: Mapping[str, Any] | None = None
 
     def needs_mesh(self, world_size: int) -> bool:
@@ -63,12 +69,14 @@ class Placed:
         stages: The pipeline stages it consists of, by index; the model itself without a pipeline.
         plan: Which layers each stage of every rank has, or None without a pipeline.
         attention: Which backend was chosen and why.
+        float8: Which layers compute in 8 bits, or None.
     """
 
     model: nn.Module
     stages: dict[int, nn.Module]
     plan: PipelinePlan | None
     attention: str
+    float8: str | None = None
 
     def materialize(self, seed: int, device: torch.device, offload: bool) -> None:
         """Give parameters on the meta device memory and initial values; move any others.
@@ -96,7 +104,7 @@ def place_model(
     techniques: Techniques,
     device: torch.device,
 ) -> Placed:
-    """Pipeline cut -> tensor -> attention -> recomputation -> compilation -> sharding.
+    """Pipeline cut -> tensor -> kernels -> recomputation -> float8 -> compilation -> sharding.
 
     Args:
         model: Whole, on the meta device or not; becomes the rank's part where there is no pipeline.
@@ -110,7 +118,9 @@ def place_model(
     Raises:
         ValueError: If a technique does not fit the model.
     """
-    plan = None
+    if techniques.float8 is not None:
+        check_partners(layout.tensor, techniques.kernels.fuse)
+    plan = rounded = None
     stages = {0: model}
     if layout.pipeline > 1:
         plan = plan_pipeline(
@@ -129,7 +139,12 @@ def place_model(
             mesh.context if mesh is not None else None,
             techniques.context_attention,
         )
+        apply_kernels(stage, techniques.kernels, device, techniques.param_dtype, layout.tensor)
         recompute_layers(stage, techniques.recompute)
+        if techniques.float8 is not None:
+            rounded = apply_float8(
+                stage, techniques.float8, device, techniques.param_dtype, mesh is not None
+            )
         if techniques.compile:
             for layer in layers_of(stage):
                 layer.compile()
@@ -144,4 +159,4 @@ def place_model(
                 techniques.reshard,
                 techniques.offload,
             )
-    return Placed(model, stages, plan, chosen)
+    return Placed(model, stages, plan, chosen, rounded)

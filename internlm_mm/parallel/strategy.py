@@ -15,9 +15,16 @@ from torch import Tensor, nn
 from internlm_mm.parallel.context import around_step, share_batch
 from internlm_mm.parallel.data import GatherAhead, begin_micro_batch
 from internlm_mm.parallel.fit import check_layout
+from internlm_mm.parallel.float8 import check_float8, scales_first
+from internlm_mm.parallel.kernels import check_kernels
 from internlm_mm.parallel.launch import join_process_group
 from internlm_mm.parallel.mesh import Layout, ParallelMesh, resolve_layout
-from internlm_mm.parallel.options import check_dist_cfg, check_loss_scale, check_options
+from internlm_mm.parallel.options import (
+    by_iteration,
+    check_dist_cfg,
+    check_loss_scale,
+    check_options,
+)
 from internlm_mm.parallel.pipeline import Pipeline
 from internlm_mm.parallel.place import Techniques, place_model
 from internlm_mm.parallel.sums import add_up, reduce_all
@@ -52,6 +59,8 @@ class HybridParallelStrategy(BaseStrategy):
             name in SCHEDULES; `stages_per_rank`; `layers`, how many each stage has.
         context_attention: How ranks that share a sequence exchange keys and values: 'all_gather',
             or 'ring', torch's own, on CUDA and for rows of one document.
+        kernels: `norm`, `cross_entropy` and `fuse`; see `internlm_mm.parallel.kernels.Kernels`.
+        float8: Products in 8 bits: `recipe` ...; see `internlm_mm.parallel.float8.Float8`.
         work_dir: Filled in by the runner.
         experiment_name: Filled in by the runner.
         env_kwargs: Filled in by the runner: launcher, `dist_cfg` (backend, timeout in seconds) and
@@ -75,6 +84,8 @@ class HybridParallelStrategy(BaseStrategy):
         offload: bool = False,
         pipeline: Mapping[str, Any] | None = None,
         context_attention: str = 'all_gather',
+        kernels: Mapping[str, Any] | None = None,
+        float8: Mapping[str, Any] | None = None,
         work_dir: str = 'work_dirs',
         experiment_name: str | None = None,
         env_kwargs: dict | None = None,
@@ -95,6 +106,8 @@ class HybridParallelStrategy(BaseStrategy):
             compile=compile,
             attention=attention,
             context_attention=context_attention,
+            kernels=check_kernels(kernels),
+            float8=check_float8(float8, self.param_dtype),
             pipeline=pipeline,
         )
         self._parallel = parallel
@@ -222,11 +235,15 @@ class HybridParallelStrategy(BaseStrategy):
             whole = self.model if self._pipeline is None else nn.ModuleList(self.parts)
             self.gather_ahead = GatherAhead(whole)
             optim_wrapper.after_step = self.gather_ahead.start
+        if self.techniques.float8 is not None and self.techniques.float8.gathers:
+            optim_wrapper.after_step = scales_first(self.model, optim_wrapper.after_step)
 
     def _place(self, model: nn.Module) -> nn.Module:
         hidden_size = getattr(model, 'hidden_size', 0)
         placed = place_model(model, self.layout, self.rank, self.mesh, self.techniques, self.device)
         self.logger.info(f'attention {placed.attention}')
+        if placed.float8 is not None:
+            self.logger.info(f'float8 {placed.float8}')
         placed.materialize(self.seed, self.device, self.techniques.offload)
         if placed.plan is not None:
             assert self.mesh is not None and self.mesh.pipeline is not None
@@ -243,17 +260,7 @@ class HybridParallelStrategy(BaseStrategy):
 
     def build_param_scheduler(self, scheduler: Any, optim_wrapper: Any, default_args: Any = None):
         """Schedulers count iterations; MMEngine's default of epochs would never move."""
-        listed = scheduler if isinstance(scheduler, Sequence) else [scheduler]
-        filled = []
-        for index, config in enumerate(listed):
-            if isinstance(config, dict):
-                config = {'by_epoch': False, **config}
-                if config['by_epoch']:
-                    raise ValueError(
-                        f'param_scheduler.{index}.by_epoch=True: training has no epochs, '
-                        'only iterations'
-                    )
-            filled.append(config)
+        filled = by_iteration(scheduler)
         return super().build_param_scheduler(filled, optim_wrapper, default_args)
 
     # ------------------------------------------------------------------------------- one step

@@ -9,7 +9,16 @@ from torch.distributed.tensor import DTensor
 
 def local_tensor(tensor: Tensor) -> Tensor:
     """This rank's part of a DTensor, sharing its memory; any other tensor as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return plain_tensor(tensor.to_local() if isinstance(tensor, DTensor) else tensor)
+
+
+def plain_tensor(tensor: Tensor) -> Tensor:
+    """What a weight that FSDP2 gathers in a form of its own is made from; others as they are.
+
+    torchao wraps such masters, which then have no memory that can be pointed at.
+    """
+    is_wrapped = hasattr(tensor, 'fsdp_pre_all_gather')
+    return getattr(tensor, '_tensor', tensor) if is_wrapped else tensor
 
 
 class Part(NamedTuple):

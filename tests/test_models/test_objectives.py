@@ -60,3 +60,13 @@ def test_chosen_by_name_in_a_config():
 def test_values_out_of_range(wrong, message):
     with pytest.raises(ValueError, match=message):
         NextToken(**wrong)
+
+
+def test_domains_need_the_losses_of_tokens():
+    hidden, weight, batch = case(domains=3)
+    objective = NextToken()
+    objective.cross_entropy = lambda *arguments: (torch.zeros(()), None)
+    with pytest.raises(ValueError, match=r"strategy\.kernels\.cross_entropy='torch'"):
+        objective(hidden, weight, batch)
+    hidden, weight, batch = case()
+    assert set(objective(hidden, weight, batch)) == {'loss'}

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from internlm_mm.models import InternLM
 from internlm_mm.parallel import place
+from internlm_mm.parallel.float8 import Float8
 from internlm_mm.parallel.mesh import Layout, ParallelMesh
 from internlm_mm.parallel.place import Techniques, place_model
 
@@ -124,9 +125,12 @@ def place_and_note(parallel: dict, schedule: str) -> tuple[list[str], dict]:
 
         patch.setattr(place, name, call)
 
-    for name in ('cut_stages', 'apply_tensor_parallel', 'apply_attention', 'recompute_layers'):
+    for name in ('cut_stages', 'apply_tensor_parallel', 'apply_attention', 'apply_kernels'):
         note(name)
+    note('recompute_layers')
     note('shard_model')
+    float8 = None if 'tensor' in parallel else Float8()
+    patch.setattr(place, 'apply_float8', lambda *args: order.append('apply_float8') or 'all')
 
     def compiled(self, *args, **kwargs):
         order.append('compile')
@@ -135,7 +139,11 @@ def place_and_note(parallel: dict, schedule: str) -> tuple[list[str], dict]:
     try:
         layout = Layout(**parallel)
         techniques = Techniques(
-            recompute=1.0, compile=True, pipeline={'schedule': schedule}, reshard='layer'
+            recompute=1.0,
+            compile=True,
+            float8=float8,
+            pipeline={'schedule': schedule},
+            reshard='layer',
         )
         mesh = ParallelMesh(layout, 'cpu')
         placed = place_model(meta_model(), layout, dist.get_rank(), mesh, techniques, CPU)
@@ -148,13 +156,14 @@ def place_and_note(parallel: dict, schedule: str) -> tuple[list[str], dict]:
     return order, parameters
 
 
-STAGE = ['apply_attention', 'recompute_layers']
+STAGE = ['apply_attention', 'apply_kernels', 'recompute_layers']
+ROUNDED = [*STAGE, 'apply_float8']
 
 
 def test_the_order_of_a_pipeline(two_ranks) -> None:
     names = []
     for order, parameters in two_ranks(place_and_note, {'pipeline': 2}, 'interleaved_1f1b'):
-        assert order == ['cut_stages', *(2 * [*STAGE, 'compile', 'shard_model'])]
+        assert order == ['cut_stages', *(2 * [*ROUNDED, 'compile', 'shard_model'])]
         assert {mesh for _, mesh, _ in parameters.values()} == {('shard',)}
         names += parameters
     assert sorted(names) == sorted(names_of(meta_model()))
@@ -172,7 +181,7 @@ def test_the_order_of_tensor_parallelism(two_ranks) -> None:
 
 def test_context_shares_parameters_like_data(two_ranks) -> None:
     for order, parameters in two_ranks(place_and_note, {'context': 2}, '1f1b'):
-        assert order == [*STAGE, *(4 * ['compile']), 'shard_model']
+        assert order == [*ROUNDED, *(4 * ['compile']), 'shard_model']
         for _, mesh, placements in parameters.values():
             assert mesh == ('shard',) and placements == ['S(0)']
 

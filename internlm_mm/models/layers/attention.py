@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from internlm_mm.models.layers.norm import RMSNorm
 from internlm_mm.ops import Documents, LayerCache, apply_rope, cached_attention
 from internlm_mm.ops.attention import Attend, sdpa_attention
+from internlm_mm.ops.projections import Project, project
 
 
 class SelfAttention(nn.Module):
@@ -33,6 +34,7 @@ class SelfAttention(nn.Module):
     """
 
     attend: Attend
+    project: Project
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class SelfAttention(nn.Module):
         self.q_norm = None if norm_eps is None else RMSNorm(head_dim, norm_eps)
         self.k_norm = None if norm_eps is None else RMSNorm(head_dim, norm_eps)
         self.attend = sdpa_attention  # the seam: kernels and context parallelism replace it
+        self.project = project  # the seam: products may be fused
 
     def forward(
         self,
@@ -78,8 +81,8 @@ class SelfAttention(nn.Module):
             What to add to the residual stream, [rows, seq, hidden].
         """
         q, k, v = (  # each [rows, seq, heads, head_dim]
-            proj(x).unflatten(-1, (-1, self.head_dim))
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
+            projected.unflatten(-1, (-1, self.head_dim))
+            for projected in self.project(x, (self.q_proj, self.k_proj, self.v_proj))
         )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)

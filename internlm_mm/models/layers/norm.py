@@ -1,5 +1,7 @@
 """Normalisation layer."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -14,11 +16,14 @@ class RMSNorm(nn.Module):
         eps: Added to the mean square.
     """
 
+    norm: Callable[[Tensor, Tensor, float], Tensor]
+
     def __init__(self, hidden_size: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(hidden_size))
         self.eps = eps
+        self.norm = rms_norm  # the seam: kernels replace it
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension. x, result: [..., hidden]."""
-        return rms_norm(x, self.weight, self.eps)
+        return self.norm(x, self.weight, self.eps)
