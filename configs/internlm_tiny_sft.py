@@ -19,12 +19,12 @@ from internlm_mm.engine.hooks import EvaluationHook
 
 load_from = 'work_dirs/demo'
 tokenizer.update(path='data/python_stdlib/tokenizer')
-train_cfg = dict(type=TokenTrainLoop, max_iters=150, global_batch_size=4, micro_batch_size=4)
+train_cfg = dict(type=TokenTrainLoop, max_iters=300, global_batch_size=4, micro_batch_size=4)
 val_cfg = dict(type=PerplexityLoop)
 train_dataloader.dataset.update(seq_len=256, chat_template='internlm')
 train_dataloader.update(num_workers=0)
 val_dataloader.dataset.update(seq_len=256, chat_template='internlm')
 optim_wrapper.optimizer.update(lr=2e-3)
 param_scheduler[0].update(warmup=15)
-default_hooks.update(evaluation=dict(type=EvaluationHook, interval=50, at_start=True))
-default_hooks.checkpoint.update(interval=150)
+default_hooks.update(evaluation=dict(type=EvaluationHook, interval=100, at_start=True))
+default_hooks.checkpoint.update(interval=300)

@@ -71,13 +71,13 @@ class PackedRows:
         self.vocab_size = first.vocab_size
         self.tokenizer = first.tokenizer
         self.num_tokens = sum(file.num_tokens for file in files.values())
-        self._files = list(files.values())
+        self.files = list(files.values())
         open_files = OpenFiles()
-        self._streams = [TokenStream([file], open_files=open_files) for file in self._files]
+        self._streams = [TokenStream([file], open_files=open_files) for file in self.files]
         make = PACKINGS[packing]
-        self._bins = None if make is None else [self._bins_of(file, make) for file in self._files]
+        self._bins = None if make is None else [self._bins_of(file, make) for file in self.files]
         if self._bins is None:
-            num_rows = [-(-file.num_tokens // seq_len) for file in self._files]
+            num_rows = [-(-file.num_tokens // seq_len) for file in self.files]
             most = max(stream.max_fragments(seq_len) for stream in self._streams)
         else:
             num_rows = [len(bins) for bins in self._bins]
@@ -107,7 +107,7 @@ class PackedRows:
         if self._bins is None:
             fragments = stream.read(row * self.seq_len, (row + 1) * self.seq_len)
         else:
-            offsets = self._files[domain].offsets
+            offsets = self.files[domain].offsets
             fragments = join_fragments(
                 [
                     stream.read(int(offsets[document]), int(offsets[document + 1]))
@@ -133,7 +133,7 @@ class PackedRows:
             ) from None
 
     def _report(self, num_rows: list[int]) -> None:
-        for name, file, rows in zip(self.domains, self._files, num_rows, strict=True):
+        for name, file, rows in zip(self.domains, self.files, num_rows, strict=True):
             waste = 1 - file.num_tokens / (rows * self.seq_len)
             print_log(
                 f'{name}: {len(file):,} documents, {file.num_tokens:,} tokens in {rows:,} rows of '
