@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from internlm_mm.datasets.row_order import check_order
 from internlm_mm.datasets.token_cache import cached_folder, hash_contents
 from internlm_mm.datasets.token_file import TokenFile, TokenFileWriter
 from internlm_mm.registry import DATASETS
+from internlm_mm.tokenizers import build_template
 
 
 class BinSample(NamedTuple):
@@ -49,6 +50,8 @@ class InternLMBinDataset(PackedRows):
             at any depth, is a domain, and so is each .bin file beside them.
         seq_len: Length of a row, in tokens.
         vocab_size: Ids are below it.
+        chat_template: A name in the registry, or a dict with `type`: what the samples were spelt
+            with. It changes no row; chat and export find it in the checkpoint's config.
         packing: 'documents' puts samples end to end and cuts them where rows end, as InternLM
             does; 'best_fit' puts whole samples together; None makes each a row.
         min_length: Samples of fewer tokens are left out.
@@ -60,7 +63,7 @@ class InternLMBinDataset(PackedRows):
     Raises:
         FileNotFoundError: If there is no .bin file.
         ValueError: If a line is no sample, or .bin and .meta contradict each other: names file and
-            line.
+            line; or there is no such template.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class InternLMBinDataset(PackedRows):
         *,
         seq_len: int,
         vocab_size: int,
+        chat_template: str | Mapping[str, Any] | None = None,
         packing: str | None = 'documents',
         min_length: int = 1,
         weights: Mapping[str, float] | None = None,
@@ -78,6 +82,7 @@ class InternLMBinDataset(PackedRows):
     ) -> None:
         check_packing(packing, seq_len)
         check_order(weights, shuffle)
+        self.template = None if chat_template is None else build_template(chat_template)
         domains = find_bins(data_root)
         paths = [path for files in domains.values() for path in files]
         source = {

@@ -109,6 +109,11 @@ def test_min_length_and_vocabulary(tmp_path: Path) -> None:
     options = dict(seq_len=8, cache_dir=tmp_path / 'cache')
     dataset = InternLMBinDataset(path, vocab_size=70_002, min_length=4, **options)
     assert dataset.num_tokens == 13
+    assert dataset.template is None
+    named = InternLMBinDataset(path, vocab_size=70_002, chat_template='internlm', **options)
+    assert named.template is not None and named.template.name == 'internlm'
+    with pytest.raises(ValueError, match="no chat template 'internml'"):
+        InternLMBinDataset(path, vocab_size=70_002, chat_template='internml', **options)
     with pytest.raises(ValueError, match=r'a\.bin:4: token id 70001 is outside the vocabulary'):
         InternLMBinDataset(path, vocab_size=100, **options)
 
