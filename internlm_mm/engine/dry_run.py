@@ -18,6 +18,8 @@ from internlm_mm.engine.stock_hooks import check_hook
 from internlm_mm.parallel.attention import apply_attention, check_shared_attention
 from internlm_mm.parallel.context import check_documents
 from internlm_mm.parallel.fit import check_layout
+from internlm_mm.parallel.float8 import check_float8, check_partners
+from internlm_mm.parallel.kernels import check_kernels
 from internlm_mm.parallel.mesh import Layout, resolve_layout
 from internlm_mm.parallel.options import check_dist_cfg, check_loss_scale, check_options
 from internlm_mm.parallel.pipeline import check_reshard, layer_names, plan_pipeline
@@ -139,6 +141,9 @@ def _check_parts(config: Config, model: nn.Module) -> None:
     strategy = config.get('strategy', {})
     dtype, _ = check_options(strategy.get('precision'), strategy.get('reshard', 'step'))
     apply_attention(model, strategy.get('attention', 'auto'), pick_device(), dtype)
+    kernels = check_kernels(strategy.get('kernels'))
+    if check_float8(strategy.get('float8'), dtype) is not None:
+        check_partners(_layout(config).tensor, kernels.fuse)
     share = check_recompute(strategy.get('recompute', 0.0))
     if share is not None:  # what a budget means is known when GPUs are counted: --rehearse tells
         recompute_layers(model, share)

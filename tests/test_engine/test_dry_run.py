@@ -84,6 +84,9 @@ def test_ramp_up_counts(tmp_path: Path) -> None:
         ({'model__num_heads': 3}, 'num_heads=3 does not divide'),
         ({'strategy__parallel': {'data_shard': 3}}, '3'),
         ({'optim_wrapper__clip_grad': {'max_norm': -1}}, 'max_norm'),
+        ({'strategy__kernels': {'norm': 'tirch'}}, "kernels.norm='tirch'"),
+        ({'strategy__float8': {'recipe': 'rows'}}, "float8.recipe='rows'"),
+        ({'strategy__float8': {}, 'strategy__kernels': {'fuse': True}}, 'float8 does not go with'),
     ],
 )
 def test_what_the_run_would_refuse_is_refused(tmp_path: Path, changes: dict, message: str) -> None:

@@ -1,6 +1,7 @@
 """Products in 8 bits, computed in the wide dtype from rounded operands, which runs on a CPU."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from internlm_mm.models import InternLM
 from internlm_mm.parallel import float8
 from internlm_mm.parallel.float8 import Float8, apply_float8, check_float8, check_partners
 from internlm_mm.utils.shards import local_tensor
+from tests.helpers import tiny_runner
 from tests.test_parallel.test_strategy import OPTIM, strategy
 
 CPU = torch.device('cpu')
@@ -226,3 +228,39 @@ def test_parameters_stay_sharded_masters(no_group_left_behind) -> None:
     assert isinstance(weight, DTensor) and weight.dtype == torch.float32
     assert hasattr(weight._local_tensor, 'fsdp_pre_all_gather')
     assert type(local_tensor(weight)) is Tensor
+
+
+# ------------------------------------------------------------------------------- a whole run
+
+
+def run(folder: str, rounded: bool, **changes) -> tuple[dict[str, Tensor], list[str]]:
+    """Six steps with a checkpoint after three."""
+    runner = tiny_runner(
+        Path(folder),
+        val_dataloader=None,
+        val_cfg=None,
+        default_hooks__checkpoint=dict(type='StepCheckpointHook', interval=3),
+        strategy__precision=dict(param='bfloat16'),
+        strategy__float8=dict(emulate=True) if rounded else None,
+        **changes,
+    )
+    runner.train()
+    state = runner.strategy.model_state_dict()
+    return {k: v.full_tensor() for k, v in state.items()}, sorted(runner.model.state_dict())
+
+
+@has_torchao
+@quiet
+def test_checkpoints_know_nothing_of_it(two_ranks, tmp_path: Path) -> None:
+    halves = dict(strategy__parallel={'data_shard': 2})
+    ((whole, names), _) = two_ranks(run, str(tmp_path / 'whole'), True, **halves)
+    middle = str(tmp_path / 'whole' / 'iter_3')
+    ((resumed, _), _) = two_ranks(run, str(tmp_path / 'on'), True, resume=middle, **halves)
+    ((plain, plain_names), _) = two_ranks(
+        run, str(tmp_path / 'plain'), False, resume=middle, **halves
+    )
+    assert names == plain_names == sorted(whole)
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+        torch.testing.assert_close(plain[name], value, rtol=0.2, atol=0.05)
+    assert any(not torch.equal(plain[name], value) for name, value in whole.items())
