@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from internlm_mm.checkpoint.pickled import check_pickled, dtype_named, open_tensors
+from internlm_mm.checkpoint.storage import METADATA_FILE
 from internlm_mm.checkpoint.tensor_file import Entry, write_tensor_file
 from internlm_mm.utils.weight_layout import Stored, WeightLayout
 
@@ -35,9 +36,17 @@ def is_hf_folder(path: str | Path) -> bool:
 
 @contextmanager
 def publish_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to write in, which is named `out` when the block ends and removed when it fails."""
-    if out.exists() and not overwrite:
-        raise FileExistsError(f'{out} exists; choose another folder or overwrite it (--overwrite)')
+    """A folder to write in, which is named `out` when the block ends and removed when it fails.
+
+    Raises:
+        FileExistsError: If `out` exists and `overwrite` is False, or it holds what no conversion
+            has left: a run's work dir, say.
+    """
+    if out.exists():
+        if not overwrite:
+            hint = 'choose another folder or overwrite it (--overwrite)'
+            raise FileExistsError(f'{out} exists; {hint}')
+        _check_replaceable(out)
     staging = out.with_name(out.name + '.tmp')
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -54,6 +63,28 @@ def publish_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(replaced)
     else:
         os.replace(staging, out)
+
+
+def _check_replaceable(out: Path) -> None:
+    """Raise FileExistsError unless `out` is what a conversion leaves: files, or `iter_0` alone.
+
+    A run's work dir may hold weeks of work, and what else was named by mistake more than that.
+    """
+    if not out.is_dir():
+        raise FileExistsError(f'{out} is not overwritten: it is no folder')
+    content = sorted(out.iterdir())
+    if not content or [path.name for path in content] == ['iter_0']:
+        return
+    folder = next((path.name for path in content if path.is_dir()), None)
+    if folder is not None:
+        found = f'the folder {folder!r}, which no conversion left there'
+    elif (out / METADATA_FILE).is_file():
+        found = 'a checkpoint of internlm_mm'
+    elif not (is_hf_folder(out) or any(out.glob('model_tp*.pt'))):
+        found = f'{content[0].name!r} and no weights'
+    else:
+        return
+    raise FileExistsError(f'{out} is not overwritten: it holds {found}')
 
 
 def write_weights(
@@ -273,6 +304,9 @@ def _indexed_files(index: Path) -> dict[str, Path]:
         weight_map = dict(json.loads(index.read_text(encoding='utf-8'))['weight_map'])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{index} is truncated or damaged: {error!r}') from error
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ValueError(f'{index} places {name!r} in {file!r}; expected a file beside it')
     files = {name: index.parent / file for name, file in weight_map.items()}
     for path in sorted(set(files.values())):
         if not path.is_file():

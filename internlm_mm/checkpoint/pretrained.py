@@ -23,6 +23,7 @@ from internlm_mm.checkpoint.huggingface import export_hf, fill_model
 from internlm_mm.registry import MODELS
 from internlm_mm.tokenizers import Tokenizer, build_template, load_tokenizer
 from internlm_mm.tokenizers.chat_choice import recorded_template
+from internlm_mm.utils.suggest import did_you_mean
 
 LOG = logging.getLogger(__name__)
 
@@ -130,9 +131,22 @@ def _whole_checkpoint(path: str | Path) -> Path:
     return folder
 
 
-def _build_on_meta(config: dict[str, Any]) -> nn.Module:
+def _build_on_meta(config: Mapping[str, Any]) -> nn.Module:
+    """The model of a checkpoint, which may come from anywhere: nothing but a model is called.
+
+    What it was trained for is left away: nothing here needs an objective.
+
+    Raises:
+        ValueError: If `type` names no model.
+    """
+    said = {key: value for key, value in config.items() if key != 'objective'}
+    kind = said.get('type')
+    family = MODELS.get(kind) if isinstance(kind, str) else kind
+    if not (isinstance(family, type) and issubclass(family, nn.Module)):
+        hint = did_you_mean(str(kind), sorted(MODELS.module_dict))
+        raise ValueError(f'model.type={kind!r} is no model that is known here.{hint}')
     with torch.device('meta'):
-        return MODELS.build(dict(config))
+        return MODELS.build(said)
 
 
 def computed_in(config: Mapping[str, Any]) -> str:

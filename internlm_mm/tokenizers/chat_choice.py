@@ -43,14 +43,17 @@ def recorded_template(folder: str | Path, config: Mapping[str, Any] | None = Non
         ValueError: If the folder names one that is not registered.
     """
     name = _read_json(Path(folder) / 'tokenizer_config.json').get(NAME_KEY)
+    # By names alone: `get` would import what a folder from anywhere calls 'module.function'.
+    CHAT_TEMPLATES.import_from_location()
+    known = CHAT_TEMPLATES.module_dict
     if name is not None:
-        if CHAT_TEMPLATES.get(str(name)) is None:
+        if str(name) not in known:
             raise ValueError(
                 f'{folder} was written with the chat template {name!r}, which is not registered '
                 "here; name a template, one of a package of your own as 'module:function'"
             )
         return str(name)
-    return next((n for n in _named_in(config) if CHAT_TEMPLATES.get(n) is not None), None)
+    return next((n for n in _named_in(config) if n in known), None)
 
 
 def template_of_jinja(folder: str | Path, family: str) -> str | None:

@@ -34,14 +34,34 @@ def read_hf_tokenizer(folder: str | Path) -> Any:
 
     Where the folder has code, for its model or its tokenizer, AutoTokenizer would ask at the
     terminal whether to run it, even where the tokenizer is a plain one.
+
+    Raises:
+        ValueError: If a file is damaged; names it.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     files = [Path(folder) / name for name in ('config.json', 'tokenizer_config.json')]
-    said = [json.loads(file.read_text(encoding='utf-8')) for file in files if file.is_file()]
-    has_code = any('auto_map' in content for content in said)
+    has_code = any('auto_map' in _read_table(file) for file in files if file.is_file())
     reader = PreTrainedTokenizerFast if has_code else AutoTokenizer
-    return reader.from_pretrained(folder, local_files_only=True)
+    try:
+        return reader.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # plain ones, too, of the library that reads tokenizer.json
+        raise _damaged(Path(folder), error) from error
+
+
+def _read_table(file: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(file.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{file} is truncated or damaged: {error}') from error
+    if not isinstance(said, dict):
+        raise ValueError(f'{file} is truncated or damaged: it holds no table')
+    return said
+
+
+def _damaged(folder: Path, error: Exception) -> ValueError:
+    first = str(error).strip().split('\n')[0] or type(error).__name__
+    return ValueError(f'{folder}: {JSON_NAME} or tokenizer_config.json is damaged: {first}')
 
 
 @TOKENIZERS.register_module()
@@ -53,6 +73,7 @@ class HFTokenizer(Tokenizer):
 
     Raises:
         FileNotFoundError: If the folder has no `tokenizer.json`.
+        ValueError: If a file is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -68,7 +89,10 @@ class HFTokenizer(Tokenizer):
         if (self.path / 'tokenizer_config.json').is_file():
             self._tokenizer = read_hf_tokenizer(self.path)
         else:
-            self._tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(self.path / JSON_NAME))
+            try:
+                self._tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(self.path / JSON_NAME))
+            except Exception as error:  # as above
+                raise _damaged(self.path, error) from error
         self._vocab: dict[str, int] = self._tokenizer.get_vocab()
         self.vocab_size = max(self._vocab.values()) + 1  # ids may have holes
         self.bos_id = self._tokenizer.bos_token_id

@@ -62,12 +62,12 @@ def test_a_name_outside_the_table(tmp_path):
 def test_published_when_whole(tmp_path):
     out = tmp_path / 'out'
     with publish_folder(out, overwrite=False) as folder:
-        (folder / 'a').write_text('1')
+        (folder / 'model.safetensors').write_text('1')
         assert not out.exists()
-    assert (out / 'a').read_text() == '1'
+    assert (out / 'model.safetensors').read_text() == '1'
     with publish_folder(out, overwrite=True) as folder:
         (folder / 'b').write_text('2')
-        assert (out / 'a').exists()
+        assert (out / 'model.safetensors').exists()
     assert [path.name for path in out.iterdir()] == ['b']
     assert list(tmp_path.iterdir()) == [out]
 
@@ -75,12 +75,37 @@ def test_published_when_whole(tmp_path):
 def test_not_published_when_it_fails(tmp_path):
     out = tmp_path / 'out'
     out.mkdir()
-    (out / 'a').write_text('1')
+    (out / 'model.safetensors').write_text('1')
     with pytest.raises(KeyboardInterrupt), publish_folder(out, overwrite=True) as folder:
         (folder / 'b').write_text('2')
         raise KeyboardInterrupt
-    assert [path.name for path in out.iterdir()] == ['a']
+    assert [path.name for path in out.iterdir()] == ['model.safetensors']
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    ('content', 'why'),
+    [
+        (['iter_5/metadata.json', 'iter_0/metadata.json'], "the folder 'iter_0'"),
+        (['config.json', 'model.safetensors', '20260101/log'], "the folder '20260101'"),
+        (['metadata.json', 'model.safetensors'], 'a checkpoint of internlm_mm'),
+        (['notes.txt', 'thesis.tex'], "'notes.txt' and no weights"),
+    ],
+)
+def test_only_what_a_conversion_left_is_replaced(tmp_path, content, why):
+    for name in content:
+        (tmp_path / 'out' / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'out' / name).write_text('x')
+    with pytest.raises(FileExistsError, match=f'not overwritten: it holds {why}'):
+        publish_folder(tmp_path / 'out', overwrite=True).__enter__()
+    assert all((tmp_path / 'out' / name).is_file() for name in content)
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path):
+    (tmp_path / 'out').write_text('x')
+    with pytest.raises(FileExistsError, match='it is no folder'):
+        publish_folder(tmp_path / 'out', overwrite=True).__enter__()
+    assert (tmp_path / 'out').read_text() == 'x'
 
 
 def test_what_an_earlier_crash_left_is_cleared(tmp_path):
@@ -150,6 +175,14 @@ def test_damaged_folders(tmp_path, pickled):
         (tmp_path / index).write_text(broken)
         with pytest.raises(ValueError, match=f'{index} is truncated or damaged'):
             HFWeights(tmp_path)
+
+
+@pytest.mark.parametrize('file', [5, None, '../model.safetensors', '/etc/passwd'])
+def test_an_index_names_files_beside_it(tmp_path, file):
+    index = tmp_path / 'model.safetensors.index.json'
+    index.write_text(json.dumps({'weight_map': {'w': file}}))
+    with pytest.raises(ValueError, match=f"json places 'w' in {file!r}; expected a file beside it"):
+        HFWeights(tmp_path)
 
 
 def test_nothing_there(tmp_path):

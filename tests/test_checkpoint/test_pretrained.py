@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zlib
 
 import pytest
 import torch
@@ -120,6 +121,27 @@ def test_a_damaged_checkpoint_is_refused(run, tmp_path):
         convert_to_hf(run[0] / 'iter_3', tmp_path / 'hf')
     with pytest.raises(ValueError, match='is damaged'):
         load_model(run[0] / 'iter_3')
+
+
+@pytest.mark.parametrize('key', ['type', 'objective'])
+def test_a_config_calls_nothing_but_a_model(run, tmp_path, key):
+    work_dir, _, _ = run
+    [folder] = work_dir.glob('iter_*')
+    config = json.loads((folder / 'config.json').read_text())
+    ran = tmp_path / 'ran'
+    call = {'type': 'os.system', 'command': f'touch {ran}'}
+    config['model'] = call if key == 'type' else {**config['model'], 'objective': call}
+    content = json.dumps(config).encode()
+    (folder / 'config.json').write_bytes(content)
+    manifest = json.loads((folder / 'manifest.json').read_text())
+    manifest['files']['config.json'] = {'size': len(content), 'crc32': zlib.crc32(content)}
+    (folder / 'manifest.json').write_text(json.dumps(manifest))
+    if key == 'type':
+        with pytest.raises(ValueError, match=r"model\.type='os\.system' is no model"):
+            load_model(work_dir)
+    else:
+        load_model(work_dir)
+    assert not ran.exists()
 
 
 def test_without_a_tokenizer(run, tmp_path):

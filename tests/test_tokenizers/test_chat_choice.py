@@ -41,6 +41,20 @@ def test_a_template_that_is_not_registered_here(tmp_path):
         recorded_template(tmp_path, {'chat_template': 'chatml'})
 
 
+def test_nothing_that_a_folder_names_is_imported(tmp_path, monkeypatch):
+    ran = tmp_path / 'ran'
+    (tmp_path / 'stray_module.py').write_text(
+        f"open({str(ran)!r}, 'w').close()\n\n\ndef function():\n    return None\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ('stray_module', 'stray_module.function'):
+        (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'chat_template_name': name}))
+        with pytest.raises(ValueError, match='not registered here'):
+            recorded_template(tmp_path)
+        assert recorded_template(tmp_path / 'nowhere', {'chat_template': name}) is None
+    assert not ran.exists()
+
+
 def test_nothing_is_recorded(tmp_path):
     assert recorded_template(tmp_path, {'model': {'type': 'x'}, 'chat_template': None}) is None
     assert template_of_jinja(tmp_path, 'internlm') is None

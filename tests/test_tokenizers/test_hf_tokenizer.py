@@ -79,6 +79,27 @@ def test_is_registered(tokenizer: HFTokenizer, folder: Path) -> None:
     assert TOKENIZERS.build(dict(type='HFTokenizer', path=str(folder))).hash == tokenizer.hash
 
 
+@pytest.mark.parametrize('with_config', [True, False])
+@pytest.mark.parametrize('content', ['{"version": "1.0", "mod', '{}', '[]', ''])
+def test_a_damaged_tokenizer_is_named(
+    folder: Path, tmp_path: Path, content: str, with_config: bool
+) -> None:
+    (tmp_path / 'tokenizer.json').write_text(content)
+    if with_config:
+        config = (folder / 'tokenizer_config.json').read_text()
+        (tmp_path / 'tokenizer_config.json').write_text(config)
+    with pytest.raises(ValueError, match=rf'{tmp_path}: tokenizer\.json or .* is damaged: \S'):
+        HFTokenizer(tmp_path)
+
+
+@pytest.mark.parametrize('content', ['{"eos_token": "<|e', '[]', '{"bos_token": 5}'])
+def test_a_damaged_config_is_named(folder: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / 'tokenizer.json').write_text((folder / 'tokenizer.json').read_text())
+    (tmp_path / 'tokenizer_config.json').write_text(content)
+    with pytest.raises(ValueError, match=r'tokenizer_config\.json is .*damaged: \S'):
+        HFTokenizer(tmp_path)
+
+
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r'tokenizer\.json is missing'):
         HFTokenizer(tmp_path)
