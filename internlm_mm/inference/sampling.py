@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Of factors of logits: with others, float32 ends in infinities, of which nothing can be drawn.
+_LEAST, _MOST = 1e-6, 1e6
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -41,14 +44,18 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f'max_new_tokens={self.max_new_tokens} must be at least 1')
-        if self.temperature < 0:
-            raise ValueError(f'temperature={self.temperature} must not be negative')
+        if not (self.temperature == 0 or _LEAST <= self.temperature <= _MOST):
+            raise ValueError(f'temperature={self.temperature} must be 0, or {_LEAST} to {_MOST:g}')
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f'top_k={self.top_k} must be at least 1')
         if not 0 < self.top_p <= 1:
             raise ValueError(f'top_p={self.top_p} is not in (0, 1]')
-        if self.repetition_penalty <= 0:
-            raise ValueError(f'repetition_penalty={self.repetition_penalty} must be above 0')
+        if not _LEAST <= self.repetition_penalty <= _MOST:
+            raise ValueError(
+                f'repetition_penalty={self.repetition_penalty} must be {_LEAST} to {_MOST:g}'
+            )
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f'seed={self.seed} must have 64 bits at most')
         if isinstance(self.stop, str) or not all(self.stop):
             raise ValueError(f'stop={self.stop!r} must be a tuple of strings that are not empty')
 

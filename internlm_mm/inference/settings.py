@@ -6,7 +6,6 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Callable
 from typing import Any
 
 from internlm_mm.inference.sampling import Sampling
@@ -50,11 +49,13 @@ def _read(kind: Any, value: str) -> Any:
         kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
     if typing.get_origin(kind) is not tuple:
         return kind(value)
-    item: Callable[[Any], Any] = typing.get_args(kind)[0]
+    item: type = typing.get_args(kind)[0]
     if value.lower() == 'none':
         return ()
-    items = json.loads(value) if value.startswith('[') else [value]
-    return tuple(item(one) for one in items)
+    items = json.loads(value) if value.startswith('[') else [item(value)]
+    if any(type(one) is not item for one in items):
+        raise ValueError(f'not all are of {item}')
+    return tuple(items)
 
 
 def _say(kind: Any) -> str:

@@ -90,14 +90,40 @@ def test_draw_follows_the_distribution():
 
 
 @pytest.mark.parametrize(
+    'extreme',
+    [
+        dict(temperature=1e-6),
+        dict(temperature=1e6),
+        dict(temperature=1e-6, repetition_penalty=1e-6),
+        dict(temperature=1e-6, repetition_penalty=1e6),
+        dict(temperature=1.0, seed=-(2**63)),
+        dict(temperature=1.0, seed=2**64 - 1),
+    ],
+    ids=str,
+)
+def test_whatever_is_in_range_can_be_drawn_from(logits, extreme):
+    sampling = Sampling(**extreme)
+    generator = torch.Generator()
+    generator.manual_seed(sampling.seed or 0)
+    seen = SeenTokens(torch.arange(VOCAB).expand(ROWS, -1), VOCAB, sampling.repetition_penalty)
+    assert draw(seen.penalise(logits), sampling, generator).shape == (ROWS,)
+
+
+@pytest.mark.parametrize(
     'wrong',
     [
         dict(max_new_tokens=0),
         dict(temperature=-1.0),
+        dict(temperature=1e-40),
+        dict(temperature=float('nan')),
+        dict(temperature=float('inf')),
         dict(top_k=0),
         dict(top_p=0.0),
         dict(top_p=1.1),
         dict(repetition_penalty=0.0),
+        dict(repetition_penalty=1e-40),
+        dict(repetition_penalty=float('nan')),
+        dict(seed=2**64),
         dict(stop='###'),
         dict(stop=('a', '')),
     ],

@@ -38,6 +38,10 @@ def test_values(key, value, read):
         ('temperature', '', "temperature takes a number, not ''"),
         ('stop', '["a"', "stop takes a text, a JSON list or 'none'"),
         ('stop_ids', 'a', "stop_ids takes a whole number, a JSON list or 'none', not 'a'"),
+        ('stop_ids', '[1.5]', 'stop_ids takes a whole number, a JSON list'),
+        ('stop_ids', '[null]', 'stop_ids takes a whole number, a JSON list'),
+        ('stop', '["a", 1]', 'stop takes a text, a JSON list'),
+        ('temperature', 'nan', 'temperature=nan must be 0, or'),
         ('top_p', '0', 'top_p=0.0 is not in'),
     ],
 )
