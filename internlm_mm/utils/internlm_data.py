@@ -30,7 +30,8 @@ def add_data(
         draft.say('data.min_length', 'rows of random tokens are full')
     else:
         where = 'data/text/tokens/train, the default' if train is None else str(train)
-        text = f'{rows}.data_root: {where}; .bin files are made anew (docs/en/data.md)'
+        text = f'{rows}.data_root: {where}; .bin files are made anew (docs/en/data.md), or read by '
+        text += 'InternLMBinDataset (docs/en/finetune.md)'
         draft.say('data.train_folder', text, 'changed')
         if train is not None:
             draft.put(rows, 'data_root', str(train))
