@@ -162,6 +162,29 @@ def test_training_on_two_ranks(two_ranks, recipe: str, reshard: str) -> None:
         assert rounded == pytest.approx(losses, rel=0.02)
 
 
+def losses_of(rounded: bool, **options) -> list[float]:
+    return train(4, dict(emulate=True) if rounded else None, **options)[1]
+
+
+@has_torchao
+@quiet
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'parallel': {'data_replicate': 2}},
+        {'parallel': {'pipeline': 2}},
+        {'parallel': {'context': 2}},
+        {'offload': True},
+        {'recompute': 1.0},
+    ],
+    ids=str,
+)
+def test_what_it_goes_with(two_ranks, options: dict) -> None:
+    answers = [two_ranks(losses_of, rounded, **options) for rounded in (True, False)]
+    for rounded, losses in zip(*answers, strict=True):
+        assert rounded != losses and rounded == pytest.approx(losses, rel=0.02)
+
+
 @has_torchao
 @quiet
 def test_training_in_one_process(no_group_left_behind) -> None:
