@@ -18,13 +18,13 @@ from internlm_mm.checkpoint.hf_files import DTYPES, publish_folder
 from internlm_mm.checkpoint.huggingface import check_vocabulary
 from internlm_mm.checkpoint.stream_writer import entries_of, write_weights_checkpoint
 from internlm_mm.checkpoint.tensor_file import Entry
-from internlm_mm.tokenizers import Tokenizer, load_tokenizer
+from internlm_mm.checkpoint.vocabulary import find_tokenizer
+from internlm_mm.tokenizers import load_tokenizer
 from internlm_mm.utils.config import dump_config
 from internlm_mm.utils.progress import byte_bar
 from internlm_mm.utils.suggest import did_you_mean
 
 STEP_FOLDER = 'iter_0'
-_TOKENIZERS = ('tokenizer.json', 'tokenizer.model')
 
 
 class Converted(NamedTuple):
@@ -82,7 +82,7 @@ def convert_from(
     _check_out(out, overwrite)
     found = open_source(source, format, settings)
     model: Any = found.build()
-    words = _tokenizer_of(found.path, tokenizer)
+    words = find_tokenizer(found.path) if tokenizer is None else load_tokenizer(tokenizer)
     if words is not None:
         check_vocabulary(words, model.vocab_size)
     names = [name for name, _ in model.named_parameters()]
@@ -135,13 +135,6 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise FileExistsError(
             f'{out} is not overwritten: it holds {others[0]!r}, which no conversion left there'
         )
-
-
-def _tokenizer_of(folder: Path, path: str | Path | None) -> Tokenizer | None:
-    if path is not None:
-        return load_tokenizer(path)
-    stored = any((folder / name).is_file() for name in _TOKENIZERS)
-    return load_tokenizer(folder) if stored else None
 
 
 def _check_space(out: Path, size: int) -> None:

@@ -20,6 +20,7 @@ from internlm_mm.checkpoint.checkpointer import (
 from internlm_mm.checkpoint.foreign import open_source
 from internlm_mm.checkpoint.hf_files import is_hf_folder
 from internlm_mm.checkpoint.huggingface import export_hf, fill_model
+from internlm_mm.checkpoint.vocabulary import find_tokenizer
 from internlm_mm.registry import MODELS
 from internlm_mm.tokenizers import Tokenizer, build_template, load_tokenizer
 from internlm_mm.tokenizers.chat_choice import recorded_template
@@ -54,9 +55,7 @@ def load_model(
 
 def load_tokenizer_of(path: str | Path) -> Tokenizer | None:
     """The tokenizer stored with a model, or None where there is none. `path` as in `load_model`."""
-    folder = Path(path) if is_hf_folder(path) else find_checkpoint(path) / TOKENIZER_FOLDER
-    stored = any((folder / name).is_file() for name in ('tokenizer.json', 'tokenizer.model'))
-    return load_tokenizer(folder) if stored else None
+    return find_tokenizer(path if is_hf_folder(path) else find_checkpoint(path) / TOKENIZER_FOLDER)
 
 
 def convert_to_hf(

@@ -8,6 +8,7 @@ tells only how it differs from that. A family lists its forms as `hf_forms`, its
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -86,7 +87,8 @@ class HFForm:
 
     def describes(self, config: Config) -> bool:
         """Whether `config` is of this form."""
-        kind, named = config.get('model_type'), list(config.get('architectures') or ())
+        kind, named = config.get('model_type'), config.get('architectures')
+        named = named if isinstance(named, list) else []
         if not named:
             return kind == self.model_type
         pairs = ((self.model_type, self.architecture), *self.aliases)
@@ -163,7 +165,18 @@ def arguments_of(family: type, llama: Config) -> dict[str, Any]:
         if llama.get(key, value) != value:
             raise ValueError(f'{key}={llama[key]!r}: only {value!r} is done here')
     heads, width = llama['num_attention_heads'], llama['hidden_size']
+    for key in ('num_key_value_heads', 'head_dim', 'max_position_embeddings'):
+        value = llama.get(key)
+        is_said = key in llama and (value is not None or key == 'max_position_embeddings')
+        if is_said and (type(value) is not int or value < 1):
+            raise ValueError(f'{key}={value!r} must be a positive integer')
     rope = rope_of(llama)
+    for key, value in {
+        'rope_theta': rope['rope_theta'],
+        'rms_norm_eps': llama.get('rms_norm_eps', 1e-6),
+    }.items():
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise ValueError(f'{key}={value!r} must be a positive number')
     theta, length = rope.pop('rope_theta'), llama.get('max_position_embeddings', 2048)
     head_dim = llama.get('head_dim') or width // heads
     scaling = _scaling(rope, llama.get('original_max_position_embeddings') or length)

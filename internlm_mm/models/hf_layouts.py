@@ -267,7 +267,10 @@ def rope_of(config: Config) -> dict[str, Any]:
     said = config.get('rope_scaling') or config.get('rope_parameters') or {}
     if not isinstance(said, Mapping):
         raise ValueError(f'rope_scaling={said!r} must be a table with a rope_type')
-    rope = {'rope_type': said.get('rope_type', said.get('type', 'default'))}
+    kind = said.get('rope_type', said.get('type', 'default'))
+    if not isinstance(kind, str):
+        raise ValueError(f'rope_type={kind!r} must be the name of a kind')
+    rope: dict[str, Any] = {'rope_type': kind}
     rope['rope_theta'] = said.get('rope_theta') or config.get('rope_theta') or 10_000.0
     rest = {key: value for key, value in said.items() if key not in (*rope, 'type')}
     return rope | rest

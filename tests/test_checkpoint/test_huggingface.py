@@ -135,9 +135,11 @@ def test_an_existing_folder_is_kept_unless_overwritten(tmp_path, state):
     out = tmp_path / 'out'
     out.mkdir()
     (out / 'mine').write_text('x')
-    with pytest.raises(FileExistsError, match='overwrite'):
-        export_hf(build(), state, out, verify=False)
+    for overwrite, message in ((False, '--overwrite'), (True, "holds 'mine' and no weights")):
+        with pytest.raises(FileExistsError, match=message):
+            export_hf(build(), state, out, verify=False, overwrite=overwrite)
     assert (out / 'mine').exists()
+    (out / 'model.safetensors').write_text('of an export before')
     export_hf(build(), state, out, verify=False, overwrite=True)
     assert not (out / 'mine').exists()
     assert [path.name for path in tmp_path.iterdir()] == ['out']
