@@ -9,11 +9,16 @@ from textwrap import dedent
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.ranks import Ranks
 
 # Processes that a test starts import this checkout too, its `tests` included.
 os.environ['PYTHONPATH'] = str(Path(__file__).parents[1])
+
+# No test is timed: how long an example takes says what else the machine is doing.
+settings.register_profile('untimed', deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile('untimed')
 
 
 @pytest.fixture(autouse=True)

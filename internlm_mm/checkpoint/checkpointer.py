@@ -172,7 +172,8 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
         if any(path.glob('*.safetensors')):
             raise FileNotFoundError(
                 f'{path} is a Hugging Face folder: load_from, tools/test.py and tools/chat.py '
-                'read it, tools/convert_from.py converts; expected a checkpoint iter_N or a work dir'
+                'read it, tools/convert_from.py converts; expected a checkpoint iter_N or a work '
+                'dir'
             )
         reasons = ''.join(f'\n  {folder.name}: {why}' for folder, why in damaged.items())
         raise FileNotFoundError(f'{path} holds no whole checkpoint iter_N{reasons}')

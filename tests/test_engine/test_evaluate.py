@@ -126,7 +126,7 @@ def test_what_is_missing_is_named(run, tmp_path: Path) -> None:
 
 def test_weights_of_another_model(run, tmp_path: Path) -> None:
     work_dir, _, _ = run
-    with pytest.raises(ValueError, match='vocab_size=64 is too small for the tokenizer'):
+    with pytest.raises(ValueError, match=r'of another model: .* has shape \[400, 32\] there and'):
         evaluate(TINY, checkpoint=work_dir)
     hook = dict(type='StepCheckpointHook')
     tiny_runner(tmp_path / 'run', default_hooks__checkpoint=hook, train_cfg__max_iters=1).train()

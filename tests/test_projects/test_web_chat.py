@@ -38,6 +38,8 @@ PROJECT = REPOSITORY / 'projects' / 'web_chat'
 def project(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What `python projects/web_chat/run.py` and `streamlit run` do to the search path."""
     monkeypatch.syspath_prepend(PROJECT)
+    # AppTest makes the page `__main__`, which processes of later tests would run at their start.
+    monkeypatch.setitem(sys.modules, '__main__', sys.modules['__main__'])
     yield
     st.cache_resource.clear()
 
