@@ -1,6 +1,9 @@
 """Liger's cross-entropy: its calls over a stand-in with its signature; its kernel where it runs."""
 
+import ast
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from inspect import signature
 from types import ModuleType
 
 import pytest
@@ -79,6 +82,24 @@ def test_it_is_asked_for_a_sum(stand_in, smoothing):
 def test_names():
     assert CROSS_ENTROPIES.get('torch') is linear_cross_entropy
     assert CROSS_ENTROPIES.get('liger') is liger_cross_entropy
+
+
+def test_the_real_package_has_these_arguments():
+    try:
+        package = distribution('liger-kernel')
+    except PackageNotFoundError:
+        pytest.skip('liger-kernel is not installed')
+    name = 'liger_kernel/transformers/functional.py'
+    (file,) = (f for f in package.files or () if str(f) == name)
+    there = {
+        node.name: [a.arg for a in node.args.args]
+        for node in ast.parse(file.read_text(encoding='utf-8')).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    expected = list(signature(fused).parameters)
+    assert there['liger_fused_linear_cross_entropy'][: len(expected)] == expected
+    norm = there['liger_rms_norm']
+    assert norm[:3] == ['X', 'W', 'eps'] and 'in_place' in norm
 
 
 @pytest.mark.gpu

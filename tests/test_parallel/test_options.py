@@ -5,7 +5,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from internlm_mm.parallel.options import check_dist_cfg, check_loss_scale, check_options
+from internlm_mm.parallel.options import (
+    by_iteration,
+    check_dist_cfg,
+    check_loss_scale,
+    check_options,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +64,13 @@ def test_fp16_wants_a_loss_scale() -> None:
         for dtype in (torch.bfloat16, torch.float32, torch.float64):
             check_loss_scale(dtype, wrapper)
     check_loss_scale(torch.float16, scaled)
+
+
+def test_schedulers_count_iterations() -> None:
+    built = object()
+    found = by_iteration([{'type': 'ConstantLR'}, built, {'type': 'x', 'by_epoch': False}])
+    assert found == [{'by_epoch': False, 'type': 'ConstantLR'}, built,
+                     {'by_epoch': False, 'type': 'x'}]  # fmt: skip
+    assert by_iteration({'type': 'ConstantLR'}) == found[:1]
+    with pytest.raises(ValueError, match=r'param_scheduler\.1\.by_epoch=True'):
+        by_iteration([{}, {'by_epoch': True}])

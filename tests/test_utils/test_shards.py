@@ -26,3 +26,12 @@ def test_a_part_shares_memory(two_ranks: Ranks) -> None:
 def test_other_tensors_are_their_own_part() -> None:
     tensor = torch.ones(2)
     assert local_tensor(tensor) is tensor
+
+
+def test_a_wrapped_master_is_what_it_wraps():
+    """As torchao wraps weights that are gathered in 8 bits."""
+    inner, wrapper = torch.ones(2), torch.ones(2)
+    wrapper._tensor = inner
+    assert local_tensor(wrapper) is wrapper  # any tensor may have such an attribute
+    wrapper.fsdp_pre_all_gather = lambda mesh: None
+    assert local_tensor(wrapper) is inner
