@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from internlm_mm.datasets import ConversationDataset, EvalLoader, TokenLoader
+from internlm_mm.datasets import ConversationDataset, EvalLoader, TokenLoader, collate_rows
+from internlm_mm.models import InternLM
 from internlm_mm.structures import IGNORE_INDEX
 from internlm_mm.tokenizers import build_template
 from tests.conversations import CALLING, PLAIN, TOOLS, conversations, internlm_model
@@ -217,3 +219,41 @@ def test_tokenizer_by_path_and_config(tmp_path: Path, tokenizer) -> None:
                 'hash': tokenizer.hash,
             }
         )
+
+
+def test_packing_and_accumulation_do_not_change_the_gradient(tmp_path: Path, tokenizer) -> None:
+    pairs = [({**Q, 'content': f'def f{i}'}, {**A, 'content': 'return x' * i}) for i in range(1, 6)]
+    lines = [{'messages': PLAIN}, *({'messages': pair} for pair in pairs)]
+    path = write(tmp_path / 'c.jsonl', *lines)
+    torch.manual_seed(0)
+    model = InternLM(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=16,
+        intermediate_size=24,
+        num_layers=2,
+        num_heads=2,
+        max_seq_len=256,
+    ).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.2)
+    gradients = []
+    for packing, seq_len, rows_a_time in (
+        (None, 128, 1),
+        ('best_fit', 128, 1),
+        ('best_fit', 256, 2),
+    ):
+        dataset = make(path, tokenizer, tmp_path, seq_len=seq_len, packing=packing)
+        rows = [dataset[index] for index in range(len(dataset))]
+        batches = [
+            collate_rows(rows[i : i + rows_a_time]) for i in range(0, len(rows), rows_a_time)
+        ]
+        divisor = sum(batch.num_targets for batch in batches)
+        model.zero_grad()
+        for batch in batches:
+            (model(batch)['loss'] / divisor).backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    assert len(rows) < len(lines)
+    for other in gradients[1:]:
+        for name, gradient in gradients[0].items():
+            # float64, but for the loss, which is summed in float32
+            torch.testing.assert_close(other[name], gradient, rtol=1e-6, atol=1e-9)
