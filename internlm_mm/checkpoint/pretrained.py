@@ -130,20 +130,21 @@ def _whole_checkpoint(path: str | Path) -> Path:
     return folder
 
 
-def _build_on_meta(config: Mapping[str, Any]) -> nn.Module:
-    """The model of a checkpoint, which may come from anywhere: nothing but a model is called.
+def check_family(kind: Any) -> None:
+    """Raise ValueError unless `kind`, of a checkpoint from anywhere, is a model or names one.
 
-    What it was trained for is left away: nothing here needs an objective.
-
-    Raises:
-        ValueError: If `type` names no model.
+    Building calls whatever `type` names, and arguments come with it.
     """
-    said = {key: value for key, value in config.items() if key != 'objective'}
-    kind = said.get('type')
     family = MODELS.get(kind) if isinstance(kind, str) else kind
     if not (isinstance(family, type) and issubclass(family, nn.Module)):
         hint = did_you_mean(str(kind), sorted(MODELS.module_dict))
         raise ValueError(f'model.type={kind!r} is no model that is known here.{hint}')
+
+
+def _build_on_meta(config: Mapping[str, Any]) -> nn.Module:
+    """The model of a checkpoint without its objective, which nothing here needs."""
+    said = {key: value for key, value in config.items() if key != 'objective'}
+    check_family(said.get('type'))
     with torch.device('meta'):
         return MODELS.build(said)
 

@@ -28,6 +28,7 @@ from internlm_mm.checkpoint.foreign import (
     is_foreign,
     open_source,
 )
+from internlm_mm.checkpoint.pretrained import check_family
 from internlm_mm.checkpoint.vocabulary import compare_vocabularies, find_tokenizer
 from internlm_mm.utils.config import dump_config, to_plain
 from internlm_mm.utils.suggest import did_you_mean
@@ -76,6 +77,7 @@ def adopt_model(config: Config) -> None:
     if not options and not is_foreign(path):
         _check_there(path)
         model = _config_of(path)['model']
+        check_family(model.get('type'))
     else:
         model = open_source(path, **options).config
     model = {key: value for key, value in model.items() if key != 'objective'}

@@ -372,6 +372,11 @@ def test_a_config_without_a_model_takes_the_checkpoints(tmp_path: Path) -> None:
         config = without_model(tmp_path, load_from={'path': str(path)})
         adopt_model(config)
         assert dict(config.model) == model
+    call = {'model': {'type': 'os.system', 'command': f'touch {tmp_path}/ran'}}
+    texts = {'config.json': json.dumps(call)}
+    Checkpointer(async_save=False).save(work_dir / 'iter_20', tensors, {}, texts)
+    with pytest.raises(ValueError, match=r"model\.type='os\.system' is no model"):
+        adopt_model(without_model(tmp_path, load_from=str(work_dir)))
     nothing = without_model(tmp_path, load_from=str(tmp_path / 'nothing'))
     with pytest.raises(FileNotFoundError, match='nothing does not exist'):
         adopt_model(nothing)
