@@ -60,7 +60,7 @@ def obstacles(
     elif kind == 'cuda' and torch.cuda.is_available():
         found += _obstacles_of_gpu(needs, torch.cuda.get_device_capability(device))
     if packed and not needs.packed:
-        found.append("takes one document a row; use 'varlen' or 'auto'")
+        found.append('takes one document a row')
     wide = needs.head_dim
     if head_dim is not None and wide is not None and (head_dim > wide or head_dim % 8):
         found.append(f'takes heads of up to {wide} channels, a multiple of 8, not {head_dim}')
