@@ -19,7 +19,8 @@ class UnevenRows:
     Every document of a row keeps its share of it, so a row of a hundred tokens has documents where
     the row of thousands had them; those that would be left with less than a token vanish. Of row i
     only the first tokens are trained, how many is a function of i: ranks and micro-batches then
-    have unequal numbers of trained tokens, and a mean of means is not the mean.
+    have unequal numbers of trained tokens, and a mean of means is not the mean. Where none of these
+    has a loss, as at the beginning of a conversation, all of them get one.
 
     Args:
         dataset: A dataset or its config.
@@ -49,7 +50,13 @@ class UnevenRows:
         row = shortened(self.dataset[index], self.seq_len)
         labels = row.labels.copy()
         digest = sha256(f'{self.seed}/{index}'.encode()).digest()
-        labels[1 + int.from_bytes(digest[:4], 'big') % self.seq_len :] = IGNORE_INDEX
+        stop = 1 + int.from_bytes(digest[:4], 'big') % self.seq_len
+        if (labels[:stop] == IGNORE_INDEX).all():
+            labels[:-1] = row.input_ids[1:]
+            labels[np.cumsum(row.lengths) - 1] = (
+                IGNORE_INDEX  # predicts nothing of the next document
+            )
+        labels[stop:] = IGNORE_INDEX
         return replace(row, labels=labels)
 
 

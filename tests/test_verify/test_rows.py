@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from internlm_mm.datasets import RandomTokens, collate_rows
+from internlm_mm.datasets import RandomTokens, Row, collate_rows, pack_row
 from internlm_mm.registry import DATASETS
 from internlm_mm.structures import IGNORE_INDEX
 from internlm_mm.verify.rows import UnevenRows, shortened
@@ -54,6 +54,27 @@ def test_rows_are_a_function_of_their_index() -> None:
     assert (batch.labels == collate_rows([two[5], two[6]]).labels).all()
     assert batch.num_targets > 0 and len(one) == len(one.dataset)
     assert (one.dataset.seed, one.vocab_size) == (3, 50)
+
+
+def test_rows_whose_beginning_has_no_loss_get_one() -> None:
+    class Conversations:
+        seq_len, max_docs = 40, 3
+
+        def __getitem__(self, index: int) -> Row:
+            tokens = np.arange(1, 41) + index
+            labels = np.append(tokens[1:], IGNORE_INDEX)
+            labels[[*range(13), *range(19, 38)]] = IGNORE_INDEX
+            return pack_row(tokens, labels, np.array([20, 20]), seq_len=40, max_docs=3)
+
+    rows = UnevenRows(Conversations(), seq_len=20)
+    for index in range(20):
+        row = rows[index]
+        learned = row.labels != IGNORE_INDEX
+        stop = learned.sum() + (learned.sum() > 9)  # the end of the first document predicts nothing
+        expected = np.append(row.input_ids[1:], IGNORE_INDEX)
+        expected[9] = IGNORE_INDEX
+        assert learned.any() and (row.labels[:stop] == expected[:stop]).all()
+        assert not learned[stop:].any()
 
 
 def test_rows_that_are_too_short() -> None:
