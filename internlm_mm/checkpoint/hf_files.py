@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from internlm_mm.checkpoint.pickled import check_pickled, dtype_named, open_tensors
 from internlm_mm.checkpoint.storage import METADATA_FILE
-from internlm_mm.checkpoint.tensor_file import Entry, write_tensor_file
+from internlm_mm.checkpoint.tensor_file import Entry, plan_shards, write_tensor_file
 from internlm_mm.utils.weight_layout import Stored, WeightLayout
 
 DTYPES = ('float32', 'float16', 'bfloat16')
@@ -122,7 +122,7 @@ def write_weights(
             if on_bytes is not None:
                 on_bytes(entry.nbytes)
 
-    shards = _plan_shards(entries, max_shard_bytes)
+    shards = plan_shards(entries, max_shard_bytes)
     weight_map = {}
     for index, shard in enumerate(shards, start=1):
         file = (
@@ -162,18 +162,6 @@ def _packed(
         tensors.append(tensor.to(entry.dtype))
     packing = layout.packing(entry.name)
     return tensors[0] if packing is None else packing.join(tensors)
-
-
-def _plan_shards(entries: Sequence[Entry], max_bytes: int) -> list[list[Entry]]:
-    shards: list[list[Entry]] = [[]]
-    room = max_bytes
-    for entry in entries:
-        if entry.nbytes > room and shards[-1]:
-            shards.append([])
-            room = max_bytes
-        shards[-1].append(entry)
-        room -= entry.nbytes
-    return shards
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

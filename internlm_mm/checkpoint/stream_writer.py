@@ -10,7 +10,7 @@ from torch import Tensor
 
 from internlm_mm.checkpoint.checkpointer import STATE_FILE, publish
 from internlm_mm.checkpoint.storage import FORMAT_VERSION, METADATA_FILE, write_file
-from internlm_mm.checkpoint.tensor_file import Entry, write_tensor_file
+from internlm_mm.checkpoint.tensor_file import Entry, plan_shards, write_tensor_file
 
 
 class LazyWeights(Protocol):
@@ -72,7 +72,7 @@ def write_weights_checkpoint(
             yield tensor
             del tensor
 
-    for number, shard in enumerate(_shards(entries, max_shard_bytes)):
+    for number, shard in enumerate(plan_shards(entries, max_shard_bytes)):
         file = f'shard_{number}.safetensors'
         files[file] = write_tensor_file(staging / file, shard, read(shard))
         for entry in shard:
@@ -90,15 +90,3 @@ def write_weights_checkpoint(
     text = json.dumps({'version': FORMAT_VERSION, 'tensors': tensors}).encode()
     files[METADATA_FILE] = write_file(staging / METADATA_FILE, text)
     publish(staging, path, files, {**texts, STATE_FILE: json.dumps(state, indent=1)}, folders)
-
-
-def _shards(entries: list[Entry], max_bytes: int) -> list[list[Entry]]:
-    shards: list[list[Entry]] = [[]]
-    room = max_bytes
-    for entry in entries:
-        if entry.nbytes > room and shards[-1]:
-            shards.append([])
-            room = max_bytes
-        shards[-1].append(entry)
-        room -= entry.nbytes
-    return shards

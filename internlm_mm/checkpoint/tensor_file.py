@@ -46,6 +46,19 @@ class Entry(NamedTuple):
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
+def plan_shards(entries: Sequence[Entry], max_bytes: int) -> list[list[Entry]]:
+    """Deal tensors out to files of at most `max_bytes`; a larger one has a file of its own."""
+    shards: list[list[Entry]] = [[]]
+    room = max_bytes
+    for entry in entries:
+        if entry.nbytes > room and shards[-1]:
+            shards.append([])
+            room = max_bytes
+        shards[-1].append(entry)
+        room -= entry.nbytes
+    return shards
+
+
 def write_tensor_file(
     path: Path,
     entries: Sequence[Entry],

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from internlm_mm.checkpoint.tensor_file import DTYPE_CODES, Entry, write_tensor_file
+from internlm_mm.checkpoint.tensor_file import DTYPE_CODES, Entry, plan_shards, write_tensor_file
 
 SHAPES = st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), max_size=5)
 
@@ -49,3 +49,14 @@ def test_one_tensor_lives_at_a_time(tmp_path):
 def test_another_tensor_than_announced(tmp_path, tensor):
     with pytest.raises(ValueError, match=r'w is \[.*expected \[3\] of torch\.float32'):
         write_tensor_file(tmp_path / 'x', [Entry('w', torch.float32, (3,))], [tensor])
+
+
+@given(st.lists(st.integers(1, 40), max_size=12), st.integers(1, 100))
+def test_files_are_filled_in_order(sizes, most):
+    entries = [Entry(f't{i}', torch.uint8, (size,)) for i, size in enumerate(sizes)]
+    shards = plan_shards(entries, most)
+    assert [entry for shard in shards for entry in shard] == entries
+    bytes_of = [sum(entry.nbytes for entry in shard) for shard in shards]
+    assert all(n <= most or len(shard) == 1 for n, shard in zip(bytes_of, shards, strict=True))
+    for n, following in zip(bytes_of, shards[1:], strict=False):
+        assert n + following[0].nbytes > most  # or it would be in the file before
