@@ -22,7 +22,9 @@ from internlm_mm.checkpoint.huggingface import export_hf, fill_model, import_hf
 from internlm_mm.checkpoint.pretrained import convert_to_hf, load_model
 from internlm_mm.checkpoint.streaming import hf_model, streamed
 from internlm_mm.models import InternLM3
+from tests import forms
 from tests.forms import CASES, DYNAMIC, FAMILIES, LLAMA3, YARN, build, form_of, weights_of
+from tests.large_checkpoint import write_checkpoint
 
 IDS = torch.randint(128, (2, 40), generator=torch.Generator().manual_seed(1))
 
@@ -81,6 +83,19 @@ def test_framework_hf_framework(tmp_path, name, form, dtype):
     for config in configs:
         config.pop('initializer_range')  # a family's own, and not a setting
     assert configs[0] == configs[1]
+
+
+@pytest.mark.parametrize('ranks', [1, 2, 4])
+@pytest.mark.parametrize('name', FAMILIES)
+def test_checkpoints_of_several_ranks(tmp_path, name, ranks):
+    """However many ranks wrote a checkpoint, what is exported and imported again is its bits."""
+    family, settings = FAMILIES[name]
+    write_checkpoint(tmp_path / 'work' / 'iter_3', ranks, family, **forms.SIZES, **settings)
+    assert len(list((tmp_path / 'work' / 'iter_3').glob('shard_*'))) == ranks
+    assert convert_to_hf(tmp_path / 'work', tmp_path / 'hf', dtype='float32') < 1e-4
+    convert_from(tmp_path / 'hf', tmp_path / 'back')
+    before, after = (read_model_state(tmp_path / place) for place in ('work', 'back'))
+    same({name: after[name] for name in after}, {name: before[name] for name in before})
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
