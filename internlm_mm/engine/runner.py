@@ -126,7 +126,7 @@ class LLMRunner(FlexibleRunner):
             strategy=strategy or {'type': 'HybridParallelStrategy'},
             default_hooks=default_hooks,
             custom_hooks=custom_hooks,
-            load_from=load_from,
+            load_from=None if isinstance(resume, str) else load_from,  # MMEngine wants one
             resume=resume,
             launcher=launcher,
             env_cfg=env_cfg or {},

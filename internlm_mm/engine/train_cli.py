@@ -111,11 +111,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     runner = watch = None
     try:
+        is_rehearsal = _is_rehearsal(args)
         config = resolve_config(args)
         if args.dry_run:
             print(dry_run(config))
             return 0
-        if _is_rehearsal(args):
+        if is_rehearsal:
             report = rehearse(config, args.rehearse, args.gpus_per_node or 8, args.rehearse_rank)
             if args.rehearse_json is not None:
                 Path(args.rehearse_json).write_text(json.dumps(report, indent=1) + '\n')
@@ -164,6 +165,11 @@ def _is_rehearsal(args: argparse.Namespace) -> bool:
             if getattr(args, key) is not None:
                 raise ValueError(f'--{key.replace("_", "-")} needs --rehearse N')
         return False
+    if args.dry_run:
+        raise ValueError(
+            f'--dry-run and --rehearse {args.rehearse}: give one of them; a rehearsal trains '
+            'nothing either'
+        )
     if args.launcher not in (None, 'none'):
         raise ValueError(
             f'--rehearse {args.rehearse} is one process on its own: leave out '

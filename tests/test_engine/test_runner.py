@@ -162,3 +162,12 @@ def test_a_model_that_only_looks_alike_is_told(tmp_path: Path, caplog) -> None:
         runner.logger.addHandler(caplog.handler)
         runner.train()
         assert ('model.num_heads=4 differs from 2' in caplog.text) == told
+
+
+def test_a_run_that_is_named_wins_over_load_from(tmp_path):
+    saving = {'default_hooks__checkpoint': {'type': 'StepCheckpointHook', 'interval': 2}}
+    tiny_runner(tmp_path / 'old', train_cfg__max_iters=2, **saving).train()
+    named = {'resume': str(tmp_path / 'old/iter_2'), 'load_from': 'not looked at'}
+    runner = tiny_runner(tmp_path / 'new', train_cfg__max_iters=3, **saving, **named)
+    runner.train()
+    assert sorted(path.name for path in (tmp_path / 'new').glob('iter_*')) == ['iter_3']

@@ -147,6 +147,7 @@ def test_a_rehearsal_is_printed_and_written(tmp_path: Path, capsys) -> None:
         (('--rehearse', '0'), '--rehearse 0: a job has at least 1 GPU'),
         (('--rehearse', '8'), 'take a multiple of 16, for example 16'),
         (('--rehearse', '2', '--launcher', 'pytorch'), '--rehearse'),
+        (('--rehearse', '2', '--dry-run'), '--dry-run and --rehearse 2: give one of them'),
         (('--rehearse-rank', '1'), '--rehearse-rank needs --rehearse'),
         (('--rehearse-json', 'x.json'), '--rehearse-json needs --rehearse'),
         (('--gpus-per-node', '4'), '--gpus-per-node needs --rehearse'),
