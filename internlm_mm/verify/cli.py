@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from internlm_mm.engine.start import adopt_model
 from internlm_mm.utils.config import ConfigError, load_config, parse_cfg_options
 from internlm_mm.utils.config_check import check_config
 from internlm_mm.utils.device import dtype_of
@@ -119,6 +120,8 @@ def prepare(args: argparse.Namespace, folder: Path) -> Verification:
     if processes < 1:
         raise ValueError(f'--processes {processes} must be at least 1')
     config = load_config(args.config, parse_cfg_options(args.cfg_options))
+    adopt_model(config)
+    config.load_from = None  # of the whole model; what is verified is small, and drawn
     check_config(config)
     cases = (
         default_cases(processes, device)

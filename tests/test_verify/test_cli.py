@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from internlm_mm.verify.cli import main
 from internlm_mm.verify.compare import LIMIT_OF_ONE
@@ -74,3 +75,25 @@ def test_missing_data_is_told_and_random_data_only_when_asked(
     error = capsys.readouterr().err
     assert 'data/python_stdlib' in error and '--random-data' in error
     assert main([*asked, '--random-data']) == 0
+
+
+def test_a_config_without_model_takes_that_of_its_folder(tmp_path: Path, capsys) -> None:
+    sizes = dict(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+    LlamaForCausalLM(LlamaConfig(**sizes, **heads)).save_pretrained(tmp_path / 'hf')
+    config = tmp_path / 'more.py'
+    config.write_text(
+        'from mmengine.config import read_base\n'
+        'with read_base():\n'
+        '    from internlm_mm.configs._base_.datasets.random_tokens import *\n'
+        '    from internlm_mm.configs._base_.default_runtime import *\n'
+        '    from internlm_mm.configs._base_.schedules.adamw_cosine import *\n'
+        'from internlm_mm.engine import TokenTrainLoop\n'
+        f'load_from = {str(tmp_path / "hf")!r}\n'
+        'train_cfg = dict('
+        'type=TokenTrainLoop, max_iters=4, global_batch_size=4, micro_batch_size=1)\n'
+        'train_dataloader.dataset.update(seq_len=64, vocab_size=96)\n'
+    )
+    options = ['--device', 'cpu', '--processes', '1', '--resume-pairs', 'none']
+    assert main([str(config), *options]) == 0
+    assert 'checks passed' in capsys.readouterr().out
