@@ -173,7 +173,9 @@ class Draft:
             text = f'a constant; {target}={actual!r} counts, where the original mixed the two'
             self._row(key, 'changed', text)
         else:
-            self._row(key, 'dropped', 'a constant: its value stands where it was used')
+            used = key in self.source.used
+            text = 'a constant: its value stands where it was used' if used else 'nothing uses it'
+            self._row(key, 'dropped', text)
 
     def _row(self, key: str, status: Status, text: str) -> None:
         self.rows[key] = Row(key, find_value(self.source.values, key), status, text)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from internlm_mm.utils.config_draft import Draft
+from internlm_mm.utils.config_draft import Draft, Row
 
 _OBJECT_STORES = ('boto3:', 'volc:', 'oss2:')
 _READABLE = ('internlm', 'internevo', 'normal', 'hf', 'hf_llama', 'newinternlm')
@@ -24,9 +24,9 @@ def add_data(
     rows = 'train_dataloader.dataset'
     draft.put(rows, 'seq_len', seq_len, 'data.seq_len')
     if is_random:
-        text = 'random tokens, which teach nothing (the original: repeated numbers); --data'
+        text = 'random tokens, which teach nothing (the original: repeated numbers); --data DIR'
         draft.put(rows, 'vocab_size', draft.take('model.vocab_size', int))
-        draft.say('data.train_folder', text, 'changed')
+        draft.rows['data.train_folder'] = Row('data.train_folder', None, 'changed', text)
         draft.say('data.min_length', 'rows of random tokens are full')
     else:
         where = 'data/text/tokens/train, the default' if train is None else str(train)

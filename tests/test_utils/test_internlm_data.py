@@ -51,6 +51,17 @@ def test_no_data_is_random_tokens(convert: Convert) -> None:
     assert rows['data.valid_every'].status == 'changed'  # there was a dummy set
 
 
+def test_no_word_of_data_is_said_too() -> None:
+    config = read_internlm_config(SFT_2023)
+    del config.values['data']['train_folder']
+    config.values['TRAIN_FOLDER'] = '/path/to/dataset'  # and nothing that uses it
+    text, rows = convert_text(config, 'out.py')
+    became = {row.key: row for row in rows}
+    assert became['data.train_folder'].became.startswith('random tokens, which teach nothing')
+    assert became['TRAIN_FOLDER'].became == 'nothing uses it'
+    assert 'data.train_folder' in text.partition('read_base')[0]  # among its comments
+
+
 def test_data_that_is_not_named_is_where_the_docs_put_it(convert: Convert) -> None:
     found, _ = convert()
     shipped = to_plain(load_config('internlm_7b_pretrain')._cfg_dict)
