@@ -19,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 at the end of the input, 2 for what the user did wrong."""
     args = parse_args(argv)
     try:
+        _check_prompt(args)
         sampling = Sampling(
             max_new_tokens=args.max_new_tokens,
             temperature=args.temperature,
@@ -35,6 +36,11 @@ def main(argv: list[str] | None = None) -> int:
         )
         if args.prompt is None:
             name = None if template == 'none' else template
+            if name is None and args.system is not None:
+                raise ValueError(
+                    f'--system {args.system!r} needs a chat template, and {args.path} has none: '
+                    'give --template NAME'
+                )
             Terminal(generator, name, sampling, args.system, read_line).run()
         else:
             complete(generator, args.prompt, sampling)
@@ -42,6 +48,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     return 0
+
+
+def _check_prompt(args: argparse.Namespace) -> None:
+    """A text that is continued is no conversation."""
+    for option in ('template', 'system'):
+        value = getattr(args, option)
+        if args.prompt is not None and value not in (None, 'none'):
+            raise ValueError(
+                f'--{option} {value!r} does nothing with --prompt, which continues a text without '
+                'a template; for one answer: echo TEXT | chat PATH'
+            )
 
 
 def read_line(prompt: str) -> str:

@@ -81,6 +81,8 @@ class Dialogue:
             OSError: If it cannot be read.
             ValueError: If it holds no conversation; nothing is changed then.
         """
+        if not Path(file).is_file():
+            raise FileNotFoundError(f'{file} is no file; expected a conversation as JSON')
         try:
             record = json.loads(Path(file).read_text(encoding='utf-8'))
         except ValueError as error:

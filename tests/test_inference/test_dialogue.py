@@ -71,5 +71,5 @@ def test_what_is_no_conversation_changes_nothing(content, error, tmp_path):
     with pytest.raises(ValueError, match=error):
         dialogue.load(tmp_path / 'c.json')
     assert [message['content'] for message in dialogue.whole()] == ['S', 'Q']
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match='none is no file; expected a conversation'):
         dialogue.load(tmp_path / 'none')

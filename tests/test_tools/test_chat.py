@@ -31,6 +31,20 @@ def test_one_prompt(work_dir, capsys):
     assert capsys.readouterr().out == first
 
 
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--prompt', 'x', '--template', 'internlm2'], "--template 'internlm2' does nothing with"),
+        (['--prompt', 'x', '--system', 'Shout.'], "--system 'Shout.' does nothing with --prompt"),
+        (['--system', 'Shout.'], "--system 'Shout.' needs a chat template"),
+    ],
+)
+def test_what_would_do_nothing_is_said(work_dir, options, message, capsys, type_in):
+    type_in('hello')
+    assert main([work_dir, '--device', 'cpu', *options]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_base_model_continues_text_until_the_input_ends(work_dir, capsys, type_in):
     type_in('def', '/set max_new_tokens 2', 'def')
     assert main([work_dir, '--max-new-tokens', '9', '--temperature', '0', '--device', 'cpu']) == 0
