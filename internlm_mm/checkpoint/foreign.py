@@ -91,7 +91,11 @@ def open_source(
         config, weights = import_internlm(path, internlm, settings)
         return Source(path, "InternLM's own shards", config, weights)
     source = _open_hf(path, settings)
-    check_weights(source.build(), source)
+    try:
+        model = source.build()
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
+    check_weights(model, source)
     return source
 
 

@@ -262,7 +262,8 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     if not 0 <= spare <= _MAX_PADDING_ROWS:
         raise ValueError(
             f'the tokenizer has vocab_size={tokenizer.vocab_size} and the model '
-            f'vocab_size={vocab_size}: they do not belong together'
+            f'vocab_size={vocab_size}: they do not belong together; expected as many rows as '
+            f'tokens, or up to {_MAX_PADDING_ROWS} more'
         )
 
 
@@ -304,7 +305,10 @@ def write_tokenizer(
         ours = tokenizer.encode(text)
         theirs = converted.encode(text, add_special_tokens=False)
         if ours != theirs:
-            raise ValueError(f'the exported tokenizer encodes {text!r} as {theirs}, ours as {ours}')
+            raise ValueError(
+                f'the exported tokenizer, which transformers reads as {type(converted).__name__}, '
+                f'encodes {text!r} as {theirs}, ours as {ours}'
+            )
 
 
 class _Watched(Mapping[str, Tensor]):
