@@ -43,6 +43,15 @@ def test_internevo(tmp_path, kind, tp, pp, adapt_hf):
     check(tmp_path / 'x', state, GROUPED, FAMILIES[kind])
 
 
+@pytest.mark.parametrize('kind', ['INTERNLM2_PUBLIC', 'LLAMA2'])
+@pytest.mark.parametrize('adapt_hf', [True, False])
+def test_internevo_in_four_parts(tmp_path, kind, adapt_hf):
+    sizes = {**GROUPED, 'num_heads': 8, 'num_kv_heads': 4}
+    state = full_state(sizes, biases=False)
+    write_shards(tmp_path / 'x', state, sizes, kind=kind, tp=4, pp=2, adapt_hf=adapt_hf, config={})
+    check(tmp_path / 'x', state, sizes, FAMILIES[kind])
+
+
 @pytest.mark.parametrize('kind', list(FAMILIES))
 @pytest.mark.parametrize('tp', [1, 2])
 def test_embedding_cut_by_rows(tmp_path, kind, tp):
