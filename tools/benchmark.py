@@ -22,6 +22,7 @@ from internlm_mm.engine.benchmark_report import (
 )
 from internlm_mm.engine.breakdown import render_breakdown
 from internlm_mm.engine.runner import LLMRunner
+from internlm_mm.engine.start import adopt_model
 from internlm_mm.utils.config import load_config, parse_cfg_options
 from internlm_mm.utils.config_check import check_config
 from internlm_mm.utils.device import release_cached
@@ -79,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     config = load_config(args.config, parse_cfg_options(args.cfg_options))
     config.launcher = args.launcher
+    adopt_model(config)
     # Long enough for every step; nothing is saved, evaluated or resumed while the clock runs.
     config.train_cfg.max_iters = 1_000_000
     config.default_hooks.checkpoint = None

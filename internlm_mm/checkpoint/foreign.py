@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from internlm_mm.checkpoint.checkpointer import METADATA_FILE, list_checkpoints
 from internlm_mm.checkpoint.hf_files import is_hf_folder
@@ -53,10 +53,31 @@ class Source(NamedTuple):
         """Name of the model's class."""
         return type(self.build()).__name__
 
+    def weight(self, name: str) -> Tensor:
+        """Read the weight of our name `name`.
+
+        Raises:
+            ValueError: If it holds values that are not finite.
+        """
+        tensor = self.weights[name]
+        check_finite(self.path, name, tensor)
+        return tensor
+
     def build(self) -> nn.Module:
         """The model, on the meta device."""
         with torch.device('meta'):
             return MODELS.build(dict(self.config))
+
+
+def check_finite(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise ValueError, naming folder and weight, if a number in it is none or infinite."""
+    # The sum of a tensor is finite only if all of it is; in float32, and without a copy.
+    if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
+        raise ValueError(
+            f'{path}: {name!r} holds values that are not finite in '
+            f'{str(tensor.dtype).removeprefix("torch.")}: the file is damaged, or the dtype too '
+            'narrow'
+        )
 
 
 def is_foreign(path: str | Path) -> bool:

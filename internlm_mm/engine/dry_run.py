@@ -213,8 +213,9 @@ def _layout_lines(config: Config, layout: Layout, model: nn.Module) -> list[str]
     states = part * 3 * master / shards
     gathered = part * dtype_of(precision['param']).itemsize if shards > 1 else 0
     gradients = part * dtype_of(precision['reduce']).itemsize / shards
+    processes = f'{layout.world_size} processes' if layout.world_size > 1 else 'one process'
     return [
-        f'layout     {layout} on {layout.world_size} processes; '
+        f'layout     {layout} on {processes}; '
         f'compute in {precision["param"]}, reduce in {precision["reduce"]}',
         f'memory     {_bytes(states)} masters and moments, '
         f'{_bytes(gradients)} gradients'

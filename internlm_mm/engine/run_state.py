@@ -115,11 +115,11 @@ class RunState:
             callback(state)
         return state
 
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+    def load_weights(self, read: Callable[[str], Tensor]) -> None:
         """Take this rank's part of every weight; one of them is in memory whole at a time.
 
         Args:
-            weights: By our names, each read when asked for; every one of the model's.
+            read: Gives a whole weight by our name of it.
         """
         if self.strategy.gather_ahead is not None:
             self.strategy.gather_ahead.drop()  # copies of the weights from before
@@ -130,7 +130,7 @@ class RunState:
                 part = tuple(
                     slice(start, start + size) for start, size in zip(offsets, sizes, strict=True)
                 )
-                data.copy_(weights[name][part])
+                data.copy_(read(name)[part])
 
     def _empty_optimizer_state(self, path: Path) -> dict[str, Tensor]:
         """Give the optimizer the state tensors the checkpoint has, to be filled by the load.

@@ -332,8 +332,8 @@ class LLMRunner(FlexibleRunner):
     def _take(self, start: Start) -> None:
         path, content = start.path, start.content
         if self._source is not None:
-            weights = self._source.weights
-            together(lambda: self.run_state.load_weights(weights))
+            read = self._source.weight
+            together(lambda: self.run_state.load_weights(read))
             self.logger.info(f'loaded {self._source.family} from {path}, {self._source.form}')
             return
         parts = [part for part in content if part != 'data'] + (['random'] if start.random else [])

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -312,9 +312,21 @@ def test_damage_that_one_rank_finds_reaches_all(two_ranks, tmp_path: Path, forei
         assert 'model_tp1_pp1.pt is damaged: Bad CRC' in message
 
 
-def message_of(work_dir: Path, folder: Path) -> str:
+@pytest.mark.parametrize('foreign', ['hf'], indirect=True)
+def test_numbers_that_are_none_stop_all_before_a_step(two_ranks, tmp_path: Path, foreign) -> None:
+    file = foreign[0] / 'model.safetensors'
+    stored = load_file(file)
+    stored['lm_head.weight'][3, 5] = float('nan')  # which the second stage alone reads
+    save_file(stored, file)
+    found = two_ranks(message_of, tmp_path / 'two', foreign[0], {'pipeline': 2})
+    words = f"{foreign[0]}: 'lm_head.weight' holds values that are not finite in float32"
+    assert found[1].startswith(words) and found[0].startswith(f'rank 1: ValueError: {words}')
+    assert not list((tmp_path / 'two').glob('iter_*'))
+
+
+def message_of(work_dir: Path, folder: Path, parallel: dict | None = None) -> str:
     try:
-        begin(work_dir, folder, {'data_shard': 2})
+        begin(work_dir, folder, parallel or {'data_shard': 2})
     except ValueError as error:
         return str(error)
     return ''
