@@ -49,7 +49,13 @@ class Chat:
             query: What the user says now.
             history: Pairs of query and response, oldest first.
             meta_instruction: The system prompt; '' for none, None for the model's own.
+
+        Raises:
+            ValueError: If a turn of `history` is no pair of texts.
         """
+        for index, turn in enumerate(history or ()):
+            if len(turn) != 2 or not all(isinstance(text, str) for text in turn):
+                raise ValueError(f'history[{index}] is {turn!r}: expected (query, response)')
         if meta_instruction is None:
             meta_instruction = self.default_meta_instruction
         ids = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]

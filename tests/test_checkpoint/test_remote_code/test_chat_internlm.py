@@ -194,3 +194,9 @@ def test_defaults_are_internlms(model, internlm_tokenizer, monkeypatch):
     assert seen['eos_token_id'] == [2, internlm_tokenizer.convert_tokens_to_ids('<eoa>')]
     model.chat(internlm_tokenizer, 'hello', [], do_sample=False, top_k=3, eos_token_id=7)
     assert seen['top_k'] == 3 and seen['eos_token_id'] == 7
+
+
+@pytest.mark.parametrize('turn', [('a',), ('a', None), 'abc'])
+def test_a_turn_that_is_no_pair(model, internlm_tokenizer, turn):
+    with pytest.raises(ValueError, match=r'history\[1\] is .*: expected \(query, response\)'):
+        model.build_inputs(internlm_tokenizer, 'hello', [('a', 'b'), turn])
