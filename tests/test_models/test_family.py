@@ -25,6 +25,7 @@ from internlm_mm.models.hf_forms import (
     QWEN3,
 )
 from internlm_mm.registry import MODELS
+from tests import forms
 from tests.test_models.helpers import SIZES
 
 FORMS = {
@@ -117,3 +118,15 @@ def test_a_scaling_is_not_shared_with_the_config(family) -> None:
         model = family(**SIZES, rope_scaling=said)
     said['factor'] = 3.0
     assert model.rope_scaling == dict(rope_type='linear', factor=2.0)
+
+
+def test_every_family_takes_part_in_the_round_trips():
+    MODELS.import_from_location()
+    ours = {
+        kind
+        for kind in MODELS.module_dict.values()
+        if isinstance(kind, type)
+        and issubclass(kind, Family)
+        and kind.__module__.startswith('internlm_mm.')
+    }
+    assert {family for family, _ in forms.FAMILIES.values()} == ours
