@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, requires, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from packaging.requirements import Requirement
 
+from internlm_mm.utils.apex import has_apex
 from internlm_mm.utils.installation import FIX
 from internlm_mm.utils.launch import settings
 from internlm_mm.utils.system import nvidia_smi, packages
@@ -101,7 +101,7 @@ def gather_facts() -> Facts:
         ],
         architectures=torch.cuda.get_arch_list() if works else [],
         settings=settings(),
-        apex_is_nvidia_s=apex_is_nvidia_s(),
+        apex_is_nvidia_s=has_apex('optimizers'),
         shared_bytes=shutil.disk_usage(shared).total if shared.is_dir() else None,
         descriptors=sys.maxsize if soft == resource.RLIM_INFINITY else soft,
     )
@@ -141,15 +141,6 @@ def unmet_requirements(
         if there == 'nothing' or not requirement.specifier.contains(there, prereleases=True):
             found.append((f'{requirement.name}{requirement.specifier}', there))
     return found
-
-
-def apex_is_nvidia_s() -> bool | None:
-    """Whether the package `apex`, which is not imported, has NVIDIA's parts; None without one."""
-    spec = find_spec('apex')
-    if spec is None:
-        return None
-    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
-    return any((folder / 'optimizers').is_dir() for folder in folders)
 
 
 def _packages(facts: Facts) -> Iterator[Problem]:

@@ -11,6 +11,15 @@ BUILD = (
 )
 
 
+def has_apex(part: str) -> bool | None:
+    """Whether the package `apex`, which is not imported, has NVIDIA's `part`; None without one."""
+    spec = find_spec('apex')
+    if spec is None:
+        return None
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    return any((folder / part).is_dir() for folder in folders)
+
+
 def import_apex(part: str, wanted: str) -> Any:
     """A module of apex.
 
@@ -21,11 +30,10 @@ def import_apex(part: str, wanted: str) -> Any:
     Raises:
         ImportError: If apex is not there, is another package, or cannot be imported.
     """
-    spec = find_spec('apex')
-    if spec is None:
+    is_there = has_apex(part)
+    if is_there is None:
         raise ImportError(f"{wanted} needs NVIDIA's apex, which is not installed; {BUILD}")
-    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
-    if not any((folder / part).is_dir() for folder in folders):
+    if not is_there:
         raise ImportError(
             f'{wanted}: the package called apex that is installed has no apex.{part}; the one '
             f"called apex on PyPI is not NVIDIA's: pip uninstall -y apex, and {BUILD}"

@@ -7,11 +7,11 @@ import torch
 
 from internlm_mm.doctor.problems import (
     Facts,
-    apex_is_nvidia_s,
     find_problems,
     gather_facts,
     unmet_requirements,
 )
+from internlm_mm.utils.apex import has_apex
 
 H200 = ('NVIDIA H200', (9, 0))
 V100 = ('Tesla V100-SXM2-16GB', (7, 0))
@@ -149,7 +149,7 @@ def test_whose_apex_it_is(
     if folder is not None:
         (tmp_path / 'apex' / folder).mkdir(parents=True)
         (tmp_path / 'apex' / '__init__.py').write_text('raise ImportError("was imported")')
-    assert apex_is_nvidia_s() == {'optimizers': True, 'reverse': False, None: None}[folder]
+    assert has_apex('optimizers') == {'optimizers': True, 'reverse': False, None: None}[folder]
     assert 'apex' not in sys.modules
 
 
