@@ -22,7 +22,7 @@ from internlm_mm.parallel.float8 import check_float8, check_partners
 from internlm_mm.parallel.kernels import check_kernels
 from internlm_mm.parallel.mesh import Layout, resolve_layout
 from internlm_mm.parallel.options import check_dist_cfg, check_loss_scale, check_options
-from internlm_mm.parallel.pipeline import check_reshard, layer_names, plan_pipeline
+from internlm_mm.parallel.pipeline_plan import check_reshard, layer_names, plan_pipeline
 from internlm_mm.parallel.recompute import check_recompute, recompute_layers
 from internlm_mm.parallel.tensor import check_tensor_plan
 from internlm_mm.registry import (

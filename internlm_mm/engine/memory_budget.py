@@ -10,7 +10,7 @@ from torch import nn
 from internlm_mm.engine.rehearse_memory import model_sizes, run_sizes, unknown_parameters
 from internlm_mm.parallel.attention import apply_attention, check_shared_attention
 from internlm_mm.parallel.mesh import Layout
-from internlm_mm.parallel.pipeline import layer_names, plan_pipeline
+from internlm_mm.parallel.pipeline_plan import layer_names, plan_pipeline
 from internlm_mm.parallel.place import Techniques
 from internlm_mm.parallel.recompute import check_recompute
 from internlm_mm.planner import ModelSizes, RunSizes

@@ -23,7 +23,7 @@ from internlm_mm.parallel.context import check_documents
 from internlm_mm.parallel.fit import check_layout
 from internlm_mm.parallel.mesh import AXES, Layout, ParallelMesh, resolve_layout
 from internlm_mm.parallel.options import check_dist_cfg, check_loss_scale, check_options
-from internlm_mm.parallel.pipeline import PipelinePlan, layer_names, plan_pipeline
+from internlm_mm.parallel.pipeline_plan import PipelinePlan, layer_names, plan_pipeline
 from internlm_mm.parallel.place import Techniques, place_model
 from internlm_mm.parallel.recompute import check_recompute
 from internlm_mm.planner import ModelSizes, RunSizes, predict_memory

@@ -9,7 +9,7 @@ from torch.optim import Adam, AdamW
 
 from internlm_mm.optim import CompactAdamW, FusedAdam
 from internlm_mm.parallel.mesh import Layout
-from internlm_mm.parallel.pipeline import PipelinePlan
+from internlm_mm.parallel.pipeline_plan import PipelinePlan
 from internlm_mm.parallel.place import Techniques
 from internlm_mm.parallel.recompute import SELECTIVE
 from internlm_mm.planner import ModelSizes, RunSizes, StateSize

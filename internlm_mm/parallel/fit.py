@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.pipelining import schedules
 
 from internlm_mm.parallel.mesh import Layout, LayoutError, nearest_layout
-from internlm_mm.parallel.pipeline import layer_names, plan_pipeline, read_options
+from internlm_mm.parallel.pipeline_plan import layer_names, plan_pipeline, read_options
 from internlm_mm.registry import SCHEDULES
 
 _SPLIT_BY_TENSOR = ('num_heads', 'num_kv_heads', 'intermediate_size', 'vocab_size')

@@ -13,10 +13,10 @@ from internlm_mm.parallel.float8 import Float8, apply_float8, check_partners
 from internlm_mm.parallel.initialize import initialize_parameters
 from internlm_mm.parallel.kernels import Kernels, apply_kernels
 from internlm_mm.parallel.mesh import Layout, ParallelMesh
-from internlm_mm.parallel.pipeline import (
+from internlm_mm.parallel.pipeline import cut_stages
+from internlm_mm.parallel.pipeline_plan import (
     PipelinePlan,
     check_reshard,
-    cut_stages,
     layer_names,
     plan_pipeline,
 )
@@ -39,7 +39,7 @@ class Techniques:
         context_attention: How ranks that share a sequence exchange keys and values.
         kernels: Which kernels compute norms, losses and products.
         float8: How matrix products are rounded to 8 bits, or None.
-        pipeline: See `internlm_mm.parallel.pipeline.plan_pipeline`.
+        pipeline: See `internlm_mm.parallel.pipeline_plan.plan_pipeline`.
     """
 
     param_dtype: torch.dtype = torch.float32

@@ -10,7 +10,7 @@ from torch import nn
 from internlm_mm.parallel.data import RESHARD
 from internlm_mm.parallel.fit import check_layout
 from internlm_mm.parallel.mesh import AXES, Layout
-from internlm_mm.parallel.pipeline import read_options
+from internlm_mm.parallel.pipeline_plan import read_options
 from internlm_mm.utils.suggest import did_you_mean
 
 OPTIONS = ('reshard', 'schedule', 'stages_per_rank', 'layers', 'context_attention', 'offload')

@@ -8,7 +8,7 @@ from internlm_mm.engine.rehearse_memory import model_sizes, run_sizes, unknown_p
 from internlm_mm.models import InternLM, Qwen2, Qwen3
 from internlm_mm.optim import CompactAdamW, MuonAdamW
 from internlm_mm.parallel.mesh import Layout
-from internlm_mm.parallel.pipeline import plan_pipeline
+from internlm_mm.parallel.pipeline_plan import plan_pipeline
 from internlm_mm.parallel.place import Techniques
 from internlm_mm.planner import RunSizes, predict_memory
 
