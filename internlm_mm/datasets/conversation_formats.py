@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,20 +31,27 @@ class Example(NamedTuple):
     format: str
 
 
-def read_examples(path: str | Path, format: str = 'auto') -> Iterator[Example | ValueError]:
+def read_examples(
+    path: str | Path, format: str = 'auto', *, keep_going: bool = False
+) -> Iterator[Example | ValueError]:
     """Conversations of one file, in order, and in the place of each that is malformed its error.
 
     Args:
         path: A .json, .jsonl, .jsonl.gz or .parquet file.
         format: One of `FORMATS`; 'auto' is what the keys of the file's first record say, which is
             logged.
+        keep_going: Whether a line that is no JSON gives an error in its place, too.
 
     Raises:
         ValueError: If there is no such format, none fits, or the file itself is damaged.
     """
     if format != 'auto':
         check_format(format)
-    for number, record in enumerate(read_records(path)):
+    damage: list[ValueError] = []
+    on_damage = damage.append if keep_going else None
+    for number, record in enumerate(read_records(path, on_damage=on_damage)):
+        yield from damage
+        damage.clear()
         try:
             if not isinstance(record.value, dict):
                 raise ValueError(f'an object is expected, not {_kind(record.value)}')
@@ -59,6 +67,7 @@ def read_examples(path: str | Path, format: str = 'auto') -> Iterator[Example | 
             yield _read(record, format)
         except ValueError as error:
             yield ValueError(f'{record.place}, {error}')
+    yield from damage
 
 
 def check_format(format: str) -> None:
@@ -121,7 +130,7 @@ def _weighed(message: Any, index: int) -> dict[str, Any]:
     if 'weight' in read:
         weight = read.pop('weight')
         if weight not in (0, 1):
-            raise ValueError(f'message {index}: weight {weight!r}: 0 or 1')
+            raise ValueError(f'message {index}: weight {reprlib.repr(weight)}: 0 or 1')
         read.setdefault('loss', bool(weight))
     return read
 
@@ -130,7 +139,9 @@ def _alpaca(record: Mapping[str, Any]) -> _Parts:
     messages = _system(record)
     for index, turn in enumerate(_list(record.get('history') or [], 'history')):
         if not isinstance(turn, Sequence) or isinstance(turn, str) or len(turn) != 2:
-            raise ValueError(f'history[{index}]: a question and an answer, not {turn!r}')
+            raise ValueError(
+                f'history[{index}]: a question and an answer, not {reprlib.repr(turn)}'
+            )
         for role, text in zip(('user', 'assistant'), turn, strict=True):
             messages.append({'role': role, 'content': _text(text, f'history[{index}]')})
     question = _text(_need(record, 'instruction'), 'instruction')
@@ -150,7 +161,7 @@ def _sharegpt(record: Mapping[str, Any]) -> _Parts:
         speaker = turn.get('from', turn.get('role'))
         role = _SPEAKERS.get(speaker) if isinstance(speaker, str) else None
         if role is None:
-            raise ValueError(f'{field}.from {speaker!r} is none.{_near(speaker)}')
+            raise ValueError(f'{field}.from {reprlib.repr(speaker)} is none.{_near(speaker)}')
         text = _text(turn.get('value', turn.get('content')), f'{field}.value')
         message: dict[str, Any] = {'role': role, 'content': text}
         if role == 'calls':
@@ -158,7 +169,7 @@ def _sharegpt(record: Mapping[str, Any]) -> _Parts:
         loss = turn.get('loss', turn.get('weight'))
         if loss is not None:
             if loss not in (0, 1):
-                raise ValueError(f'{field}.loss {loss!r}: true or false')
+                raise ValueError(f'{field}.loss {reprlib.repr(loss)}: true or false')
             message['loss'] = bool(loss)
         messages.append(message)
     return messages, _tools(record)

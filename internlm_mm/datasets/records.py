@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -28,7 +29,23 @@ class Record(NamedTuple):
     bytes_read: int
 
 
-def read_records(path: str | Path, columns: Sequence[str] | None = None) -> Iterator[Record]:
+class Options(NamedTuple):
+    """How a file is read.
+
+    Attributes:
+        columns: Those to read of a parquet file that has one of them.
+        on_damage: Takes the error of a line that is no JSON; None raises it.
+    """
+
+    columns: Sequence[str] | None = None
+    on_damage: Callable[[ValueError], None] | None = None
+
+
+def read_records(
+    path: str | Path,
+    columns: Sequence[str] | None = None,
+    on_damage: Callable[[ValueError], None] | None = None,
+) -> Iterator[Record]:
     """Records of one file, in order.
 
     A .json file is a list of records or one record; .jsonl and .jsonl.gz have one a line, and
@@ -38,6 +55,8 @@ def read_records(path: str | Path, columns: Sequence[str] | None = None) -> Iter
         path: The file.
         columns: Those to read of a parquet file that has one of them; else all are read, and of
             other files everything.
+        on_damage: Takes the error of each line of a file of lines that is no JSON, and reading
+            goes on behind it; None raises the first.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -48,7 +67,7 @@ def read_records(path: str | Path, columns: Sequence[str] | None = None) -> Iter
     suffix = suffix_of(path, READERS)
     if not path.is_file():
         raise FileNotFoundError(f'no file {path}')
-    return READERS[suffix](path, columns)
+    return READERS[suffix](path, Options(columns, on_damage))
 
 
 def suffix_of(path: Path, known: Iterable[str]) -> str:
@@ -76,49 +95,124 @@ def decode_text(data: bytes, path: Path, line: int) -> str:
         return data.decode('utf-8-sig' if line == 1 else 'utf-8')
     except UnicodeDecodeError as error:
         line += data.count(b'\n', 0, error.start)
+        is_utf16 = data.startswith((b'\xff\xfe', b'\xfe\xff'))
         raise ValueError(
             f'{path}:{line}: not UTF-8: {error.reason} (byte {error.start})'
+            + ('; it begins as UTF-16 does' if is_utf16 else '')
         ) from error
 
 
-def _read_json(path: Path, columns: Sequence[str] | None) -> Iterator[Record]:  # noqa: ARG001
-    data = path.read_bytes()
+def parse_json(text: str) -> Any:
+    """JSON by the letter: Python's own reader takes NaN, and of a key that comes twice the last.
+
+    Raises:
+        ValueError: If it is none; `json.JSONDecodeError` where the place is known.
+    """
     try:
-        content = json.loads(decode_text(data, path, 1))
+        return _DECODER.decode(text)
+    except RecursionError:
+        raise ValueError('lists or objects are nested too deep') from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for index, key in enumerate(keys) if key in keys[:index])
+        raise ValueError(f'key {twice!r} comes twice in one object')
+    return value
+
+
+def _number(text: str) -> int:
+    if len(text) > _DIGITS:
+        raise ValueError(f'a number of {len(text):,} digits')
+    return int(text)
+
+
+def _constant(name: str) -> None:
+    raise ValueError(f'{name} is no JSON; null is')
+
+
+_DIGITS = 1000  # Python refuses to read some thousands
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_number, parse_constant=_constant)
+_BETWEEN = re.compile(r'[\s,]*')
+
+
+def _read_json(path: Path, options: Options) -> Iterator[Record]:  # noqa: ARG001
+    data = path.read_bytes()
+    text = decode_text(data, path, 1)
+    try:
+        content = parse_json(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f'{path}:{error.lineno}: not JSON: {error.msg}') from error
+        raise ValueError(f'{path}:{error.lineno}: {_no_json(error, text)}') from error
+    except ValueError as error:
+        raise ValueError(f'{path}:{_flawed_line(text)}: not JSON: {error}') from None
     records = content if isinstance(content, list) else [content]
     for number, record in enumerate(records, 1):
         done = len(data) * number // len(records)
         yield Record(record, path, number, f'{path}: record {number}', done)
 
 
-def _read_jsonl(path: Path, columns: Sequence[str] | None) -> Iterator[Record]:  # noqa: ARG001
+def _no_json(error: json.JSONDecodeError, text: str) -> str:
+    hint = '; it has NUL bytes, as files have whose writing was cut off' if '\0' in text else ''
+    return f'not JSON: {error.msg} (column {error.colno}){hint}'
+
+
+def _flawed_line(text: str) -> int:
+    """Where the record begins that `parse_json` refuses without saying where."""
+    place = len(text) - len(text.lstrip())
+    if text[place] != '[':
+        return 1 + text.count('\n', 0, place)
+    place += 1
+    while True:
+        place = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]  # may be empty
+        try:
+            _, place = _DECODER.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            return 1 + text.count('\n', 0, place)
+
+
+def _read_jsonl(path: Path, options: Options) -> Iterator[Record]:
     with open(path, 'rb') as file:
-        yield from _json_lines(file, file, path)
+        yield from _json_lines(file, file, path, options)
 
 
-def _read_jsonl_gz(path: Path, columns: Sequence[str] | None) -> Iterator[Record]:  # noqa: ARG001
+def _read_jsonl_gz(path: Path, options: Options) -> Iterator[Record]:
     try:
         with open(path, 'rb') as file, gzip.open(file) as lines:
-            yield from _json_lines(lines, file, path)
+            yield from _json_lines(lines, file, path, options)
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f'{path}: damaged gzip file: {error}') from error
 
 
-def _json_lines(lines: Iterable[bytes], file: BinaryIO, path: Path) -> Iterator[Record]:
+def _json_lines(
+    lines: Iterable[bytes], file: BinaryIO, path: Path, options: Options
+) -> Iterator[Record]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         place = f'{path}:{number}'
         try:
-            value = json.loads(decode_text(line, path, number))
-        except json.JSONDecodeError as error:
-            raise ValueError(f'{place}: not JSON: {error.msg} (column {error.colno})') from error
+            value = _parse_line(line, path, number)
+        except ValueError as error:
+            if options.on_damage is None:
+                raise
+            options.on_damage(error)
+            continue
         yield Record(value, path, number, place, file.tell())
 
 
-def _read_parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Record]:
+def _parse_line(line: bytes, path: Path, number: int) -> Any:
+    text = decode_text(line, path, number).rstrip().lstrip('\ufeff')  # of joined files
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{path}:{number}: {_no_json(error, text)}') from error
+    except ValueError as error:
+        raise ValueError(f'{path}:{number}: not JSON: {error}') from None
+
+
+def _read_parquet(path: Path, options: Options) -> Iterator[Record]:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -127,7 +221,7 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Record]
     size = path.stat().st_size
     try:
         with ParquetFile(path) as table:
-            found = [name for name in columns or () if name in table.schema_arrow.names]
+            found = [name for name in options.columns or () if name in table.schema_arrow.names]
             number, rows = 0, max(table.metadata.num_rows, 1)
             for batch in table.iter_batches(batch_size=1024, columns=found or None):
                 for value in batch.to_pylist():
@@ -138,7 +232,7 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Record]
         raise ValueError(f'{path}: damaged parquet file: {error}') from error
 
 
-READERS: dict[str, Callable[[Path, Sequence[str] | None], Iterator[Record]]] = {
+READERS: dict[str, Callable[[Path, Options], Iterator[Record]]] = {
     '.json': _read_json,
     '.jsonl': _read_jsonl,
     '.jsonl.gz': _read_jsonl_gz,

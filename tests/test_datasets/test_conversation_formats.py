@@ -175,3 +175,19 @@ def test_broken_json_is_an_error_of_the_file(tmp_path: Path) -> None:
     (tmp_path / 'c.jsonl').write_text(json.dumps({'messages': [Q, A]}) + '\n{"messages": [')
     with pytest.raises(ValueError, match=r'c\.jsonl:2: not JSON'):
         list(read_examples(tmp_path / 'c.jsonl'))
+
+
+def test_who_keeps_going_gets_every_error_in_its_place(tmp_path: Path) -> None:
+    good = json.dumps({'messages': [Q, A]})
+    lines = ['{', good, '{"messages": NaN}', json.dumps({'messages': 3}), good, '[']
+    (tmp_path / 'c.jsonl').write_text('\n'.join(lines))
+    found = list(read_examples(tmp_path / 'c.jsonl', keep_going=True))
+    places = [str(f if isinstance(f, ValueError) else f.place) for f in found]
+    for number, place in enumerate(places, 1):
+        assert place.startswith(f'{tmp_path}/c.jsonl:{number}'), places
+    assert [isinstance(f, Example) for f in found] == [False, True, False, False, True, False]
+    only = tmp_path / 'none.jsonl'
+    only.write_text('{')
+    assert [str(f) for f in read_examples(only, keep_going=True)] == [
+        f'{only}:1: not JSON: Expecting property name enclosed in double quotes (column 2)'
+    ]

@@ -68,3 +68,72 @@ def test_unknown_endings() -> None:
     assert suffix_of(Path('A.JSONL.GZ'), ['.json', '.jsonl.gz']) == '.jsonl.gz'
     with pytest.raises(ValueError, match=r"'\.txt', only \.json, \.jsonl"):
         suffix_of(Path('a.txt'), ['.json', '.jsonl'])
+
+
+FLAWS = [
+    (b'{"a": NaN}', 'not JSON: NaN is no JSON; null is'),
+    (b'{"a": [-Infinity]}', 'not JSON: -Infinity is no JSON'),
+    (b'{"a": {"b": 1, "c": 2, "b": 1}}', "not JSON: key 'b' comes twice in one object"),
+    (b'{"a": ' + b'9' * 5000 + b'}', 'not JSON: a number of 5,000 digits'),
+    (b'[' * 100_000, 'not JSON: lists or objects are nested too deep'),
+    (b'{"a": "x\0y"}', 'Invalid control character at (column 9); it has NUL bytes'),
+    (b'\0' * 4096, 'it has NUL bytes, as files have whose writing was cut off'),
+    (b'{"a": "cut of', 'not JSON: Unterminated string'),
+    (b'{"a": 1} {"a": 2}', 'not JSON: Extra data (column 10)'),
+    ('{"a": "é"}'.encode('latin-1'), 'not UTF-8'),
+]
+
+
+@pytest.mark.parametrize(('line', 'message'), FLAWS)
+def test_flaws_that_python_would_take_or_trip_over(
+    tmp_path: Path, line: bytes, message: str
+) -> None:
+    path = tmp_path / 'r.jsonl'
+    path.write_bytes(b'{"a": 1}\n\n' + line + b'\n{"a": 2}\n')
+    with pytest.raises(ValueError) as raised:
+        list(read_records(path))
+    assert str(raised.value).startswith(f'{path}:3: ') and message in str(raised.value)
+    # One who wants all flaws gets each, and what stands around them.
+    errors: list[ValueError] = []
+    records = list(read_records(path, on_damage=errors.append))
+    assert [(record.value, record.number) for record in records] == [({'a': 1}, 1), ({'a': 2}, 4)]
+    assert [str(error) for error in errors] == [str(raised.value)]
+
+
+@pytest.mark.parametrize(('line', 'message'), FLAWS[:5])
+def test_a_flaw_in_a_list_names_the_line_where_its_record_begins(
+    tmp_path: Path, line: bytes, message: str
+) -> None:
+    path = tmp_path / 'r.json'
+    path.write_bytes(b'\n[{"a": 1},\n {"a":\n 1},\n' + line + b'\n]')
+    with pytest.raises(ValueError, match=r'r\.json:5: ') as raised:
+        list(read_records(path))
+    assert message in str(raised.value)
+    path.write_bytes(b'\n' + line)
+    with pytest.raises(ValueError, match=r'r\.json:2: '):
+        list(read_records(path))
+
+
+def test_byte_order_marks_and_line_ends_of_windows(tmp_path: Path) -> None:
+    path = tmp_path / 'r.jsonl'
+    line = '\ufeff{"a": "é\\r\\n"}\r\n'.encode()
+    path.write_bytes(line + b'\r\n' + line)  # two files that were joined
+    assert [(r.value, r.number) for r in read_records(path)] == [
+        ({'a': 'é\r\n'}, 1),
+        ({'a': 'é\r\n'}, 3),
+    ]
+    (tmp_path / 'r.json').write_bytes('\ufeff[{"a":\r\n 1}]'.encode())
+    assert [record.value for record in read_records(tmp_path / 'r.json')] == [{'a': 1}]
+    path.write_bytes('{"a": 1}'.encode('utf-16'))
+    with pytest.raises(ValueError, match=r'r\.jsonl:1: not UTF-8: .*; it begins as UTF-16 does'):
+        list(read_records(path))
+
+
+def test_a_huge_line(tmp_path: Path) -> None:
+    path = tmp_path / 'r.jsonl'
+    text = 'x' * 20_000_000
+    path.write_text(json.dumps({'a': text}) + '\n{"a": ')
+    errors: list[ValueError] = []
+    [record] = read_records(path, on_damage=errors.append)
+    assert record.value == {'a': text}
+    assert len(errors) == 1 and len(str(errors[0])) < 300
