@@ -2,18 +2,14 @@
 
 import datetime
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from mmengine._strategy import BaseStrategy
 from mmengine.optim import BaseOptimWrapper
 from torch import Tensor, nn
 
-from internlm_mm.parallel.context import around_step, share_batch
-from internlm_mm.parallel.data import GatherAhead, begin_micro_batch
+from internlm_mm.parallel.data import GatherAhead
 from internlm_mm.parallel.fit import check_layout
 from internlm_mm.parallel.float8 import check_float8, scales_first
 from internlm_mm.parallel.kernels import check_kernels
@@ -27,7 +23,8 @@ from internlm_mm.parallel.options import (
 )
 from internlm_mm.parallel.pipeline import Pipeline
 from internlm_mm.parallel.place import Techniques, place_model
-from internlm_mm.parallel.sums import add_up, reduce_all
+from internlm_mm.parallel.saving import SavingStrategy
+from internlm_mm.parallel.step import Stepper
 from internlm_mm.registry import STRATEGIES
 from internlm_mm.structures import Batch
 from internlm_mm.utils.device import pick_device
@@ -35,7 +32,7 @@ from internlm_mm.utils.launch import read_launch
 
 
 @STRATEGIES.register_module()
-class HybridParallelStrategy(BaseStrategy):
+class HybridParallelStrategy(SavingStrategy):
     """Builds a model on the meta device, places it over the mesh, and runs forward and backward.
 
     The model is single-device code and never learns of any of it; see `place_model` for the order
@@ -112,12 +109,12 @@ class HybridParallelStrategy(BaseStrategy):
         )
         self._parallel = parallel
         self._pipeline: Pipeline | None = None
+        self._stepper: Stepper
         self.gather_ahead: GatherAhead | None = None
         self.device: torch.device
         self.layout: Layout
         self.mesh: ParallelMesh | None = None
         self._prepared: bool  # set by MMEngine
-        self.run_state: Any = None  # the runner's RunState: saves and loads
         super().__init__(
             work_dir=work_dir,
             experiment_name=experiment_name,
@@ -256,6 +253,15 @@ class HybridParallelStrategy(BaseStrategy):
                 self.param_dtype,
                 self.layout.tensor,
             )
+        self._stepper = Stepper(
+            placed.model,
+            self._pipeline,
+            self.layout,
+            self.rank,
+            self.mesh,
+            self.techniques,
+            self.device,
+        )
         return placed.model
 
     def build_param_scheduler(self, scheduler: Any, optim_wrapper: Any, default_args: Any = None):
@@ -284,117 +290,8 @@ class HybridParallelStrategy(BaseStrategy):
             Sums over all ranks and micro-batches of what the model returns ('loss', ...), on the
             device.
         """
-        with self._around_step(batches):
-            sums = self._accumulate(self._own_part(batches), divisor)
-        return self._sum_over_ranks(sums, 'train')
+        return self._stepper.forward_backward(batches, divisor, self.optim_wrapper)
 
-    def _accumulate(self, batches: Sequence[Batch], divisor: int) -> list[dict[str, Tensor]]:
-        def loss_of(loss: Tensor) -> Tensor:
-            return self.optim_wrapper.scale_loss(loss / divisor)
-
-        if self._pipeline is not None:
-            return self._pipeline.forward_backward(batches, loss_of)
-        sums = []
-        for index, batch in enumerate(batches):
-            begin_micro_batch(self.model, index == len(batches) - 1, self.techniques.reshard)
-            found = self.model(batch)
-            self.optim_wrapper.backward(loss_of(found['loss']))
-            sums.append({key: value.detach() for key, value in found.items()})
-        return sums
-
-    @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """The same sums without gradients. Collective: every rank gives as many batches."""
-        with self._around_step(batches):
-            own = self._own_part(batches)
-            sums = (
-                [self.model(batch) for batch in own]
-                if self._pipeline is None
-                else self._pipeline.evaluate(own)
-            )
-        return self._sum_over_ranks(sums, 'evaluate')
-
-    def _around_step(self, batches: Sequence[Batch]) -> AbstractContextManager[None]:
-        context = self.mesh.context if self.mesh is not None else None
-        exchange, seq_len = self.techniques.context_attention, batches[0].input_ids.shape[1]
-        return around_step(context, exchange, seq_len, self.device)
-
-    def _own_part(self, batches: Sequence[Batch]) -> list[Batch]:
-        """On the device; of rows that ranks share, this rank's tokens."""
-        moved = [batch.to(self.device) for batch in batches]
-        if self.mesh is None or self.mesh.context is None:
-            return moved
-        return [share_batch(batch, self.mesh.context) for batch in moved]
-
-    def _sum_over_ranks(self, sums: Sequence[Mapping[str, Tensor]], kind: str) -> dict[str, Tensor]:
-        """Add up micro-batches and ranks; tensor ranks have the same sums, one of them counts."""
-        totals = add_up(sums)
-        if self.layout.world_size == 1:
-            return totals
-        if self._pipeline is not None:
-            totals = self._pipeline.share_shapes(totals, kind)
-        if self.layout.coordinate(self.rank)['tensor'] > 0:
-            totals = {key: torch.zeros_like(value) for key, value in totals.items()}
-        return reduce_all(totals)
-
-    # ---------------------------------------------------------------------------- checkpoints
-
-    def model_state_dict(self) -> dict[str, Tensor]:
-        """This rank's view of the weights; sharded ones are DTensors."""
-        return self.model.state_dict()
-
-    def optim_state_dict(self) -> dict[str, Tensor]:
-        """This rank's view of the optimizer's tensors, by parameter name and kind."""
-        return self.run_state.optimizer_tensors()
-
-    def save_checkpoint(
-        self,
-        filename: str,
-        *,
-        save_optimizer: bool = True,
-        save_param_scheduler: bool = True,
-        extra_ckpt: dict | None = None,
-        callback: Any = None,
-    ) -> None:
-        """Write everything a run needs to go on. Collective.
-
-        Args:
-            filename: The checkpoint's folder, `iter_N`.
-            save_optimizer: Whether to include optimizer state and random generators.
-            save_param_scheduler: Whether to include schedules.
-            extra_ckpt: What else goes into `state.json`; the keys `texts` and `folders` name
-                further files.
-            callback: Called with the state before it is written, for hooks that add to it.
-        """
-        self.run_state.save(
-            Path(filename), save_optimizer, save_param_scheduler, extra_ckpt or {}, callback
-        )
-
-    def load_checkpoint(
-        self,
-        filename: str,
-        *,
-        map_location: Any = 'cpu',  # noqa: ARG002  MMEngine's signature
-        strict: bool = False,  # noqa: ARG002
-        revise_keys: list | None = None,  # noqa: ARG002
-        callback: Any = None,
-    ) -> dict:
-        """Weights only, every one of them. Collective."""
-        return self.run_state.load(Path(filename), ('model',), callback)
-
-    def resume(
-        self,
-        filename: str,
-        *,
-        resume_optimizer: bool = True,
-        resume_param_scheduler: bool = True,
-        map_location: Any = 'default',  # noqa: ARG002  MMEngine's signature
-        callback: Any = None,
-    ) -> dict:
-        """Weights and whatever else is asked for. Collective."""
-        content = ['model', 'random']
-        if resume_optimizer:
-            content.append('optimizer')
-        if resume_param_scheduler:
-            content.append('scheduler')
-        return self.run_state.load(Path(filename), tuple(content), callback)
+        return self._stepper.evaluate(batches)

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from internlm_mm.engine.run_state import RunState
 from internlm_mm.models.layers import norm
 from internlm_mm.optim import DecayGroupsConstructor, HybridZeroOptimWrapper, grad_norm, hybrid_zero
-from internlm_mm.parallel import HybridParallelStrategy, initialize, place, strategy, tensor
+from internlm_mm.parallel import HybridParallelStrategy, initialize, place, step, tensor
 from internlm_mm.parallel.data import GatherAhead
 
 
@@ -92,13 +92,13 @@ def unclipped_shard() -> None:
 
 def wrong_rotary_offset() -> None:
     """Positions of the second rank's tokens are one too high."""
-    original = strategy.share_batch
+    original = step.share_batch
 
     def shifted(batch, mesh):
         own = original(batch, mesh)
         return replace(own, position_ids=own.position_ids + mesh.get_local_rank())
 
-    plant(strategy, 'share_batch', shifted)
+    plant(step, 'share_batch', shifted)
 
 
 def mean_of_means() -> None:
@@ -117,7 +117,7 @@ def averaged_gradients() -> None:
 
 def last_micro_batch_unreduced() -> None:
     """Gradients leave the rank with the first micro-batch; the others stay behind."""
-    begin = strategy.begin_micro_batch
+    begin = step.begin_micro_batch
     is_first = [True]
 
     def begin_early(model, is_last, reshard):
@@ -126,17 +126,17 @@ def last_micro_batch_unreduced() -> None:
             model.set_requires_gradient_sync(is_first[0])
         is_first[0] = is_last
 
-    plant(strategy, 'begin_micro_batch', begin_early)
+    plant(step, 'begin_micro_batch', begin_early)
 
 
 def stale_gather() -> None:
     """Parameters of the next step are gathered before they are updated."""
-    start, step = GatherAhead.start, HybridZeroOptimWrapper.step
+    start, update = GatherAhead.start, HybridZeroOptimWrapper.step
 
     def gather_then_step(self, **kwargs):
         if self.after_step is not None:
             start(self.after_step.__self__)
-        step(self, **kwargs)
+        update(self, **kwargs)
 
     plant(HybridZeroOptimWrapper, 'step', gather_then_step)
     plant(GatherAhead, 'start', lambda self: None)

@@ -202,7 +202,7 @@ def lost_micro_batch():
                         entry.unsharded_accumulated_grad = None
                         entry._unsharded_param.grad = None
 
-    return mock.patch('internlm_mm.parallel.strategy.begin_micro_batch', begin)
+    return mock.patch('internlm_mm.parallel.step.begin_micro_batch', begin)
 
 
 def norm_of_a_shard():
