@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from internlm_mm.ops import linear_cross_entropy
+from internlm_mm.ops import greedy_tokens, linear_cross_entropy
 from internlm_mm.registry import OBJECTIVES
 from internlm_mm.structures import IGNORE_INDEX, Batch
 
@@ -35,8 +35,9 @@ class NextToken(nn.Module):
             raise ValueError(f'chunk_tokens={chunk_tokens} must be at least 1')
         self.label_smoothing = label_smoothing
         self.chunk_tokens = chunk_tokens
-        # The seam: kernels and tensor parallelism replace it.
+        # The seams: kernels and tensor parallelism replace them.
         self.cross_entropy: CrossEntropy = linear_cross_entropy
+        self.greedy_tokens: Callable[..., Tensor] = greedy_tokens
 
     def forward(self, hidden: Tensor, head_weight: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Sum the loss of a micro-batch.
@@ -48,7 +49,9 @@ class NextToken(nn.Module):
 
         Returns:
             'loss', float32 []; with domains also 'domain_loss' and 'domain_targets', sums over
-            each domain's labelled tokens, float32 [num_domains], detached.
+            each domain's labelled tokens, float32 [num_domains], detached. In evaluation mode
+            also 'correct', how many labels are the likeliest token, and with domains
+            'domain_correct'.
         """
         labels = batch.labels.flatten()
         loss, token_losses = self.cross_entropy(
@@ -59,6 +62,9 @@ class NextToken(nn.Module):
             self.chunk_tokens,
         )
         outputs = {'loss': loss}
+        if not self.training:
+            right = self._is_right(hidden.flatten(0, -2), head_weight, labels).to(loss.dtype)
+            outputs['correct'] = right.sum()
         if batch.domain_ids is not None:
             if token_losses is None:
                 raise ValueError(
@@ -70,4 +76,10 @@ class NextToken(nn.Module):
             counted = (labels != IGNORE_INDEX).to(token_losses.dtype)
             outputs['domain_loss'] = zeros.index_add(0, domains, token_losses)
             outputs['domain_targets'] = zeros.index_add(0, domains, counted)
+            if not self.training:
+                outputs['domain_correct'] = zeros.index_add(0, domains, right)
         return outputs
+
+    def _is_right(self, hidden: Tensor, head_weight: Tensor, labels: Tensor) -> Tensor:
+        """Whether each label is the likeliest token, [tokens], bool."""
+        return self.greedy_tokens(hidden, head_weight, self.chunk_tokens) == labels

@@ -7,12 +7,18 @@ from internlm_mm.ops.attention import (
     make_documents,
     needs_mask,
 )
-from internlm_mm.ops.cross_entropy import VocabularyShard, linear_cross_entropy
+from internlm_mm.ops.cross_entropy import (
+    VocabularyShard,
+    linear_cross_entropy,
+    linear_token_losses,
+)
 from internlm_mm.ops.flash4 import flash4_attention
 from internlm_mm.ops.flash_packages import flash2_attention, flash3_attention
 from internlm_mm.ops.flex import flexible_attention
+from internlm_mm.ops.greedy import greedy_tokens
 from internlm_mm.ops.kv_cache import KVCache, LayerCache
 from internlm_mm.ops.liger import liger_cross_entropy
+from internlm_mm.ops.low_rank import changed_row_norms, low_rank_linear
 from internlm_mm.ops.projections import project
 from internlm_mm.ops.rms_norm import rms_norm
 from internlm_mm.ops.rope import apply_rope, rope_table
@@ -25,13 +31,17 @@ __all__ = [
     'VocabularyShard',
     'apply_rope',
     'cached_attention',
+    'changed_row_norms',
     'choose_attention',
     'flash2_attention',
     'flash3_attention',
     'flash4_attention',
     'flexible_attention',
+    'greedy_tokens',
     'liger_cross_entropy',
     'linear_cross_entropy',
+    'linear_token_losses',
+    'low_rank_linear',
     'make_documents',
     'needs_mask',
     'project',

@@ -25,7 +25,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from internlm_mm.ops import VocabularyShard, linear_cross_entropy
+from internlm_mm.ops import VocabularyShard, greedy_tokens, linear_cross_entropy
 from internlm_mm.utils.suggest import did_you_mean
 
 TOKENS = Shard(1)  # of [rows, seq, hidden]
@@ -112,6 +112,8 @@ def apply_tensor_parallel(model: nn.Module, mesh: DeviceMesh) -> None:
     objective = getattr(model, 'objective', None)
     if objective is not None:
         objective.cross_entropy = partial(sharded_cross_entropy, mesh=mesh)
+        if hasattr(objective, 'greedy_tokens'):
+            objective.greedy_tokens = partial(sharded_greedy_tokens, mesh=mesh)
 
 
 def check_tensor_plan(model: nn.Module, degree: int) -> dict[str, str]:
@@ -201,6 +203,20 @@ def sharded_cross_entropy(
         chunk: See there.
         mesh: The tensor axis.
     """
+    local, shard = _own_rows(weight, mesh)
+    return linear_cross_entropy(hidden, local, labels, label_smoothing, chunk, shard)
+
+
+def sharded_greedy_tokens(
+    hidden: Tensor, weight: DTensor, chunk: int = 1024, *, mesh: DeviceMesh
+) -> Tensor:
+    """`greedy_tokens` with the head's rows spread over `mesh`; arguments as above."""
+    local, shard = _own_rows(weight, mesh)
+    return greedy_tokens(hidden, local, chunk, shard)
+
+
+def _own_rows(weight: DTensor, mesh: DeviceMesh) -> tuple[Tensor, VocabularyShard]:
+    """This rank's rows of the head, and which they are."""
     group = mesh.get_group()
 
     def reduce(tensor: Tensor, op: Any) -> Tensor:
@@ -208,10 +224,9 @@ def sharded_cross_entropy(
         return tensor
 
     local = weight.to_local()
-    shard = VocabularyShard(
+    return local, VocabularyShard(
         start=mesh.get_local_rank() * local.shape[0],
         vocab_size=weight.shape[0],
         sum_over_shards=partial(reduce, op=dist.ReduceOp.SUM),
         max_over_shards=partial(reduce, op=dist.ReduceOp.MAX),
     )
-    return linear_cross_entropy(hidden, local, labels, label_smoothing, chunk, shard)

@@ -1,5 +1,7 @@
 """The next-token objective against sums by hand."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,3 +72,19 @@ def test_domains_need_the_losses_of_tokens():
         objective(hidden, weight, batch)
     hidden, weight, batch = case()
     assert set(objective(hidden, weight, batch)) == {'loss'}
+
+
+def test_right_tokens_are_counted_in_evaluation_only():
+    hidden, weight, batch = case(domains=3)
+    objective = NextToken(chunk_tokens=7).eval()
+    logits, labels = (hidden @ weight.T).flatten(0, 1), batch.labels.flatten().clone()
+    labels[::3] = torch.where(labels[::3] == IGNORE_INDEX, labels[::3], logits.argmax(1)[::3])
+    batch = dataclasses.replace(batch, labels=labels.view_as(batch.labels))
+    right = logits.argmax(1) == labels
+    assert 0 < right.sum() < batch.num_targets
+    outputs = objective(hidden, weight, batch)
+    assert outputs['correct'] == right.sum()
+    for domain in range(3):
+        here = (batch.domain_ids == domain).flatten()
+        assert outputs['domain_correct'][domain] == (right & here).sum()
+    assert not {'correct', 'domain_correct'} & set(objective.train()(hidden, weight, batch))

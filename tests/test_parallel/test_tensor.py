@@ -21,6 +21,7 @@ from internlm_mm.parallel.tensor import (
     gather_tokens,
     match_plan,
     sharded_cross_entropy,
+    sharded_greedy_tokens,
 )
 from internlm_mm.structures import IGNORE_INDEX
 
@@ -266,3 +267,20 @@ def largest_tensor() -> int:
 def test_logits_are_never_held_whole(two_ranks) -> None:
     # A chunk of 64 tokens by half of the vocabulary, and not one number more.
     assert two_ranks(largest_tensor) == [64 * 32, 64 * 32]
+
+
+def sharded_tokens() -> list[Tensor]:
+    axis, found = mesh(), []
+    for tokens, vocab, kind, _, chunk in CASES:
+        hidden, weight, _ = case(tokens, vocab, kind)
+        split = distribute_tensor(weight.round(), axis, [Shard(0)])  # rounded: many scores tie
+        found.append(sharded_greedy_tokens(hidden.round(), split, chunk, mesh=axis))
+    return found
+
+
+def test_a_split_vocabulary_has_the_likeliest_tokens_of_the_whole(two_ranks) -> None:
+    first, second = two_ranks(sharded_tokens)
+    for (tokens, vocab, kind, _, _), ours, theirs in zip(CASES, first, second, strict=True):
+        hidden, weight, _ = case(tokens, vocab, kind)
+        expected = (hidden.round() @ weight.round().T).argmax(1)
+        assert torch.equal(ours, expected) and torch.equal(theirs, expected)
