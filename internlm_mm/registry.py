@@ -8,13 +8,27 @@ MMEngine warns for every root that has no child in the default scope, which is w
 nothing of ours yet are listed too.
 """
 
+from typing import Any
+
 from mmengine import registry as mm
-from mmengine.registry import Registry
+from mmengine.registry import Registry, build_model_from_cfg
 
 
 def _child(root: Registry, *locations: str) -> Registry:
     folders = [f'internlm_mm.{location}' for location in locations]
     return Registry(root.name, parent=root, scope='internlm_mm', locations=folders)
+
+
+def _build_model(cfg: Any, registry: Registry, default_args: Any = None) -> Any:
+    """A model, and over it what its key `adapter` names."""
+    if not isinstance(cfg, dict) or 'adapter' not in cfg:
+        return build_model_from_cfg(cfg, registry, default_args)
+    rest = cfg.copy()
+    adapter = rest.pop('adapter')
+    model = build_model_from_cfg(rest, registry, default_args)
+    if adapter is None:
+        return model
+    return ADAPTERS.build(adapter, default_args={'type': 'LoRA'}).apply(model)
 
 
 # engine
@@ -46,7 +60,16 @@ TRANSFORMS = _child(mm.TRANSFORMS)
 FUNCTIONS = _child(mm.FUNCTIONS)
 
 # models
-MODELS = _child(mm.MODELS, 'models')  # nn.Module: forward(batch) -> dict of sums with 'loss'
+MODELS = Registry(  # nn.Module: forward(batch) -> dict of sums with 'loss'
+    mm.MODELS.name,
+    parent=mm.MODELS,
+    scope='internlm_mm',
+    locations=['internlm_mm.models'],
+    build_func=_build_model,
+)
+ADAPTERS = Registry(  # apply(model) -> model, frozen, with parameters of their own over it
+    'adapter', scope='internlm_mm', locations=['internlm_mm.models']
+)
 OBJECTIVES = Registry(  # forward(hidden, head_weight, batch) -> dict of sums with 'loss'
     'objective', scope='internlm_mm', locations=['internlm_mm.models']
 )

@@ -6,6 +6,7 @@ from internlm_mm.models.internlm import InternLM
 from internlm_mm.models.internlm2 import InternLM2
 from internlm_mm.models.internlm3 import InternLM3
 from internlm_mm.models.llama import Llama
+from internlm_mm.models.lora import LoRA
 from internlm_mm.models.mistral import Mistral
 from internlm_mm.models.objectives import NextToken
 from internlm_mm.models.qwen2 import Qwen2
@@ -19,6 +20,7 @@ __all__ = [
     'InternLM2',
     'InternLM3',
     'Llama',
+    'LoRA',
     'Mistral',
     'NextToken',
     'Qwen2',

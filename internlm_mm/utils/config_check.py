@@ -54,7 +54,8 @@ _HOOK = _place(registries.HOOKS, extra='priority')
 _METRIC = _place(registries.METRICS)
 
 PLACES = {
-    'model': _place(registries.MODELS),
+    'model': _place(registries.MODELS, extra='adapter'),
+    'adapter': _place(registries.ADAPTERS, default='LoRA'),
     'objective': _place(registries.OBJECTIVES),
     'tokenizer': _place(registries.TOKENIZERS),
     'train_dataloader': _place(
@@ -196,7 +197,7 @@ def _must_be_call(path: tuple[str | int, ...]) -> bool:
     """Whether a dict at `path` has to name a class."""
     if path == ('default_hooks',):
         return False
-    return len(path) == 1 or path[-1] in ('dataset', 'optimizer') or _is_member(path)
+    return len(path) == 1 or path[-1] in ('dataset', 'optimizer', 'adapter') or _is_member(path)
 
 
 def _is_member(path: tuple[str | int, ...]) -> bool:
