@@ -39,6 +39,7 @@ class ConversationCounts:
         cut: Conversations that were longer than a row, split or truncated.
         tokens: Of all documents.
         trained: Tokens with a loss.
+        lost: Tokens that `overlong='truncate'` cut off.
         skipped: Records that were left out, by `on_error='skip'`.
         formats: Conversations by the form of their records.
         messages: The first errors of those that were left out.
@@ -49,6 +50,7 @@ class ConversationCounts:
     cut: int = 0
     tokens: int = 0
     trained: int = 0
+    lost: int = 0
     skipped: int = 0
     formats: dict[str, int] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
@@ -137,9 +139,10 @@ class ConversationDataset(PackedRows):
     def _report_counts(self) -> None:
         for name, counts in self.counts.items():
             formats = ', '.join(counts.formats)
+            lost = f', {counts.lost:,} tokens cut off' if counts.lost else ''
             print_log(
                 f'{name}: {counts.conversations:,} conversations ({formats}), {counts.cut:,} of '
-                f'them longer than a row; {counts.trained:,} of {counts.tokens:,} tokens learned',
+                f'them longer than a row{lost}; {counts.trained:,} of {counts.tokens:,} tokens learned',
                 logger='current',
                 level=logging.INFO,
             )
@@ -178,6 +181,7 @@ def tokenise(
     """
     source = {
         'version': __version__,
+        'counts': sorted(asdict(ConversationCounts())),
         'domains': {name: hash_contents(files) for name, files in domains.items()},
         'tokenizer': encoder.tokenizer.hash,
         'template': repr(encoder.template),
@@ -213,7 +217,7 @@ def _write(
                 try:
                     if isinstance(example, ValueError):
                         raise example
-                    documents, was_cut = encoder(example)
+                    documents, was_cut, num_lost = encoder(example)
                 except ValueError as error:
                     if on_error == 'raise':
                         raise
@@ -222,6 +226,7 @@ def _write(
                     continue
                 counts.conversations += 1
                 counts.cut += was_cut
+                counts.lost += num_lost
                 counts.formats[example.format] = counts.formats.get(example.format, 0) + 1
                 for ids, loss_mask in documents:
                     writer.add(ids, np.array(loss_mask))

@@ -21,10 +21,12 @@ class EncodedConversation(NamedTuple):
     Attributes:
         documents: Tokens and loss masks, at least one.
         was_cut: Whether it was longer than a row.
+        num_lost: Tokens that were cut off.
     """
 
     documents: list[Encoded]
     was_cut: bool
+    num_lost: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class ConversationEncoder:
         whole = self._encode(example, example.messages, True)
         documents = [whole]
         was_cut = len(whole.ids) > self.max_tokens
+        num_lost = 0
         if was_cut:
             if self.overlong == 'error':
                 raise ValueError(
@@ -77,12 +80,13 @@ class ConversationEncoder:
             if self.overlong == 'truncate':
                 cut = slice(self.max_tokens)
                 documents = [Encoded(whole.ids[cut], whole.loss_mask[cut])]
+                num_lost = len(whole.ids) - self.max_tokens
             else:
                 documents = self._split(example)
         if not any(any(document.loss_mask[1:]) for document in documents):
             left = ' in what is left of it' if was_cut else ''
             raise ValueError(f'{place}, messages: there is nothing to learn{left}: no answer')
-        return EncodedConversation(documents, was_cut)
+        return EncodedConversation(documents, was_cut, num_lost)
 
     def _encode(
         self, example: Example, messages: Sequence[Mapping[str, Any]], is_last: bool

@@ -37,18 +37,18 @@ def plain_answers(tokenizer, template, messages: list[dict]) -> list[list[int]]:
 def test_the_loss_is_on_answers_and_their_stop_tokens(name: str, tokenizer) -> None:
     template = build_template(name)
     encoder = ConversationEncoder(tokenizer, template, 500, add_ending=False)
-    (document,), was_cut = encoder(example(PLAIN))
+    (document,), was_cut, _ = encoder(example(PLAIN))
     assert not was_cut and document.ids[0] == tokenizer.bos_id
     assert learned(document) == sum(plain_answers(tokenizer, template, PLAIN), [])
     muted = [*PLAIN[:2], {**PLAIN[2], 'loss': False}, *PLAIN[3:]]
-    (other,), _ = encoder(example(muted))
+    (other,), *_ = encoder(example(muted))
     assert other.ids == document.ids
     assert learned(other) == plain_answers(tokenizer, template, PLAIN)[1]
 
 
 def test_the_ending_of_internlm(tokenizer) -> None:
     template = build_template('internlm')
-    (document,), _ = ConversationEncoder(tokenizer, template, 500)(example(PLAIN))
+    (document,), *_ = ConversationEncoder(tokenizer, template, 500)(example(PLAIN))
     ending = [tokenizer.token_id('<eoa>'), tokenizer.token_id('<0x0A>'), tokenizer.eos_id]
     assert document.ids[-3:] == ending and document.loss_mask[-3:] == [True] * 3
 
@@ -72,11 +72,12 @@ def test_split_documents_are_whole_turns(tokenizer, data, name: str) -> None:
     ]
     room = data.draw(some.integers(max(len(one.ids) for one in alone), len(whole.ids) + 3))
     try:
-        documents, was_cut = ConversationEncoder(tokenizer, template, room)(given)
+        documents, was_cut, num_lost = ConversationEncoder(tokenizer, template, room)(given)
     except ValueError as error:
         assert 'content is empty' in str(error)
         return
     assert was_cut == (len(whole.ids) > room) == (len(documents) > 1)
+    assert num_lost == 0
     # Whatever the cuts, no document is too long, and what is learned is learned once, in order.
     assert all(len(document.ids) <= room for document in documents)
     assert sum(map(learned, documents), []) == learned(whole)
@@ -104,8 +105,9 @@ def test_overlong(tokenizer) -> None:
     with pytest.raises(ValueError, match=rf'c\.jsonl:3: {size} tokens, more than the {size - 1} '):
         ConversationEncoder(tokenizer, template, size - 1, 'error')(example(PLAIN))
     whole = template.encode(tokenizer, PLAIN)
-    (cut,), was_cut = ConversationEncoder(tokenizer, template, size - 5, 'truncate')(example(PLAIN))
-    assert was_cut
+    truncate = ConversationEncoder(tokenizer, template, size - 5, 'truncate')
+    (cut,), was_cut, num_lost = truncate(example(PLAIN))
+    assert was_cut and num_lost == len(whole.ids) - (size - 5)
     assert (cut.ids, cut.loss_mask) == (whole.ids[: size - 5], whole.loss_mask[: size - 5])
     with pytest.raises(
         ValueError, match=r'c\.jsonl:3, messages: there is nothing to learn in what'
@@ -144,5 +146,5 @@ def test_malformed_conversations(tokenizer, messages: list[dict], message: str) 
 def test_an_empty_answer_may_be_context(tokenizer: Path) -> None:
     encoder = ConversationEncoder(tokenizer, build_template('internlm2'), 500)
     empty = {'role': 'assistant', 'content': '', 'loss': False}
-    (document,), _ = encoder(example([Q, empty, Q, PLAIN[2]]))
+    (document,), *_ = encoder(example([Q, empty, Q, PLAIN[2]]))
     assert learned(document) == learned(encoder(example([Q, PLAIN[2]])).documents[0])
