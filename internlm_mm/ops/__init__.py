@@ -18,7 +18,7 @@ from internlm_mm.ops.flex import flexible_attention
 from internlm_mm.ops.greedy import greedy_tokens
 from internlm_mm.ops.kv_cache import KVCache, LayerCache
 from internlm_mm.ops.liger import liger_cross_entropy
-from internlm_mm.ops.low_rank import changed_row_norms, low_rank_linear
+from internlm_mm.ops.low_rank import LowRank, low_rank_linear, merge_low_rank, row_norms
 from internlm_mm.ops.projections import project
 from internlm_mm.ops.rms_norm import rms_norm
 from internlm_mm.ops.rope import apply_rope, rope_table
@@ -28,10 +28,10 @@ __all__ = [
     'Documents',
     'KVCache',
     'LayerCache',
+    'LowRank',
     'VocabularyShard',
     'apply_rope',
     'cached_attention',
-    'changed_row_norms',
     'choose_attention',
     'flash2_attention',
     'flash3_attention',
@@ -43,9 +43,11 @@ __all__ = [
     'linear_token_losses',
     'low_rank_linear',
     'make_documents',
+    'merge_low_rank',
     'needs_mask',
     'project',
     'rms_norm',
     'rope_table',
+    'row_norms',
     'swiglu',
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -61,6 +61,32 @@ def linear_cross_entropy(
     Source: losses over a split vocabulary, https://arxiv.org/abs/1909.08053, section 3.
     """
     return _LinearCrossEntropy.apply(hidden, weight, labels, label_smoothing, chunk, shard)
+
+
+def linear_token_losses(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    chunk: int = 1024,
+    shard: VocabularyShard | None = None,
+) -> Tensor:
+    """Cross-entropy of `hidden @ weight.T` of every token, for losses that are no plain sum of it.
+
+    As `linear_cross_entropy`, but what a token's loss weighs may depend on all of them, and is
+    known only in backward. Where `weight` has a gradient, logits are therefore computed once more
+    there, chunk by chunk; where it has none, as under adapters, they are not.
+
+    Args:
+        hidden: See `linear_cross_entropy`, and so are the others.
+        weight: See there.
+        labels: See there.
+        chunk: See there.
+        shard: See there.
+
+    Returns:
+        The loss of each token, 0 where it is ignored, float32 [tokens], differentiable.
+    """
+    return _LinearTokenLosses.apply(hidden, weight, labels, chunk, shard)
 
 
 def reference_linear_cross_entropy(
@@ -128,6 +154,72 @@ class _LinearCrossEntropy(torch.autograd.Function):
             scaled = torch.empty_like(grad_weight, dtype=ctx.weight_dtype)
             grad_weight = torch.mul(grad_weight, grad_sum, out=scaled)
         return grad_hidden, grad_weight, None, None, None, None
+
+
+class _LinearTokenLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        chunk: int,
+        shard: VocabularyShard | None,
+    ) -> Tensor:
+        need_hidden, ctx.need_weight = ctx.needs_input_grad[:2]
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        losses = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)
+        # Of the tokens' plain sum; backward has only to weigh its rows.
+        grad_hidden = torch.empty_like(hidden) if need_hidden and not ctx.need_weight else None
+        for part, ignored, scores in _chunks(hidden, weight, labels, chunk, shard):
+            losses[part] = _losses(scores, 0.0).masked_fill_(ignored, 0.0)
+            if grad_hidden is not None:
+                grad_logits = _grad_logits(scores, 0.0, hidden.dtype)
+                torch.mm(grad_logits, weight, out=grad_hidden[part])
+                grad_hidden[part].masked_fill_(ignored.unsqueeze(1), 0.0)
+        ctx.chunk, ctx.shard = chunk, shard
+        if ctx.need_weight:
+            ctx.save_for_backward(hidden, weight, labels)
+        else:
+            ctx.save_for_backward(grad_hidden)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.need_weight:
+            (grad_hidden,) = ctx.saved_tensors
+            if grad_hidden is not None:
+                out = torch.empty_like(grad_hidden)
+                grad_hidden = torch.mul(grad_hidden, grad_losses.unsqueeze(1), out=out)
+            return grad_hidden, None, None, None, None
+        hidden, weight, labels = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=grad_losses.dtype)
+        for part, ignored, scores in _chunks(hidden, weight, labels, ctx.chunk, ctx.shard):
+            shares = grad_losses[part].masked_fill(ignored, 0.0).unsqueeze(1)
+            grad_logits = _grad_logits(scores, 0.0, hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(grad_logits, weight, out=grad_hidden[part])
+                torch.mul(grad_hidden[part], shares, out=grad_hidden[part])
+            _add_product(grad_weight, grad_logits, (hidden[part] * shares).to(hidden.dtype))
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+
+
+def _chunks(
+    hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, shard: VocabularyShard | None
+) -> Iterator[tuple[slice, Tensor, _Scores]]:
+    """Chunk by chunk, which tokens it has, whether each is ignored, and its scores."""
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    for start in range(0, hidden.shape[0], chunk):
+        part = slice(start, start + chunk)
+        ignored = labels[part] == IGNORE_INDEX
+        target = labels[part].masked_fill(ignored, 0).unsqueeze(1)
+        logits = hidden[part] @ weight.T
+        if shard is None:
+            yield part, ignored, _score(logits, target, wide, 0.0)
+        else:
+            yield part, ignored, _score_shard(logits, target, wide, shard)
 
 
 class _Scores(NamedTuple):

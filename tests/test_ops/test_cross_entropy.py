@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from internlm_mm.ops.cross_entropy import (
     VocabularyShard,
     linear_cross_entropy,
+    linear_token_losses,
     reference_linear_cross_entropy,
 )
 from internlm_mm.structures import IGNORE_INDEX
@@ -222,3 +223,85 @@ def test_shards_in_bfloat16_stay_near_float32(smoothing):
     torch.testing.assert_close(
         torch.cat([one[3] for one in found]).double(), w64.grad, rtol=0, atol=0.05
     )
+
+
+def weighed(losses):
+    """A sum in which the weight of a token depends on all the others."""
+    return (losses.cumsum(0).tanh() * losses.flip(0)).sum()
+
+
+@pytest.mark.parametrize('frozen', [None, 0, 1])
+@pytest.mark.parametrize('chunk', [1, 8, 37, 1000])
+def test_losses_of_tokens_are_differentiable(chunk, frozen):
+    h, w, labels = inputs()
+    if frozen is not None:
+        (h, w)[frozen].requires_grad_(False)
+    losses = linear_token_losses(h, w, labels, chunk)
+    weighed(losses).backward()
+    h64, w64, expected = oracle(h, w, labels, 0.0)
+    weighed(expected).backward()
+    assert losses.dtype == torch.float32 and losses.shape == labels.shape
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-5)
+    for found, exact in ((h, h64), (w, w64)):
+        if found.requires_grad:
+            torch.testing.assert_close(found.grad.double(), exact.grad, rtol=1e-5, atol=1e-5)
+        else:
+            assert found.grad is None
+
+
+def test_numerical_gradient_of_the_losses_of_tokens():
+    h, w, labels = inputs(tokens=5, hidden=3, vocab=7, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda h, w: linear_token_losses(h, w, labels, 2), (h, w))
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+def test_losses_of_tokens_never_hold_all_logits(frozen):
+    h, w, labels = inputs(tokens=512, hidden=4, vocab=64)
+    w.requires_grad_(not frozen)
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    with Watch():
+        weighed(linear_token_losses(h, w, labels, chunk=64)).backward()
+    assert largest == 64 * 64
+
+
+def test_losses_of_tokens_in_bfloat16_stay_near_float32():
+    h, w, labels = inputs(dtype=torch.bfloat16)
+    weighed(linear_token_losses(h, w, labels, 8)).backward()
+    h64, w64, expected = oracle(h, w, labels, 0.0)
+    weighed(expected).backward()
+    assert h.grad.dtype == w.grad.dtype == torch.bfloat16
+    # As above; the weights of the tokens go up to about 10.
+    torch.testing.assert_close(h.grad.double(), h64.grad, rtol=0, atol=0.5)
+    torch.testing.assert_close(w.grad.double(), w64.grad, rtol=0, atol=0.5)
+
+
+def test_losses_of_tokens_over_shards_of_the_vocabulary():
+    h, w, labels = inputs(dtype=torch.float64)
+    ends = [0, 7, 30, 50]
+    exchange = Exchange(3)
+
+    def work(rank):
+        start, end = ends[rank : rank + 2]
+        own_h, own_w = h.detach().requires_grad_(), w.detach()[start:end].requires_grad_()
+        shard = exchange.shard(rank, start, 50)
+        losses = linear_token_losses(own_h, own_w, labels, 8, shard)
+        weighed(losses).backward()
+        return losses.detach(), own_h.grad, own_w.grad
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(work, range(3)))
+    h64, w64, expected = oracle(h, w, labels, 0.0)
+    weighed(expected).backward()
+    for losses, _, _ in found:
+        torch.testing.assert_close(losses, expected.detach())
+    torch.testing.assert_close(sum(one[1] for one in found), h64.grad)
+    torch.testing.assert_close(torch.cat([one[2] for one in found]), w64.grad)
