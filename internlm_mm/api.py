@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from mmengine.config import Config
 
-from internlm_mm.checkpoint.checkpointer import find_checkpoint
 from internlm_mm.checkpoint.pretrained import load_model, load_tokenizer_of
+from internlm_mm.checkpoint.step_folders import find_checkpoint
 from internlm_mm.inference import Generator, Sampling
 from internlm_mm.utils.config import apply_options, load_config
 from internlm_mm.utils.config_check import check_config

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from internlm_mm.checkpoint.checkpointer import CONFIG_FILE, MANIFEST_FILE, STATE_FILE
+from internlm_mm.checkpoint.step_folders import CONFIG_FILE, MANIFEST_FILE, STATE_FILE
 from internlm_mm.checkpoint.storage import METADATA_FILE, write_file, write_safetensors
 from internlm_mm.models import InternLM
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import internlm_mm
-from internlm_mm.checkpoint.checkpointer import read_config, read_model_state
+from internlm_mm.checkpoint.step_folders import read_config, read_model_state
 from internlm_mm.engine import train_cli
 from internlm_mm.utils.config import load_config
 from tools import chat, convert2hf, convert_from, preprocess_data

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from internlm_mm.api import Sampling, from_pretrained
-from internlm_mm.checkpoint.checkpointer import find_checkpoint, list_checkpoints
 from internlm_mm.checkpoint.pretrained import convert_to_hf
+from internlm_mm.checkpoint.step_folders import find_checkpoint, list_checkpoints
 from internlm_mm.datasets.documents import read_documents
 from internlm_mm.datasets.preprocessing import preprocess
 from internlm_mm.datasets.stdlib_corpus import write_stdlib_corpus

@@ -12,10 +12,10 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from internlm_mm.checkpoint.checkpointer import TOKENIZER_FOLDER
 from internlm_mm.checkpoint.foreign import Source, check_finite, open_source
 from internlm_mm.checkpoint.hf_files import DTYPES, publish_folder
 from internlm_mm.checkpoint.huggingface import check_vocabulary
+from internlm_mm.checkpoint.step_folders import TOKENIZER_FOLDER
 from internlm_mm.checkpoint.stream_writer import entries_of, write_weights_checkpoint
 from internlm_mm.checkpoint.tensor_file import Entry
 from internlm_mm.checkpoint.vocabulary import find_tokenizer

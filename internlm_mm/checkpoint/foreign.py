@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from internlm_mm.checkpoint.checkpointer import METADATA_FILE, list_checkpoints
 from internlm_mm.checkpoint.hf_files import is_hf_folder
 from internlm_mm.checkpoint.huggingface import import_hf
 from internlm_mm.checkpoint.internlm_files import is_internlm_folder
 from internlm_mm.checkpoint.internlm_layout import FORMATS as INTERNLM_FORMATS
 from internlm_mm.checkpoint.internlm_shards import import_internlm
+from internlm_mm.checkpoint.step_folders import list_checkpoints
+from internlm_mm.checkpoint.storage import METADATA_FILE
 from internlm_mm.registry import MODELS
 from internlm_mm.utils.suggest import did_you_mean
 

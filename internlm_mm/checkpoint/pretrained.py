@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from internlm_mm.checkpoint.checkpointer import (
+from internlm_mm.checkpoint.foreign import open_source
+from internlm_mm.checkpoint.hf_files import is_hf_folder
+from internlm_mm.checkpoint.huggingface import export_hf, fill_model
+from internlm_mm.checkpoint.step_folders import (
     TOKENIZER_FOLDER,
     find_checkpoint,
     read_config,
     read_model_state,
     verify,
 )
-from internlm_mm.checkpoint.foreign import open_source
-from internlm_mm.checkpoint.hf_files import is_hf_folder
-from internlm_mm.checkpoint.huggingface import export_hf, fill_model
 from internlm_mm.checkpoint.vocabulary import find_tokenizer
 from internlm_mm.registry import MODELS
 from internlm_mm.tokenizers import Tokenizer, build_template, load_tokenizer

@@ -10,9 +10,9 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from internlm_mm.checkpoint.checkpointer import CONFIG_FILE, find_checkpoint
 from internlm_mm.checkpoint.huggingface import import_hf
 from internlm_mm.checkpoint.pretrained import is_hf_folder, load_model, load_tokenizer_of
+from internlm_mm.checkpoint.step_folders import CONFIG_FILE, find_checkpoint
 from internlm_mm.engine.runner import LLMRunner
 from internlm_mm.utils.config import apply_options, check_config, load_config
 

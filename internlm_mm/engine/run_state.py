@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from internlm_mm.checkpoint.checkpointer import Checkpointer, check_tensors, read_state
+from internlm_mm.checkpoint.checkpointer import Checkpointer
 from internlm_mm.checkpoint.planner import local_part
 from internlm_mm.checkpoint.random_state import random_state, set_random_state
+from internlm_mm.checkpoint.step_folders import check_tensors, read_state
 from internlm_mm.checkpoint.storage import read_tensor_index
 from internlm_mm.optim.param_groups import check_same_groups
 from internlm_mm.parallel.mesh import Layout

@@ -9,8 +9,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from internlm_mm.checkpoint.checkpointer import TOKENIZER_FOLDER, read_state
 from internlm_mm.checkpoint.foreign import Source
+from internlm_mm.checkpoint.step_folders import TOKENIZER_FOLDER, read_state
 from internlm_mm.engine.building import BuildingRunner
 from internlm_mm.engine.memory_budget import settle_recompute
 from internlm_mm.engine.preflight import build_data_part, check_run, check_writable, propose_fit

@@ -10,16 +10,6 @@ from typing import Any, NamedTuple
 import torch.distributed as dist
 from mmengine.config import Config
 
-from internlm_mm.checkpoint.checkpointer import (
-    METADATA_FILE,
-    TOKENIZER_FOLDER,
-    check_model,
-    check_whole,
-    find_checkpoint,
-    list_checkpoints,
-    newest_whole_checkpoint,
-    read_config,
-)
 from internlm_mm.checkpoint.foreign import (
     NEITHER,
     Source,
@@ -29,6 +19,16 @@ from internlm_mm.checkpoint.foreign import (
     open_source,
 )
 from internlm_mm.checkpoint.pretrained import check_family
+from internlm_mm.checkpoint.step_folders import (
+    TOKENIZER_FOLDER,
+    check_model,
+    check_whole,
+    find_checkpoint,
+    list_checkpoints,
+    newest_whole_checkpoint,
+    read_config,
+)
+from internlm_mm.checkpoint.storage import METADATA_FILE
 from internlm_mm.checkpoint.vocabulary import compare_vocabularies, find_tokenizer
 from internlm_mm.utils.config import dump_config, to_plain
 from internlm_mm.utils.suggest import did_you_mean

@@ -20,7 +20,7 @@ def check_hook(hook: Hook) -> None:
             'sharded parameters do not allow. A schedule that decays, WarmupCosine or '
             'WarmupStableDecay, does what averaging is for; to average checkpoints afterwards read '
             'them with '
-            'internlm_mm.checkpoint.checkpointer.read_model_state'
+            'internlm_mm.checkpoint.step_folders.read_model_state'
         )
     if isinstance(hook, CheckpointHook):
         for option, problem in _checkpoint_problems(hook):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from internlm_mm.checkpoint.checkpointer import TOKENIZER_FOLDER, find_checkpoint, read_config
 from internlm_mm.checkpoint.pretrained import is_hf_folder, load_tokenizer_of
+from internlm_mm.checkpoint.step_folders import TOKENIZER_FOLDER, find_checkpoint, read_config
 from internlm_mm.tokenizers.chat_choice import (
     recorded_template,
     suitable_template,

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from internlm_mm.checkpoint.checkpointer import read_config, read_model_state, read_state, verify
 from internlm_mm.checkpoint.convert_from import convert_from
 from internlm_mm.checkpoint.huggingface import export_hf
 from internlm_mm.checkpoint.pretrained import convert_to_hf, load_model, load_tokenizer_of
+from internlm_mm.checkpoint.step_folders import read_config, read_model_state, read_state, verify
 from internlm_mm.models import InternLM, InternLM2
 from tests.internlm_oracle import FAMILIES, GROUPED, SIZES, full_state, write_shards
 from tests.trained import train_tokenizer, trained_run

@@ -16,10 +16,10 @@ from transformers import (
     Qwen3Config,
 )
 
-from internlm_mm.checkpoint.checkpointer import read_config, read_model_state
 from internlm_mm.checkpoint.convert_from import convert_from
 from internlm_mm.checkpoint.huggingface import export_hf, fill_model, import_hf
 from internlm_mm.checkpoint.pretrained import convert_to_hf, load_model
+from internlm_mm.checkpoint.step_folders import read_config, read_model_state
 from internlm_mm.checkpoint.streaming import hf_model, streamed
 from internlm_mm.models import InternLM3
 from tests import forms

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from internlm_mm.checkpoint.checkpointer import Checkpointer, read_model_state, read_state, verify
+from internlm_mm.checkpoint.checkpointer import Checkpointer
+from internlm_mm.checkpoint.step_folders import read_model_state, read_state, verify
 from internlm_mm.checkpoint.stream_writer import entries_of, write_weights_checkpoint
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from internlm_mm.checkpoint.checkpointer import verify
+from internlm_mm.checkpoint.step_folders import verify
 from internlm_mm.engine import benchmark_data
 from internlm_mm.engine.benchmark_data import (
     TARGETS,

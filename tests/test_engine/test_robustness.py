@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from internlm_mm.checkpoint.checkpointer import list_checkpoints, read_model_state, verify
+from internlm_mm.checkpoint.step_folders import list_checkpoints, read_model_state, verify
 from internlm_mm.checkpoint.storage import StoredTensors
 from internlm_mm.engine.train_cli import main
 from internlm_mm.utils.signals import REQUEUE_EXIT_CODE

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from internlm_mm.checkpoint.checkpointer import read_state
+from internlm_mm.checkpoint.step_folders import read_state
 from internlm_mm.checkpoint.storage import StoredTensors
 from internlm_mm.parallel.mesh import Layout
 from tests.helpers import tiny_runner

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from internlm_mm.checkpoint.checkpointer import list_checkpoints
+from internlm_mm.checkpoint.step_folders import list_checkpoints
 from internlm_mm.engine.train_cli import main, parse_args, resolve_config
 from internlm_mm.utils.signals import REQUEUE_EXIT_CODE
 from tests.helpers import TINY

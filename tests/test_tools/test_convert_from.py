@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from internlm_mm.checkpoint.checkpointer import read_config
+from internlm_mm.checkpoint.step_folders import read_config
 from tests.internlm_oracle import SIZES, full_state, write_shards
 from tools.convert_from import main
 

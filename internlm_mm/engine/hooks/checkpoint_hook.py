@@ -5,13 +5,8 @@ from typing import Any
 
 from mmengine.hooks import Hook
 
-from internlm_mm.checkpoint.checkpointer import (
-    list_checkpoints,
-    remove_checkpoint,
-    set_aside,
-    step_of,
-    verify,
-)
+from internlm_mm.checkpoint.checkpointer import remove_checkpoint, set_aside
+from internlm_mm.checkpoint.step_folders import list_checkpoints, step_of, verify
 from internlm_mm.registry import HOOKS
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from internlm_mm.checkpoint.checkpointer import verify
+from internlm_mm.checkpoint.step_folders import verify
 from internlm_mm.engine.hooks import StepCheckpointHook
 from tests.helpers import tiny_runner
 
