@@ -84,7 +84,7 @@ class Stepper:
                 if self._pipeline is None
                 else self._pipeline.evaluate(own)
             )
-        return self._sum_over_ranks(sums, 'evaluate')
+        return self._sum_over_ranks(sums, f'evaluate {batches[0].num_domains}')
 
     def _around(self, batches: Sequence[Batch]) -> AbstractContextManager[None]:
         exchange, seq_len = self._techniques.context_attention, batches[0].input_ids.shape[1]
