@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from internlm_mm.checkpoint.huggingface import import_hf
+from internlm_mm.checkpoint.hf_import import import_hf
 from internlm_mm.registry import MODELS
 
 DYNAMIC = 'dynamic'

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from internlm_mm.checkpoint.hf_files import is_hf_folder
-from internlm_mm.checkpoint.huggingface import import_hf
+from internlm_mm.checkpoint.hf_import import import_hf
 from internlm_mm.checkpoint.internlm_files import is_internlm_folder
 from internlm_mm.checkpoint.internlm_layout import FORMATS as INTERNLM_FORMATS
 from internlm_mm.checkpoint.internlm_shards import import_internlm

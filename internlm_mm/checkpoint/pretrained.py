@@ -12,7 +12,8 @@ from torch import nn
 
 from internlm_mm.checkpoint.foreign import open_source
 from internlm_mm.checkpoint.hf_files import is_hf_folder
-from internlm_mm.checkpoint.huggingface import export_hf, fill_model
+from internlm_mm.checkpoint.hf_import import fill_model
+from internlm_mm.checkpoint.huggingface import export_hf
 from internlm_mm.checkpoint.step_folders import (
     TOKENIZER_FOLDER,
     find_checkpoint,

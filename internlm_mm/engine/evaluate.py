@@ -10,7 +10,7 @@ import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from internlm_mm.checkpoint.huggingface import import_hf
+from internlm_mm.checkpoint.hf_import import import_hf
 from internlm_mm.checkpoint.pretrained import is_hf_folder, load_model, load_tokenizer_of
 from internlm_mm.checkpoint.step_folders import CONFIG_FILE, find_checkpoint
 from internlm_mm.engine.runner import LLMRunner

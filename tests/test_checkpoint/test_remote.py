@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from internlm_mm.checkpoint.huggingface import export_hf, fill_model
+from internlm_mm.checkpoint.hf_import import fill_model
+from internlm_mm.checkpoint.huggingface import export_hf
 from internlm_mm.checkpoint.remote import FORMATS, model_class, write_remote_code
 from internlm_mm.checkpoint.streaming import hf_model, streamed
 from internlm_mm.models import InternLM, InternLM2

@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from internlm_mm.checkpoint.convert_from import convert_from
-from internlm_mm.checkpoint.huggingface import export_hf, fill_model, import_hf
+from internlm_mm.checkpoint.hf_import import fill_model, import_hf
+from internlm_mm.checkpoint.huggingface import export_hf
 from internlm_mm.checkpoint.pretrained import convert_to_hf, load_model
 from internlm_mm.checkpoint.step_folders import read_config, read_model_state
 from internlm_mm.checkpoint.streaming import hf_model, streamed

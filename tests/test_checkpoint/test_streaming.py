@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from internlm_mm.checkpoint.huggingface import export_hf, fill_model
+from internlm_mm.checkpoint.hf_import import fill_model
+from internlm_mm.checkpoint.huggingface import export_hf
 from internlm_mm.checkpoint.streaming import hf_model, shared_parameters, streamed
 from internlm_mm.models import InternLM
 from tests.forms import build, weights_of
