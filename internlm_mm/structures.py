@@ -26,14 +26,18 @@ class Batch:
         cu_seqlens: Where documents start and end in their row, [rows, max_docs + 1], int32;
             begins with 0, padded at the end with seq. Two columns mean one document a row.
         max_seqlen: Tokens in the longest document; an int, so that no kernel has to ask the device.
-        num_targets: Positions with a label, over the whole micro-batch; an int for the same reason.
-            It counts in the objective's own unit and is summed over ranks to give the step's
-            divisor.
+        num_targets: Positions with a label, over the whole micro-batch, or pairs of answers where
+            there are some; an int for the same reason. It counts in the objective's own unit and is
+            summed over ranks to give the step's divisor.
         domain_ids: Data domain of each token, [rows, seq], int64, or None when domains are not
             told apart.
         num_domains: How many domains there are; 0 when `domain_ids` is None.
         own_positions: Which tokens of their rows `input_ids` are, [seq], int64, where ranks share
             rows; None when they are all. `document_ids` and `cu_seqlens` are then of whole rows.
+        is_paired: Whether documents come in pairs, an answer that was chosen and behind it one that
+            was rejected. `num_targets` then counts pairs.
+        references: Log-probability of each document's labels under another model,
+            [rows, max_docs], float32; None when it is not known.
     """
 
     input_ids: Tensor
@@ -46,6 +50,8 @@ class Batch:
     domain_ids: Tensor | None = None
     num_domains: int = 0
     own_positions: Tensor | None = None
+    is_paired: bool = False
+    references: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:

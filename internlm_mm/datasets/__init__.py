@@ -5,6 +5,7 @@ from internlm_mm.datasets.internlm_bin import InternLMBinDataset
 from internlm_mm.datasets.loader import EvalLoader, TokenLoader
 from internlm_mm.datasets.mixture import Mixture
 from internlm_mm.datasets.packing import Row, collate_rows, pack_row
+from internlm_mm.datasets.preference import PreferenceDataset
 from internlm_mm.datasets.pretrain import PretrainDataset
 from internlm_mm.datasets.random_tokens import RandomTokens
 from internlm_mm.datasets.sampler import BatchSizeRampup
@@ -16,6 +17,7 @@ __all__ = [
     'EvalLoader',
     'InternLMBinDataset',
     'Mixture',
+    'PreferenceDataset',
     'PretrainDataset',
     'RandomTokens',
     'Row',

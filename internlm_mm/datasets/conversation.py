@@ -116,7 +116,7 @@ class ConversationDataset(PackedRows):
             hint = did_you_mean(on_error, ON_ERROR)
             raise ValueError(f'on_error={on_error!r} is none of {", ".join(ON_ERROR)}.{hint}')
         encoder = ConversationEncoder(
-            _tokenizer_of(tokenizer), build_template(chat_template), seq_len, overlong, add_ending
+            tokenizer_of(tokenizer), build_template(chat_template), seq_len, overlong, add_ending
         )
         inputs = [path] if isinstance(path, (str, Path)) else path
         domains = domains_of(inputs)
@@ -239,7 +239,7 @@ def _write(
     return counts
 
 
-def _tokenizer_of(tokenizer: Tokenizer | Mapping[str, Any] | str | None) -> Tokenizer:
+def tokenizer_of(tokenizer: Tokenizer | Mapping[str, Any] | str | None) -> Tokenizer:
     if tokenizer is None:
         raise ValueError(
             'conversations need a tokenizer: tokenizer=dict(type=..., path=...) in the config, or '

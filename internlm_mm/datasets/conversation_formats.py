@@ -107,7 +107,7 @@ def detect_format(record: Mapping[str, Any]) -> str:
 def _read(record: Record, format: str) -> Example:
     if record.path.name.lower().endswith('.parquet'):
         for key, value in record.value.items():
-            _refuse_filled(value, key)
+            refuse_filled(value, key)
     messages, tools = FORMATS[format](record.value)
     for index, message in enumerate(messages):
         try:
@@ -263,7 +263,7 @@ def _parsed(value: Any, field: str) -> Any:
         raise ValueError(f'{field}: no JSON ({error})') from None
 
 
-def _refuse_filled(value: Any, field: str) -> None:
+def refuse_filled(value: Any, field: str) -> None:
     """Refuse objects of any keys in parquet, which gives every row the keys of all rows."""
     if isinstance(value, Mapping):
         for key, item in value.items():
@@ -274,10 +274,10 @@ def _refuse_filled(value: Any, field: str) -> None:
                     f'{inside}: parquet gives this object the keys of those in all other rows; '
                     f'store the column {column!r} as JSON text'
                 )
-            _refuse_filled(item, inside)
+            refuse_filled(item, inside)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            _refuse_filled(item, f'{field}[{index}]')
+            refuse_filled(item, f'{field}[{index}]')
 
 
 def _need(record: Mapping[str, Any], key: str) -> Any:

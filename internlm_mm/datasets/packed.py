@@ -40,6 +40,7 @@ class PackedRows:
         weights: Share of each domain, by name, in any unit; None reads every row once an epoch.
         shuffle: False keeps the order, for evaluation.
         seed: Another seed, another order.
+        together: How many documents that follow one another share a row always.
 
     Raises:
         ValueError: If an option is none, a domain is empty, or a document does not fit into a row.
@@ -54,6 +55,7 @@ class PackedRows:
         weights: Mapping[str, float] | None = None,
         shuffle: bool = True,
         seed: int = 0,
+        together: int = 1,
     ) -> None:
         check_packing(packing, seq_len)
         if weights is not None:
@@ -64,6 +66,7 @@ class PackedRows:
                 raise ValueError(f'{file.path} has no document')
         self.seq_len = seq_len
         self.packing = packing
+        self.together = together
         self.seed = seed
         self.shuffle = shuffle
         self.domains = list(files)
@@ -81,7 +84,7 @@ class PackedRows:
             most = max(stream.max_fragments(seq_len) for stream in self._streams)
         else:
             num_rows = [len(bins) for bins in self._bins]
-            most = max(bins.most for bins in self._bins)
+            most = max(bins.most for bins in self._bins) * together
         most += 1  # padding
         self.max_docs = most if packing is None else min(-(-most // 8) * 8, max(seq_len, 2))
         self._order = RowOrder(self.domains, num_rows, weights=weights, shuffle=shuffle, seed=seed)
@@ -107,10 +110,10 @@ class PackedRows:
         if self._bins is None:
             fragments = stream.read(row * self.seq_len, (row + 1) * self.seq_len)
         else:
-            offsets = self.files[domain].offsets
+            starts = self.files[domain].offsets[:: self.together]
             fragments = join_fragments(
                 [
-                    stream.read(int(offsets[document]), int(offsets[document + 1]))
+                    stream.read(int(starts[document]), int(starts[document + 1]))
                     for document in self._bins[domain].row(row).tolist()
                 ]
             )
@@ -123,7 +126,7 @@ class PackedRows:
         )
 
     def _bins_of(self, file: TokenFile, make: Callable[[np.ndarray, int], Bins]) -> Bins:
-        lengths = np.diff(file.offsets)
+        lengths = np.diff(file.offsets[:: self.together])
         file.unmap()
         try:
             return make(lengths, self.seq_len)

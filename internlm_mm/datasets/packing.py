@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,10 @@ class Row:
         max_docs: Most documents any row of the dataset can hold; the same for all its rows.
         domain_ids: Data domain of each token, [seq], int64; None when domains are not told apart.
         num_domains: How many domains there are; 0 when `domain_ids` is None.
+        num_pairs: How many pairs of answers the documents are, a chosen one and a rejected one next
+            to each other; None where they are no pairs.
+        references: Log-probability of each document under another model, [max_docs], float32; None
+            when it is not known.
     """
 
     input_ids: np.ndarray
@@ -34,6 +38,8 @@ class Row:
     max_docs: int
     domain_ids: np.ndarray | None = None
     num_domains: int = 0
+    num_pairs: int | None = None
+    references: np.ndarray | None = None
 
 
 def pack_row(
@@ -83,13 +89,10 @@ def pack_row(
 
 def untrained_row(row: Row) -> Row:
     """The same row with no label left: it fills a batch up and counts for nothing."""
-    return Row(
-        input_ids=row.input_ids,
+    return replace(
+        row,
         labels=np.full_like(row.labels, IGNORE_INDEX),
-        lengths=row.lengths,
-        max_docs=row.max_docs,
-        domain_ids=row.domain_ids,
-        num_domains=row.num_domains,
+        num_pairs=None if row.num_pairs is None else 0,
     )
 
 
@@ -119,6 +122,10 @@ def collate_rows(rows: Sequence[Row]) -> Batch:
     labels = np.stack([row.labels for row in rows])
     domains = [row.domain_ids for row in rows if row.domain_ids is not None]
     assert len(domains) in (0, len(rows)), 'rows with and without domains in one batch'
+    pairs = [row.num_pairs for row in rows if row.num_pairs is not None]
+    assert len(pairs) in (0, len(rows)), 'rows with and without pairs in one batch'
+    references = [row.references for row in rows if row.references is not None]
+    assert len(references) in (0, len(rows)), 'rows with and without references in one batch'
     return Batch(
         input_ids=torch.from_numpy(np.stack([row.input_ids for row in rows])),
         labels=torch.from_numpy(labels),
@@ -126,7 +133,9 @@ def collate_rows(rows: Sequence[Row]) -> Batch:
         document_ids=torch.from_numpy(document_ids),
         cu_seqlens=torch.from_numpy(cu_seqlens),
         max_seqlen=max(int(row.lengths.max()) for row in rows),
-        num_targets=int((labels != IGNORE_INDEX).sum()),
+        num_targets=sum(pairs) if pairs else int((labels != IGNORE_INDEX).sum()),
         domain_ids=torch.from_numpy(np.stack(domains)) if domains else None,
         num_domains=rows[0].num_domains,
+        is_paired=bool(pairs),
+        references=torch.from_numpy(np.stack(references)) if references else None,
     )

@@ -222,7 +222,13 @@ class PerplexityLoop(BaseLoop):
         (targets,) = strategy.sum_over_ranks([targets if strategy.is_data_leader else 0])
         if targets == 0:
             raise ValueError('val_dataloader: the held-out data has no token to predict')
-        means = _means(totals, targets, self.dataloader.dataset.domains)
+        metrics = self._metrics(_means(totals, targets, self.dataloader.dataset.domains))
+        runner.call_hook('after_val_epoch', metrics=metrics)
+        runner.call_hook('after_val')
+        return metrics
+
+    def _metrics(self, means: Mapping[str, Any]) -> dict[str, float]:
+        """What is reported, from means over all that was read."""
         metrics = {'loss': float(means['loss'])}
         metrics |= {
             f'loss/{key.removeprefix("domain_loss/")}': float(value)
@@ -230,18 +236,17 @@ class PerplexityLoop(BaseLoop):
             if key.startswith('domain_loss/')
         }
         # exp overflows long before a loss says anything: inf is the honest reading.
-        metrics |= {
+        return metrics | {
             key.replace('loss', 'perplexity', 1): math.exp(value) if value < 700 else math.inf
             for key, value in metrics.items()
         }
-        runner.call_hook('after_val_epoch', metrics=metrics)
-        runner.call_hook('after_val')
-        return metrics
 
 
 def _means(sums: Mapping[str, Tensor], num_targets: int, domains: Sequence[str]) -> dict[str, Any]:
-    """Sums over a step -> means per trained token, without domains that the step has none of."""
-    means: dict[str, Any] = {'loss': sums['loss'] / num_targets}
+    """Sums over a step -> means per target, without domains that the step has none of."""
+    means: dict[str, Any] = {
+        key: value / num_targets for key, value in sums.items() if not key.startswith('domain_')
+    }
     if 'domain_loss' in sums:
         losses, counts = sums['domain_loss'].tolist(), sums['domain_targets'].tolist()
         means |= {

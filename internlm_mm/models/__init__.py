@@ -9,10 +9,13 @@ from internlm_mm.models.llama import Llama
 from internlm_mm.models.lora import LoRA
 from internlm_mm.models.mistral import Mistral
 from internlm_mm.models.objectives import NextToken
+from internlm_mm.models.preference import DPO, IPO, SimPO
 from internlm_mm.models.qwen2 import Qwen2
 from internlm_mm.models.qwen3 import Qwen3
 
 __all__ = [
+    'DPO',
+    'IPO',
     'Decoder',
     'DecoderLayer',
     'Family',
@@ -25,4 +28,5 @@ __all__ = [
     'NextToken',
     'Qwen2',
     'Qwen3',
+    'SimPO',
 ]

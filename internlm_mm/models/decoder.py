@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from internlm_mm.models.init import NormalInit
 from internlm_mm.models.layers import RMSNorm, TiedHead
+from internlm_mm.models.lora import adapters_off
 from internlm_mm.models.objectives import NextToken
 from internlm_mm.ops import Documents, KVCache, LayerCache, make_documents, needs_mask, rope_table
 from internlm_mm.ops.rope import read_scaling
@@ -164,12 +166,28 @@ class Decoder(nn.Module):
         """
         documents = make_documents(batch, need_mask=any(map(_needs_mask, self.layers.values())))
         lengths = batch.document_lengths() if self._asks_for_lengths() else None
+        if batch.references is None and getattr(self.objective, 'reads_adapters_off', False):
+            batch = self._with_references(batch, documents, lengths)
         hidden = self.hidden_states(
             batch.input_ids, batch.position_ids, documents, previous=hidden, lengths=lengths
         )
         if self.lm_head is None:
             return hidden
         return self.objective(hidden, self.lm_head.weight, batch)
+
+    @torch.no_grad()
+    def _with_references(
+        self, batch: Batch, documents: Documents | None, lengths: Tensor | None
+    ) -> Batch:
+        """The batch with what the model says of its answers without its adapters."""
+        assert self.lm_head is not None
+        with adapters_off(self):
+            hidden = self.hidden_states(
+                batch.input_ids, batch.position_ids, documents, lengths=lengths
+            )
+        objective: Any = self.objective
+        log_probs, _ = objective.log_probs(hidden, self.lm_head.weight, batch)
+        return replace(batch, references=log_probs)
 
     def hidden_states(
         self,

@@ -53,6 +53,11 @@ class NextToken(nn.Module):
             also 'correct', how many labels are the likeliest token, and with domains
             'domain_correct'.
         """
+        if batch.is_paired:
+            raise ValueError(
+                'model.objective: NextToken learns every answer, and the data has pairs of which '
+                'one was preferred: use objective=dict(type=DPO) or another one of pairs'
+            )
         labels = batch.labels.flatten()
         loss, token_losses = self.cross_entropy(
             hidden.flatten(0, -2),

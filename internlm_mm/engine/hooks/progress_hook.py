@@ -68,7 +68,8 @@ class ProgressHook(Hook):
         rest = [
             f'{key} {value:.4f}'
             for key, value in metrics.items()
-            if not key.startswith(('loss', 'perplexity'))
+            if not key.startswith('perplexity')
+            and not (key.startswith('loss') and f'perplexity{key[4:]}' in metrics)
         ]
         runner.logger.info(f'evaluation at {step} | ' + ' | '.join(parts + rest))
         runner.visualizer.add_scalars(
@@ -97,6 +98,10 @@ def progress_line(step: int, max_iters: int, scalars: dict[str, float]) -> str:
             f'lr {scalars["lr"]:.2e}',
             f'grad norm {scalars["grad_norm"]:.3f}',
         ]
+    if 'rewards/accuracy' in scalars:
+        parts.append(
+            f'accuracy {scalars["rewards/accuracy"]:.3f} margin {scalars["rewards/margin"]:.3f}'
+        )
     if scalars.get('skipped'):
         parts.append('step skipped: gradient not finite')
     if scalars.get('num_skipped'):

@@ -1,0 +1,92 @@
+"""From preferences to an aligned model: train, evaluate, resume and export, through the runner."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from internlm_mm.engine import LLMRunner
+from internlm_mm.utils.config import check_config, load_config
+from tests.conversations import internlm_model
+
+WORDS = ('sum', 'length', 'largest', 'smallest', 'first', 'last', 'text', 'type')
+
+
+def write_pairs(folder: Path, words=WORDS) -> None:
+    """A preference for answers that begin with 'Yes': one file in each of two forms."""
+    folder.mkdir(parents=True)
+    questions = [f'Is there a function for the {word}?' for word in words]
+    prompts = [
+        {
+            'prompt': question,
+            'chosen': f'Yes, {word}.',
+            'rejected': f'No, there is no {word}.',
+        }
+        for question, word in zip(questions, words, strict=True)
+    ]
+    (folder / 'plain.jsonl').write_text('\n'.join(map(json.dumps, prompts)))
+    messages = [
+        {
+            'messages': [{'role': 'user', 'content': one['prompt']}],
+            'chosen': {'role': 'assistant', 'content': one['chosen']},
+            'rejected': {'role': 'assistant', 'content': one['rejected']},
+        }
+        for one in prompts[:3]
+    ]
+    (folder / 'messages.json').write_text(json.dumps(messages))
+
+
+def options(folder: Path, tokenizer, **more) -> dict:
+    data = {'path': str(folder / 'pairs'), 'cache_dir': str(folder / 'cache')}
+    found = {
+        f'{loader}.dataset.{key}': value
+        for loader in ('train_dataloader', 'val_dataloader')
+        for key, value in data.items()
+    }
+    sizes = dict(hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4)
+    found |= {f'model.{key}': value for key, value in sizes.items()}
+    return found | {
+        'model.vocab_size': tokenizer.vocab_size,
+        'tokenizer.path': str(folder / 'tokenizer'),
+        'load_from': None,
+        'train_cfg.max_iters': 12,
+        'train_cfg.global_batch_size': 2,
+        'train_cfg.micro_batch_size': 1,
+        'optim_wrapper.optimizer.lr': 1e-2,
+        'default_hooks.evaluation.interval': 6,
+        'default_hooks.checkpoint.interval': 6,
+        **more,
+    }
+
+
+def runner_of(name: str, work_dir: Path, settings: dict) -> LLMRunner:
+    config = load_config(name, settings | {'experiment_name': work_dir.name})
+    config.work_dir = str(work_dir)
+    check_config(config)
+    return LLMRunner.from_cfg(config)
+
+
+def history(runner: LLMRunner) -> dict:
+    return next(hook.history for hook in runner.hooks if hasattr(hook, 'history'))
+
+
+@pytest.fixture(scope='module')
+def dpo(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp('dpo')
+    tokenizer = internlm_model(folder / 'tokenizer')
+    write_pairs(folder / 'pairs')
+    settings = options(folder, tokenizer)
+    runner = runner_of('internlm_tiny_dpo', folder / 'work', settings)
+    runner.train()
+    return folder, settings, runner
+
+
+def test_it_learns_the_preference(dpo) -> None:
+    _, _, runner = dpo
+    found = history(runner)
+    assert list(found) == [0, 6, 12]
+    assert found[0]['loss'] == pytest.approx(torch.tensor(2.0).log().item())  # both models alike
+    assert found[0]['rewards/margin'] == found[0]['kl'] == 0
+    assert found[12]['rewards/accuracy'] == 1 and found[12]['rewards/margin'] > 0.1
+    assert {'loss/plain', 'loss/messages'} <= found[12].keys()
