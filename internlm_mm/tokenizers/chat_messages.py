@@ -213,7 +213,7 @@ def _read_call(call: Any, field: str) -> Call:
     function = call.get('function') if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping):
         raise ValueError(f"{field}: a dict with 'function', not {call!r}")
-    name = _read_name(function.get('name'), f'{field}.function.name')
+    name = check_name(function.get('name'), f'{field}.function.name')
     arguments = function.get('arguments', {})
     if isinstance(arguments, str):
         try:
@@ -235,13 +235,18 @@ def _read_tools(
         function = tool.get('function') if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping):
             raise ValueError(f"{field}: {{'type': 'function', 'function': {{...}}}}, not {tool!r}")
-        _read_name(function.get('name'), f'{field}.function.name')
+        check_name(function.get('name'), f'{field}.function.name')
         if not isinstance(function.get('description', ''), str):
             raise ValueError(f'{field}.function.description: a text')
     return tuple(dict(tool) for tool in tools or ())
 
 
-def _read_name(name: Any, field: str) -> str:
+def check_name(name: Any, field: str) -> str:
+    """A function's name, unless it is none.
+
+    Raises:
+        ValueError: Which begins with `field`.
+    """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f'{field} {name!r}: letters, digits and any of . _ - only')
     return name
