@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from internlm_mm.ops import changed_row_norms, low_rank_linear
+from internlm_mm.ops import LowRank, low_rank_linear, row_norms
 from internlm_mm.registry import ADAPTERS
 from internlm_mm.utils.suggest import did_you_mean
 
@@ -144,24 +144,26 @@ class LoRALinear(nn.Linear):
         if dora:
             self.lora_magnitude_vector = AdapterWeight((base.out_features,), device, dtype)
             if device.type != 'meta':
-                norms = torch.linalg.vector_norm(base.weight.detach(), dim=1)
-                self.lora_magnitude_vector.weight.data.copy_(norms)
+                self.lora_magnitude_vector.weight.data.copy_(row_norms(base.weight))
         self.scale, self.dropout = scale, dropout
         self.is_on = True
 
+    def change(self) -> LowRank | None:
+        """The change that is applied now, of this module's own tensors; None if there is none."""
+        if not self.is_on:
+            return None
+        lengths = self.lora_magnitude_vector
+        return LowRank(
+            self.lora_A.weight,
+            self.lora_B.weight,
+            self.scale,
+            self.dropout if self.training else 0.0,
+            None if lengths is None else lengths.weight,
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply the changed layer. x: [..., in]; result: [..., out]."""
-        if not self.is_on:
-            return super().forward(x)
-        down, up = self.lora_A.weight, self.lora_B.weight
-        magnitude = norms = None
-        if self.lora_magnitude_vector is not None:
-            magnitude = self.lora_magnitude_vector.weight
-            norms = changed_row_norms(self.weight, down, up, self.scale)
-        dropout = self.dropout if self.training else 0.0
-        return low_rank_linear(
-            x, self.weight, self.bias, down, up, self.scale, dropout, magnitude, norms
-        )
+        return low_rank_linear(x, self.weight, self.bias, self.change())
 
 
 class AdapterWeight(nn.Module):

@@ -3,36 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
+class LowRank(NamedTuple):
+    """A change of a weight by `scale * up @ down`.
+
+    Attributes:
+        down: [rank, in].
+        up: [out, rank].
+        scale: Factor of the change.
+        dropout: Share of the inputs of the change that are zeroed; those of the weight are not.
+        magnitude: How long each row of the changed weight is, [out], where that is learnt apart
+            from directions; None leaves rows as long as they come out.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float
+    dropout: float = 0.0
+    magnitude: Tensor | None = None
+
+
 def low_rank_linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    down: Tensor,
-    up: Tensor,
-    scale: float,
-    dropout: float = 0.0,
-    magnitude: Tensor | None = None,
-    norms: Tensor | None = None,
+    change: LowRank | None,
+    add_up: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """`x @ (weight + scale * up @ down).T + bias`, without the sum of the matrices.
+    """`x @ changed_weight.T + bias`, without making the changed weight.
 
     Args:
         x: [..., in].
         weight: [out, in].
         bias: [out], or None.
-        down: [rank, in].
-        up: [out, rank].
-        scale: Factor of the change.
-        dropout: Share of the inputs of the change that are zeroed; those of `weight` are not.
-        magnitude: The length of each row of the changed weight, [out], if lengths are learnt apart
-            from directions; None leaves rows as long as they come out.
-        norms: With `magnitude`, how long they come out, [out]; see `changed_row_norms`.
+        change: Of `weight`; None for none.
+        add_up: Where all of these but `up` and `magnitude` are a part of the columns, in: adds up
+            [out] over the parts. What is returned is then a part of a sum.
 
     Returns:
         [..., out].
@@ -40,42 +52,52 @@ def low_rank_linear(
     Source: LoRA, https://arxiv.org/abs/2106.09685, section 4.1; DoRA,
     https://arxiv.org/abs/2402.09353, section 4.
     """
-    given = F.dropout(x, dropout) if dropout else x
-    change = F.linear(F.linear(given, down) * scale, up)
-    if magnitude is None:
-        return F.linear(x, weight, bias) + change
-    assert norms is not None, 'a magnitude needs the norms it stands in place of'
-    factor = magnitude / norms.to(magnitude.dtype)
-    if not dropout:
-        product = F.linear(x, weight)
-        out = factor * (product + change)
+    if change is None:
+        return F.linear(x, weight, bias)
+    given = F.dropout(x, change.dropout) if change.dropout else x
+    changed = F.linear(F.linear(given, change.down) * change.scale, change.up)
+    if change.magnitude is None:
+        return F.linear(x, weight, bias) + changed
+    norms = row_norms(weight, change, add_up)
+    factor = change.magnitude / norms.to(change.magnitude.dtype)
+    if change.dropout:
+        product = F.linear(x, weight) + (factor - 1) * F.linear(given, weight)
+        out = product + factor * changed
     else:
-        out = F.linear(x, weight) + (factor - 1) * F.linear(given, weight) + factor * change
+        out = factor * (F.linear(x, weight) + changed)
     return out if bias is None else out + bias
 
 
 @torch.no_grad()
-def changed_row_norms(
+def row_norms(
     weight: Tensor,
-    down: Tensor,
-    up: Tensor,
-    scale: float,
+    change: LowRank | None = None,
     add_up: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Length of each row of `weight + scale * up @ down`; a constant for gradients.
+    """How long the rows of a changed weight come out; a constant for gradients.
 
     Args:
         weight: [out, in].
-        down: [rank, in].
-        up: [out, rank].
-        scale: Factor of the change.
-        add_up: Where `weight` and `down` are a part of all columns: adds up [out] over the parts.
+        change: Of `weight`; None for none.
+        add_up: As in `low_rank_linear`.
 
     Returns:
         [out], in float32 at least.
 
-    Source: gradients are those of https://arxiv.org/abs/2402.09353, section 4.3.
+    Source: that it is a constant, https://arxiv.org/abs/2402.09353, section 4.3.
     """
     wide = torch.promote_types(weight.dtype, torch.float32)
-    squares = (weight.to(wide) + scale * (up.to(wide) @ down.to(wide))).square().sum(1)
+    whole = weight.to(wide)
+    if change is not None:
+        whole = whole + change.scale * (change.up.to(wide) @ change.down.to(wide))
+    squares = whole.square().sum(1)
     return (squares if add_up is None else add_up(squares)).sqrt()
+
+
+def merge_low_rank(weight: Tensor, change: LowRank) -> Tensor:
+    """The changed weight itself, in float32 at least. weight, result: [out, in]."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    merged = weight.to(wide) + change.scale * (change.up.to(wide) @ change.down.to(wide))
+    if change.magnitude is None:
+        return merged
+    return merged * (change.magnitude.to(wide) / row_norms(weight, change)).unsqueeze(1)

@@ -15,6 +15,8 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 
+from internlm_mm.parallel.adapters import left_whole
+
 RESHARD = ('never', 'step', 'layer')
 """How long gathered parameters are kept: from one update to the next, from a step's first forward
 to its last backward, or for a layer's forward and again for its backward."""
@@ -41,7 +43,7 @@ def shard_model(
     reshard: str,
     offload: bool = False,
 ) -> None:
-    """Shard every layer, then what is left, in place.
+    """Shard every layer, then what is left, in place; frozen parameters as `left_whole` says.
 
     Args:
         model: On the meta device or not; its parameters become DTensors in their own dtype, the
@@ -65,6 +67,8 @@ def shard_model(
         if offload
         else OffloadPolicy(),
     }
+    shards = mesh.size(mesh.ndim - 1)
+    options['ignored_params'] = left_whole(model, shards, reshard, offload)
     # The outermost unit is needed at both ends of the step; giving it up in between gains nothing.
     for layer in layers_of(model):
         fully_shard(layer, reshard_after_forward=reshard == 'layer', **options)

@@ -4,28 +4,29 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
-from internlm_mm.utils.seeds import name_seed
+from internlm_mm.parallel.adapters import assign
+from internlm_mm.utils.seeds import initializer, name_seed
 
 
 @torch.no_grad()
-def initialize_parameters(model: nn.Module, seed: int, device: torch.device) -> None:
+def initialize_parameters(model: nn.Module, seed: int) -> None:
     """Give every parameter its initial value, whatever part of it this rank holds.
 
     Each full tensor is drawn on the CPU from a generator of its own and then cut, so that one
     process and a thousand start equal.
 
     Args:
-        model: Has `init_parameter(name, tensor, generator)`, which fills one full tensor.
+        model: Has `init_parameter(name, tensor, generator)`, which fills one full tensor; where a
+            module inside it has one, too, that fills the module's own.
         seed: The run's seed.
-        device: Where the parameters are.
     """
 
     def draw(name: str, parameter: Tensor) -> Tensor:
         full = torch.empty(parameter.shape)  # fp32 in every precision: all runs start equal
         generator = torch.Generator().manual_seed(name_seed(seed, name))
-        model.init_parameter(name, full, generator)  # type: ignore[operator]
+        owner, local_name = initializer(model, name)
+        owner.init_parameter(local_name, full, generator)
         return full
 
     # Generators release the interpreter lock, so tensors are drawn side by side; a bounded number
@@ -38,14 +39,4 @@ def initialize_parameters(model: nn.Module, seed: int, device: torch.device) -> 
             for (_, parameter), full in zip(
                 group, pool.map(lambda x: draw(*x), group), strict=True
             ):
-                _assign(parameter, full, device)
-
-
-def _assign(parameter: Tensor, full: Tensor, device: torch.device) -> None:
-    if isinstance(parameter, DTensor):
-        cut = distribute_tensor(
-            full.to(device), parameter.device_mesh, parameter.placements, src_data_rank=None
-        )
-        parameter.to_local().copy_(cut.to_local())
-    else:
-        parameter.copy_(full)
+                assign(parameter, full)

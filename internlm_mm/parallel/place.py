@@ -7,6 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from internlm_mm.parallel.adapters import (
+    check_adapters,
+    check_stages,
+    follow_base,
+    round_frozen,
+)
 from internlm_mm.parallel.attention import apply_attention
 from internlm_mm.parallel.data import allocate, layers_of, shard_model
 from internlm_mm.parallel.float8 import Float8, apply_float8, check_partners
@@ -93,7 +99,8 @@ class Placed:
             elif not offload:
                 stage.to(device)
         if is_meta:
-            initialize_parameters(self.model, seed, device)
+            initialize_parameters(self.model, seed)
+            follow_base(self.model)
 
 
 def place_model(
@@ -120,6 +127,8 @@ def place_model(
     """
     if techniques.float8 is not None:
         check_partners(layout.tensor, techniques.kernels.fuse)
+    check_adapters(model, techniques.kernels.fuse, techniques.float8 is not None)
+    round_frozen(model, techniques.param_dtype)
     plan = rounded = None
     stages = {0: model}
     if layout.pipeline > 1:
@@ -127,6 +136,7 @@ def place_model(
             layer_names(model), layout.pipeline, techniques.pipeline, techniques.compile
         )
         check_reshard(plan, techniques.reshard)
+        check_stages(model, iter(plan.layers))
         model, stages = cut_stages(model, plan, layout.coordinate(rank)['pipeline'])
     for stage in stages.values():
         if mesh is not None and mesh.tensor is not None:

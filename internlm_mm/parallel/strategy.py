@@ -25,7 +25,7 @@ from internlm_mm.parallel.pipeline import Pipeline
 from internlm_mm.parallel.place import Techniques, place_model
 from internlm_mm.parallel.saving import SavingStrategy
 from internlm_mm.parallel.step import Stepper
-from internlm_mm.registry import STRATEGIES
+from internlm_mm.registry import MODELS, STRATEGIES
 from internlm_mm.structures import Batch
 from internlm_mm.utils.device import pick_device
 from internlm_mm.utils.launch import read_launch
@@ -187,7 +187,7 @@ class HybridParallelStrategy(SavingStrategy):
         if isinstance(model, nn.Module):
             return model
         with torch.device('meta'):
-            return super().build_model(model)
+            return MODELS.build(model)
 
     def check_fit(
         self, model: nn.Module, seq_len: int, micro_batches: int | None = None, **key: str

@@ -26,6 +26,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from internlm_mm.ops import VocabularyShard, greedy_tokens, linear_cross_entropy
+from internlm_mm.parallel.adapters import ADAPTED, MARK, is_adapted
 from internlm_mm.utils.suggest import did_you_mean
 
 TOKENS = Shard(1)  # of [rows, seq, hidden]
@@ -107,8 +108,13 @@ def apply_tensor_parallel(model: nn.Module, mesh: DeviceMesh) -> None:
             parameter; if the objective reads the head without the seam.
     """
     styles = check_tensor_plan(model, mesh.size())
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     for name, style in styles.items():
-        parallelize_module(model.get_submodule(name), mesh, STYLES[style]())
+        module = model.get_submodule(name)
+        make = ADAPTED[style] if is_adapted(module) else STYLES[style]
+        parallelize_module(module, mesh, make())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)  # which some of torch's styles forget
     objective = getattr(model, 'objective', None)
     if objective is not None:
         objective.cross_entropy = partial(sharded_cross_entropy, mesh=mesh)
@@ -145,7 +151,7 @@ def check_tensor_plan(model: nn.Module, degree: int) -> dict[str, str]:
 def _check_plan(model: nn.Module, styles: Mapping[str, str]) -> None:
     """Refuse parameters without a style: ranks have parts of their gradient, never added up."""
     for name, _ in model.named_parameters():
-        owner = name.rpartition('.')[0]
+        owner = name.partition(MARK)[0] if MARK in name else name.rpartition('.')[0]
         # An objective's are used alike on every rank, with all tokens.
         if styles.get(owner, 'gather') == 'gather' and not name.startswith('objective.'):
             raise ValueError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from internlm_mm.datasets.packing import collate_rows
 from internlm_mm.structures import IGNORE_INDEX
-from internlm_mm.utils.seeds import name_seed
+from internlm_mm.utils.seeds import initializer, name_seed
 
 TYPICAL = 0.15
 """Size of a weight to start from. Far above what families start with, so that every part of a small
@@ -27,7 +27,8 @@ class Reference:
 
     Attributes:
         names: Every trained parameter, in the model's order.
-        exponents: Powers of two that initial matrices are multiplied by, by name.
+        exponents: Powers of two that initial matrices are multiplied by, by name; None where one
+            that is all zeros gives way to `drawn`.
         initial: Weights before the first step.
         losses: Mean loss per trained token, one a step.
         norms: Gradient norm before the clip, one a step.
@@ -38,7 +39,7 @@ class Reference:
     """
 
     names: list[str]
-    exponents: dict[str, int]
+    exponents: dict[str, int | None]
     initial: dict[str, Tensor]
     max_norm: float
     eps: float
@@ -48,7 +49,7 @@ class Reference:
     weights: list[dict[str, Tensor]] = field(default_factory=list)
 
 
-def initial_weights(model: nn.Module, seed: int) -> tuple[dict[str, Tensor], dict[str, int]]:
+def initial_weights(model: nn.Module, seed: int) -> tuple[dict[str, Tensor], dict[str, int | None]]:
     """Weights by the model's own rule, drawn a name at a time in float32, then made large.
 
     Args:
@@ -56,17 +57,35 @@ def initial_weights(model: nn.Module, seed: int) -> tuple[dict[str, Tensor], dic
         seed: The run's.
 
     Returns:
-        Float64 weights, and the power of two that each was multiplied by, which rounds nothing.
+        Float64 weights, and the power of two that each was multiplied by, which rounds nothing;
+        None for matrices of zeros (the second of an adapter), for which `drawn` stands.
     """
-    weights, exponents = {}, {}
+    weights: dict[str, Tensor] = {}
+    exponents: dict[str, int | None] = {}
     for name, parameter in model.named_parameters():
         full = torch.empty(parameter.shape)
         generator = torch.Generator().manual_seed(name_seed(seed, name))
-        model.init_parameter(name, full, generator)  # type: ignore[operator]
+        owner, local_name = initializer(model, name)
+        owner.init_parameter(local_name, full, generator)
         size = full.double().square().mean().sqrt().item()
-        exponent = round(math.log2(TYPICAL / size)) if full.ndim >= 2 and size > 0 else 0
-        weights[name], exponents[name] = full.double() * 2.0**exponent, exponent
+        exponents[name] = exponent = (
+            round(math.log2(TYPICAL / size)) if full.ndim >= 2 and size > 0 else 0
+        )
+        weights[name] = full.double() * 2.0**exponent
+        if full.ndim >= 2 and size == 0:
+            weights[name], exponents[name] = drawn(name, parameter.shape, seed).double(), None
+    for name in weights:
+        layer, found, _ = name.partition('.lora_magnitude_vector.')
+        if found:  # begins as the lengths of the frozen weight's rows
+            exponents[name] = exponents[f'{layer}.weight']
+            weights[name] = weights[f'{layer}.weight'].norm(dim=1)
     return weights, exponents
+
+
+def drawn(name: str, shape: Sequence[int], seed: int) -> Tensor:
+    """A matrix to begin with in place of zeros, behind which gradients would hide; float32."""
+    generator = torch.Generator().manual_seed(name_seed(seed, f'drawn {name}'))
+    return TYPICAL * torch.randn(*shape, generator=generator)
 
 
 def train_reference(

@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from internlm_mm.engine.runner import LLMRunner
+from internlm_mm.parallel.adapters import assign
 from internlm_mm.utils.config import load_config
 from internlm_mm.utils.config_check import check_config
 from internlm_mm.utils.launch import Launch, enter_launch
 from internlm_mm.utils.shards import local_tensor
+from internlm_mm.verify.reference import drawn
 
 REFUSED = 3
 """Exit code of a process whose layout the strategy refuses."""
@@ -41,13 +43,14 @@ class Recorder(Hook):
 
     Args:
         folder: Gets `RANK.safetensors` and `RANK.json`.
-        exponents: Powers of two to multiply fresh weights by; empty leaves them.
+        exponents: Powers of two to multiply fresh weights by, None where `drawn` stands for zeros;
+            empty leaves them.
         save: Whether to save a checkpoint after `SAVED` steps.
     """
 
     priority = 'VERY_LOW'
 
-    def __init__(self, folder: Path, exponents: Mapping[str, int], save: bool) -> None:
+    def __init__(self, folder: Path, exponents: Mapping[str, int | None], save: bool) -> None:
         self.folder, self.exponents, self.save = folder, exponents, save
         self.tensors: dict[str, Tensor] = {}
         self.steps: list[dict[str, float]] = []
@@ -57,8 +60,11 @@ class Recorder(Hook):
         """Enlarge fresh weights, and note what training begins with."""
         self.has_begun = True
         for name, parameter in runner.model.named_parameters():
-            if self.exponents:
-                local_tensor(parameter.data).mul_(2.0 ** self.exponents[name])
+            exponent = self.exponents[name] if self.exponents else 0
+            if exponent is None:
+                assign(parameter.data, drawn(name, parameter.shape, runner.seed))
+            else:
+                local_tensor(parameter.data).mul_(2.0**exponent)
         self._keep('initial', {n: p.detach() for n, p in runner.model.named_parameters()})
 
     def after_backward(self, runner: Any) -> None:

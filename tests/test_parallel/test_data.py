@@ -261,7 +261,7 @@ def from_meta(offload: bool) -> dict[str, Tensor]:
     shard_model(module, mesh, torch.float32, torch.float32, 'step', offload=offload)
     allocate(module, torch.device('cpu'), offload)
     assert not module.head.table.is_meta
-    initialize_parameters(module, 3, torch.device('cpu'))
+    initialize_parameters(module, 3)
     module(torch.ones(2, 5)).sum().backward()
     return {
         name: value.full_tensor()

@@ -123,6 +123,6 @@ def test_a_tensor_keeps_its_numbers_when_the_model_grows() -> None:
     sizes = {key: value for key, value in MODEL.items() if key != 'type'}
     small, large = InternLM(**sizes), InternLM(**{**sizes, 'num_layers': 6})
     for model in (small, large):
-        initialize_parameters(model, 5, torch.device('cpu'))
+        initialize_parameters(model, 5)
     for name, value in small.named_parameters():
         assert torch.equal(value, dict(large.named_parameters())[name]), name
