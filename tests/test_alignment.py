@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from internlm_mm.engine import LLMRunner
+from internlm_mm.engine.evaluate import evaluate, metrics_table
 from internlm_mm.utils.config import check_config, load_config
 from tests.conversations import internlm_model
 
@@ -90,3 +91,59 @@ def test_it_learns_the_preference(dpo) -> None:
     assert found[0]['rewards/margin'] == found[0]['kl'] == 0
     assert found[12]['rewards/accuracy'] == 1 and found[12]['rewards/margin'] > 0.1
     assert {'loss/plain', 'loss/messages'} <= found[12].keys()
+
+
+def test_references_from_before_are_those_without_adapters(dpo) -> None:
+    folder, settings, runner = dpo
+    again = runner_of(
+        'internlm_tiny_dpo',
+        folder / 'precomputed',
+        settings
+        | {
+            'model.objective.reference': 'precomputed',
+            'default_hooks.references': {'type': 'ReferenceHook'},
+        },
+    )
+    again.train()
+    for step, metrics in history(runner).items():
+        # The same numbers by way of a file: rows lie in other batches when they are asked about.
+        assert history(again)[step] == pytest.approx(metrics, rel=1e-4, abs=1e-5)
+
+
+FULL = {
+    'model.adapter': None,
+    'model.objective.reference': 'precomputed',
+    'default_hooks.references': {'type': 'ReferenceHook'},
+    'optim_wrapper.optimizer.lr': 1e-3,
+}
+
+
+@pytest.fixture(scope='module')
+def full(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp('full')
+    tokenizer = internlm_model(folder / 'tokenizer')
+    write_pairs(folder / 'pairs')
+    settings = options(folder, tokenizer, **FULL)
+    runner = runner_of('internlm_tiny_dpo', folder / 'work', settings)
+    runner.train()
+    return folder, settings, runner
+
+
+def test_all_weights_learn_it_too_and_a_resumed_run_goes_on_as_if_never_stopped(full) -> None:
+    folder, settings, runner = full
+    found = history(runner)
+    assert found[0]['loss'] == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-6)
+    assert found[12]['rewards/accuracy'] == 1
+    resumed = runner_of(
+        'internlm_tiny_dpo', folder / 'resumed', settings | {'resume': str(folder / 'work/iter_6')}
+    )
+    resumed.train()
+    assert history(resumed)[12] == found[12]
+
+
+def test_a_checkpoint_is_evaluated_by_itself(full, dpo) -> None:
+    for folder, _, runner in (full, dpo):
+        metrics = evaluate(folder / 'work')
+        for key, value in history(runner)[12].items():
+            assert metrics[key] == pytest.approx(value, rel=1e-5), key
+        assert 'rewards/accuracy' in metrics_table(metrics)

@@ -186,9 +186,10 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         rows = _Padded(self.dataset, self.num_rows)
-        return _read(rows, self._indices(), self.num_workers, self.pin_memory)
+        return _read(rows, self.indices(), self.num_workers, self.pin_memory)
 
-    def _indices(self) -> Iterator[range]:
+    def indices(self) -> Iterator[range]:
+        """Which rows each batch of this rank has; those behind the last row have no labels."""
         size = self.micro_batch_size
         for step in range(len(self)):
             start = (step * self.data_world_size + self.data_rank) * size

@@ -87,6 +87,7 @@ class PackedRows:
             most = max(bins.most for bins in self._bins) * together
         most += 1  # padding
         self.max_docs = most if packing is None else min(-(-most // 8) * 8, max(seq_len, 2))
+        self.num_rows = num_rows
         self._order = RowOrder(self.domains, num_rows, weights=weights, shuffle=shuffle, seed=seed)
         self._report(num_rows)
 
@@ -105,7 +106,10 @@ class PackedRows:
 
     def __getitem__(self, index: int) -> Row:
         """Row `index` of the endless sequence."""
-        domain, row = self.locate(index)
+        return self.read(*self.locate(index))
+
+    def read(self, domain: int, row: int) -> Row:
+        """Row `row` of a domain."""
         stream = self._streams[domain]
         if self._bins is None:
             fragments = stream.read(row * self.seq_len, (row + 1) * self.seq_len)

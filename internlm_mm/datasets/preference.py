@@ -97,6 +97,8 @@ class PreferenceDataset(PackedRows):
         ValueError: If an option is none, or a record is malformed: names file, line and field.
     """
 
+    is_paired = True
+
     def __init__(
         self,
         path: str | Path | Sequence[str | Path],
@@ -135,7 +137,7 @@ class PreferenceDataset(PackedRows):
         domains = domains_of(inputs)
         self.folder = tokenise(domains, encoder, cache_dir, format=format, on_error=on_error)
         self.template = encoder.template
-        self.cache_dir = Path(cache_dir)
+        self.cache_dir = Path(cache_dir)  # of references too
         self.counts = {
             name: PreferenceCounts(**counts)
             for name, counts in json.loads((self.folder / COUNTS_NAME).read_text('utf-8')).items()
@@ -152,15 +154,25 @@ class PreferenceDataset(PackedRows):
             together=2,
         )
 
-    def __getitem__(self, index: int) -> Row:
-        """Row `index` of the endless sequence."""
-        domain, row = self.locate(index)
-        return self._paired(super().__getitem__(index), self.pairs_of(domain, row), domain)
+    def read(self, domain: int, row: int) -> Row:
+        """Row `row` of a domain, with what another model says of it, if that is known."""
+        pairs = self.pairs_of(domain, row)
+        references = None
+        if self._references is not None:
+            references = np.zeros(self.max_docs, np.float32)
+            references[: 2 * len(pairs)] = self._references[domain][pairs].reshape(-1)
+        found = super().read(domain, row)
+        return replace(found, num_pairs=len(pairs), references=references)
 
     def pairs_of(self, domain: int, row: int) -> np.ndarray:
         """Which pairs of a domain lie in one of its rows, in their order."""
         assert self._bins is not None
         return self._bins[domain].row(row)
+
+    @property
+    def has_references(self) -> bool:
+        """Whether rows carry what another model says of them."""
+        return self._references is not None
 
     @property
     def num_pairs(self) -> list[int]:
@@ -177,13 +189,6 @@ class PreferenceDataset(PackedRows):
         shapes = [(count, 2) for count in self.num_pairs]
         assert [array.shape for array in references] == shapes
         self._references = [np.asarray(array, np.float32) for array in references]
-
-    def _paired(self, row: Row, pairs: np.ndarray, domain: int) -> Row:
-        references = None
-        if self._references is not None:
-            references = np.zeros(self.max_docs, np.float32)
-            references[: 2 * len(pairs)] = self._references[domain][pairs].reshape(-1)
-        return replace(row, num_pairs=len(pairs), references=references)
 
     def _report_counts(self) -> None:
         for name, counts in self.counts.items():

@@ -36,11 +36,10 @@ def cached_folder(
     Returns:
         The folder; it must not be changed.
     """
-    text = json.dumps(source, indent=2, sort_keys=True, ensure_ascii=False)
-    key = hashlib.sha256(text.encode()).hexdigest()[:20]
-    folder = Path(cache_dir) / key
+    folder, text = folder_of(cache_dir, source), _text(source)
     if folder.is_dir():
         return folder
+    key = folder.name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder.parent / f'.{key}.lock'):
         if folder.is_dir():  # made by another while this one waited
@@ -54,6 +53,15 @@ def cached_folder(
         finally:
             shutil.rmtree(made, ignore_errors=True)
     return folder
+
+
+def folder_of(cache_dir: str | Path, source: Mapping[str, Any]) -> Path:
+    """Where `cached_folder` makes its folder, whether it is there or not."""
+    return Path(cache_dir) / hashlib.sha256(_text(source).encode()).hexdigest()[:20]
+
+
+def _text(source: Mapping[str, Any]) -> str:
+    return json.dumps(source, indent=2, sort_keys=True, ensure_ascii=False)
 
 
 def hash_contents(files: Iterable[Path]) -> dict[str, str]:

@@ -55,6 +55,8 @@ class PairObjective(nn.Module):
         ValueError: If an argument is out of its range.
     """
 
+    takes_pairs = True
+
     def __init__(
         self, reference: str | None, sft_weight: float = 0.0, chunk_tokens: int = 1024
     ) -> None:
