@@ -73,7 +73,7 @@ def speed_report(
         JSON-ready: `framework` (`StepTimes`) and `step_seconds`; `tokens_per_second`, over all
         devices; of one device `tgs` and `useful_tgs` (trained tokens); `data_share`,
         `skipped_steps`; `tflops_full` and `tflops_causal`, `hardware_tflops_full` and `..._causal`
-        with recomputation, on devices with a known peak `mfu_full`, `mfu_causal`, `hfu_full` and
+        with recomputation, and `trained_share` (of the weights), on devices with a known peak `mfu_full`, `mfu_causal`, `hfu_full` and
         `hfu_causal`; `peak_memory_bytes`, the most of any rank, and what they ran on.
     """
     device = runner.strategy.device
@@ -111,7 +111,7 @@ def _arithmetic(runner: LLMRunner, tgs: float) -> dict[str, float]:
     again, layers = runner.strategy.sum_over_ranks([sum(chosen), sum(held)])
     share = again / layers if layers else 0.0
     hardware = flops.with_recomputation(share)
-    found = {'recomputed_share': share}
+    found = {'recomputed_share': share, 'trained_share': flops.trained_share}
     peak = peak_flops(runner.strategy.device)
     for name, model, done in zip(
         ('full', 'causal'), (flops.full, flops.causal), hardware, strict=True
@@ -185,6 +185,11 @@ def render(report: Mapping[str, Any]) -> str:
         f'{ours["spread"]:.1%}), {report["data_share"]:.1%} of it waiting for data',
         honest_line(report),
     ]
+    if report.get('trained_share', 1.0) < 1:
+        lines.append(
+            f'{report["trained_share"]:.2%} of the weights are trained: FLOPs of the others are '
+            'those of forward and of gradients of activations, 4 a weight and not 6'
+        )
     if report['skipped_steps']:
         lines.append(
             f'{report["skipped_steps"]} steps were skipped for gradients that are not finite: '

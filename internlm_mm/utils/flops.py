@@ -1,6 +1,6 @@
 """How much arithmetic a token costs, counted in the two ways that papers use."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -13,12 +13,15 @@ class FlopsPerToken:
         causal: Only the half that a causal model computes.
         again_full: What is added where every layer is recomputed, attention counted in full.
         again_causal: Likewise, counted causally.
+        trained_share: Share of the parameters that are trained. Of frozen ones no gradient is
+            counted: 4 FLOPs a parameter and not 6, and 2 below the first layer that trains.
     """
 
     full: float
     causal: float
     again_full: float = 0.0
     again_causal: float = 0.0
+    trained_share: float = 1.0
 
     def with_recomputation(self, share: float) -> tuple[float, float]:
         """What the hardware computes if this share of the layers is recomputed: full, causal."""
@@ -69,10 +72,47 @@ def model_flops(model: Any, seq_len: int) -> FlopsPerToken | None:
         for name, parameter in model.layers.named_parameters()
         if not name.endswith('down_proj.weight')
     )
-    return flops_per_token(
+    flops = flops_per_token(
         matmul_parameters=total - (0 if is_tied else model.embed_tokens.weight.numel()),
         num_layers=len(model.layers),
         attention_width=model.num_heads * model.head_dim,
         seq_len=seq_len,
         recomputed_parameters=recomputed,
     )
+    return _without_frozen(model, flops, seq_len)
+
+
+def _without_frozen(model: Any, flops: FlopsPerToken, seq_len: int) -> FlopsPerToken:
+    """What is left of a count where parameters are frozen."""
+    counted = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if not name.startswith('embed_tokens.') or getattr(model, 'tie_word_embeddings', False)
+    }
+    frozen = sum(p.numel() for p in counted.values() if not p.requires_grad)
+    if not frozen:
+        return flops
+    spared = 2.0 * frozen  # gradients of weights
+    attention = 0.0
+    if not any(p.requires_grad for p in model.embed_tokens.parameters()):
+        # Down to the first layer that trains something gradients of activations are wanted, and
+        # not of what that one reads.
+        for layer in model.layers.values():
+            inside = dict(layer.named_parameters())
+            trains = any(p.requires_grad for p in inside.values())
+            spared += 2.0 * sum(p.numel() for n, p in inside.items() if not trains or _reads(n))
+            if trains:
+                break
+            attention += 4.0 * model.num_heads * model.head_dim * seq_len
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return replace(
+        flops,
+        full=flops.full - spared - 2 * attention,
+        causal=flops.causal - spared - attention,
+        trained_share=trained / sum(p.numel() for p in model.parameters()),
+    )
+
+
+def _reads(name: str) -> bool:
+    """Whether a matrix of a layer is multiplied with what the layer is given, normalised."""
+    return name.startswith(tuple(f'self_attn.{x}_proj.' for x in 'qkv')) and '.lora_B.' not in name

@@ -4,7 +4,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from internlm_mm.datasets import RandomTokens
 from internlm_mm.datasets.packing import collate_rows
-from internlm_mm.models import InternLM, Llama
+from internlm_mm.models import InternLM, Llama, LoRA
 from internlm_mm.ops.cross_entropy import reference_linear_cross_entropy
 from internlm_mm.parallel.recompute import recompute_layers, recomputed_layers
 from internlm_mm.utils.flops import flops_per_token, model_flops
@@ -57,6 +57,33 @@ def test_torch_counts_the_same_where_layers_are_recomputed() -> None:
         assert full - flops.full == counted[share] - counted[0.0] + share * vectors
         assert full - causal == (6 + 2 * share) * 4 * 64 * 48
     assert flops.with_recomputation(0.0) == (flops.full, flops.causal)
+
+
+@pytest.mark.parametrize(
+    'target, below, share',
+    [('*_proj', 0, 0.0), ('*_proj', 0, 1.0), ('layers.[23].*_proj', 2, 0.0)],
+)
+def test_torch_counts_the_same_where_weights_are_frozen(
+    target: str, below: int, share: float
+) -> None:
+    sizes = dict(vocab_size=96, hidden_size=64, intermediate_size=160, num_layers=4, num_heads=4)
+    rows = RandomTokens(vocab_size=96, seq_len=48)
+    batch = collate_rows([rows[0]])
+    model = LoRA(rank=4, targets=[target]).apply(InternLM(**sizes, attention_bias=False))
+    for layer in model.layers.values():
+        layer.self_attn.attend = plain_attention
+    model.objective.cross_entropy = reference_loss
+    recompute_layers(model, share)
+    with FlopCounterMode(display=False) as counter:
+        model(batch)['loss'].backward()
+    flops = model_flops(model, 48)
+    # Norms are parameters to the formula, frozen ones, and no products to the counter.
+    norms = 2 * 64 * (2 * 4 + 1) + 2 * 64 * (2 * (4 - below) + 1) + share * 2 * 64 * 2 * 4
+    full, causal = flops.with_recomputation(share)
+    assert full - norms == counter.get_total_flops() / batch.num_tokens
+    assert full - causal == (6 + 2 * share) * 4 * 64 * 48 - 4 * below * 64 * 48
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert flops.trained_share == trained / sum(p.numel() for p in model.parameters())
 
 
 def test_a_tied_head_is_computed_all_the_same() -> None:
