@@ -2,16 +2,21 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from internlm_mm.datasets.browsing import Report, look_over, show_row, special_tokens
-from internlm_mm.datasets.conversation_encoding import ConversationEncoder
-from internlm_mm.datasets.preprocessing import domains_of
+from internlm_mm.datasets.browsing import read_row, show_documents, special_tokens, visible
+from internlm_mm.datasets.browsing_page import ShownRow, render_page
+from internlm_mm.datasets.conversation import tokenizer_of
+from internlm_mm.datasets.inspection import Report
+from internlm_mm.datasets.inspection_sets import inspect
+from internlm_mm.datasets.survey import facts, packings, sheets
 from internlm_mm.engine.preflight import build_data_part
 from internlm_mm.registry import DATASETS, TOKENIZERS
-from internlm_mm.tokenizers import build_template
+from internlm_mm.tokenizers import Tokenizer
 from internlm_mm.utils.config import load_config, parse_cfg_options
 from internlm_mm.utils.config_check import check_config
 
@@ -21,7 +26,9 @@ learned; context is white
 examples:
   python tools/browse_dataset.py internlm_tiny_sft --rows 3
   python tools/browse_dataset.py internlm_tiny_sft --check
+  python tools/browse_dataset.py internlm_tiny_sft --rows 50 --html chats.html
 """
+FIRST = 2000  # records of a file that statistics by role are made of, without --check
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,56 +44,115 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--rows', type=int, default=2, help='how many to show (default: 2)')
     parser.add_argument('--first', type=int, default=0, help='the first row (default: 0)')
     parser.add_argument(
-        '--check', action='store_true', help='read every conversation and name what is wrong'
+        '--check', action='store_true', help='read every record and name all that is wrong'
     )
+    parser.add_argument('--html', metavar='FILE', help='a page that shows it, which is written')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
     args = parser.parse_args(argv)
-    key = 'val_dataloader' if args.val else 'train_dataloader'
+    console = Console(highlight=False)
+    report: Report | None = None
     try:
-        config = load_config(args.config, parse_cfg_options(args.cfg_options))
-        check_config(config)
-        if not (config.get(key) and config.get('tokenizer')):
-            raise ValueError(f'{args.config} has no {key}, or no tokenizer to decode tokens with')
-        tokenizer = build_data_part(TOKENIZERS, config.tokenizer, 'tokenizer')
+        data, tokenizer = _read_config(args)
         if args.check:
-            return tell(check(dict(config[key].dataset), tokenizer))
-        dataset = build_data_part(DATASETS, config[key].dataset, f'{key}.dataset', tokenizer)
+            report = inspect(data, tokenizer)
+        dataset = None
+        if report is None or (args.html and not report.problems):
+            dataset = build_data_part(DATASETS, data, f'{_key(args)}.dataset', tokenizer)
+        if args.html:
+            page = _page(args, dataset, tokenizer, report or _first_records(data, tokenizer))
+            Path(args.html).write_text(page, encoding='utf-8')
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    if report is not None:
+        _tell(report, console)
+    elif not args.html:
+        _show(args, dataset, tokenizer, console)
+    if args.html:
+        console.print(f'written: {args.html}', markup=False, soft_wrap=True)
+    return 1 if report is not None and report.problems else 0
+
+
+def _key(args: argparse.Namespace) -> str:
+    return 'val_dataloader' if args.val else 'train_dataloader'
+
+
+def _read_config(args: argparse.Namespace) -> tuple[dict[str, Any], Tokenizer | None]:
+    """The config of the data, and the tokenizer that its tokens are of, if there is one."""
+    if args.rows < 0 or args.first < 0:
+        raise ValueError(f'--rows {args.rows} --first {args.first}: both count from 0')
+    config = load_config(args.config, parse_cfg_options(args.cfg_options))
+    check_config(config)
+    if not config.get(_key(args)):
+        raise ValueError(f'{args.config} has no {_key(args)}')
+    data = dict(config[_key(args)].dataset)
+    if data.get('tokenizer') is not None:
+        return data, tokenizer_of(data['tokenizer'])
+    if not config.get('tokenizer'):
+        return data, None
+    return data, build_data_part(TOKENIZERS, config.tokenizer, 'tokenizer')
+
+
+def _rows(
+    args: argparse.Namespace, dataset: Any, tokenizer: Tokenizer | None
+) -> Iterator[ShownRow]:
     special = special_tokens(tokenizer, getattr(dataset, 'template', None))
-    console = Console(highlight=False)
     for index in range(args.first, args.first + args.rows):
-        console.rule(f'row {index} of {len(dataset):,} an epoch')
-        console.print(show_row(dataset[index], tokenizer, special))
-    return 0
+        row = dataset[index]
+        domain = '' if row.domain_ids is None else dataset.domains[int(row.domain_ids[0])]
+        yield ShownRow(index, domain, read_row(row, tokenizer, special))
 
 
-def check(dataset: dict[str, Any], tokenizer: Any) -> Report:
-    """Look over the conversations of a dataset's config."""
-    path = dataset.get('path')
-    if path is None or 'chat_template' not in dataset:
-        raise ValueError('--check reads conversations; this data is none (ConversationDataset)')
-    encoder = ConversationEncoder(
-        tokenizer,
-        build_template(dataset['chat_template']),
-        dataset['seq_len'],
-        dataset.get('overlong', 'split'),
-        dataset.get('add_ending', True),
+def _show(
+    args: argparse.Namespace, dataset: Any, tokenizer: Tokenizer | None, console: Console
+) -> None:
+    for row in _rows(args, dataset, tokenizer):
+        console.rule(f'row {row.number} of {len(dataset):,} an epoch')
+        console.print(show_documents(row.documents))
+    for sheet in sheets(dataset):
+        console.print(sheet.table())
+    for line in packings(dataset):
+        console.print(line, markup=False)
+
+
+def _page(
+    args: argparse.Namespace, dataset: Any, tokenizer: Tokenizer | None, report: Report | None
+) -> str:
+    """Without a dataset, which malformed records do not make, the page has the problems alone."""
+    known = {'config': args.config, 'part': _key(args)}
+    tables, lines = [], []
+    if dataset is not None:
+        known |= facts(dataset, tokenizer)
+        tables += sheets(dataset)
+        lines += packings(dataset)
+    if report is not None:
+        tables += [report.roles()] if report.messages else []
+        lines += report.lines()
+    return render_page(
+        f'{args.config}: what the model sees',
+        known,
+        tables,
+        [] if dataset is None else list(_rows(args, dataset, tokenizer)),
+        lines=lines,
+        problems=[] if report is None else report.problems,
     )
-    domains = domains_of([path] if isinstance(path, str) else path)
-    return look_over(domains, encoder, dataset.get('format', 'auto'))
 
 
-def tell(report: Report) -> int:
-    """Print a report; 1 if there are problems."""
-    console = Console(highlight=False)
+def _first_records(data: dict[str, Any], tokenizer: Tokenizer | None) -> Report | None:
+    """Statistics by role of so many records as take no time, where records have roles."""
+    try:
+        return inspect(data, tokenizer, FIRST) if 'path' in data else None
+    except ValueError:  # data of another class
+        return None
+
+
+def _tell(report: Report, console: Console) -> None:
     for problem in report.problems:
-        console.print(problem, style='red', markup=False, soft_wrap=True)
-    console.print(report.table())
+        console.print(visible(problem), style='red', markup=False, soft_wrap=True)
+    if report.messages:
+        console.print(report.roles().table())
     for line in report.lines():
-        console.print(line)
-    return 1 if report.problems else 0
+        console.print(visible(line), markup=False, soft_wrap=True)
 
 
 if __name__ == '__main__':

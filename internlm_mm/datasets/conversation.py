@@ -142,7 +142,8 @@ class ConversationDataset(PackedRows):
             lost = f', {counts.lost:,} tokens cut off' if counts.lost else ''
             print_log(
                 f'{name}: {counts.conversations:,} conversations ({formats}), {counts.cut:,} of '
-                f'them longer than a row{lost}; {counts.trained:,} of {counts.tokens:,} tokens learned',
+                f'them longer than a row{lost}; {counts.trained:,} of {counts.tokens:,} tokens '
+                'learned',
                 logger='current',
                 level=logging.INFO,
             )

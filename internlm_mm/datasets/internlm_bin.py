@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,13 +143,37 @@ def read_bin(path: str | Path) -> Iterator[BinSample]:
         ValueError: If a line is no sample, or the two files contradict each other: names file and
             line.
     """
+    for _, sample in read_lines(path):
+        yield sample
+
+
+def read_lines(
+    path: str | Path, on_damage: Callable[[ValueError], None] | None = None
+) -> Iterator[tuple[int, BinSample]]:
+    """Samples of a `.bin` file with their lines, counted from 1.
+
+    Args:
+        path: The .bin file.
+        on_damage: Takes the error of each line that is no sample, and reading goes on behind it;
+            None raises the first.
+
+    Raises:
+        ValueError: As `read_bin`; with `on_damage` only where the two files contradict each other.
+    """
     path = Path(path)
     meta = read_meta(path) if _meta(path).is_file() else None
     start, number = 0, 0
     with open(path, 'rb') as file:
         for number, line in enumerate(file, 1):
             place = f'{path}:{number}'
-            sample = _sample(line, place)
+            try:
+                sample = _sample(line, place)
+            except ValueError as error:
+                if on_damage is None:
+                    raise
+                on_damage(error)
+                start += len(line)
+                continue
             if meta is not None:
                 said = meta[number - 1] if number <= len(meta) else None
                 if said is None or tuple(said) != (start, len(sample.ids)):
@@ -159,7 +183,7 @@ def read_bin(path: str | Path) -> Iterator[BinSample]:
                         f'{_meta(path).name} says {what}: they were not written together'
                     )
             start += len(line)
-            yield sample
+            yield number, sample
     if meta is not None and number != len(meta):
         raise ValueError(
             f'{path} has {number} lines, but {_meta(path).name} {len(meta)}: '
@@ -238,7 +262,7 @@ def samples_of(file: TokenFile) -> Iterator[BinSample]:
 
 def _copy(files: Iterable[Path], writer: TokenFileWriter, min_length: int) -> None:
     for path in files:
-        for number, (ids, loss_mask) in enumerate(read_bin(path), 1):
+        for number, (ids, loss_mask) in read_lines(path):
             if len(ids) < min_length:
                 continue
             try:
@@ -249,8 +273,8 @@ def _copy(files: Iterable[Path], writer: TokenFileWriter, min_length: int) -> No
 
 def _sample(line: bytes, place: str) -> BinSample:
     try:
-        record = json.loads(line)
-    except ValueError as error:
+        record = json.loads(line.rstrip())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'{place}: not JSON: {re.sub(r": line 1", "", str(error))}') from error
     tokens = record.get('tokens') if isinstance(record, dict) else None
     if not isinstance(tokens, list) or not tokens:

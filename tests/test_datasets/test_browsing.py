@@ -1,21 +1,25 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as some
 
-from internlm_mm.datasets import ConversationDataset
+from internlm_mm.datasets import ConversationDataset, Row
 from internlm_mm.datasets.browsing import (
     LEARNED,
     SPECIAL,
-    look_over,
+    Sheet,
+    read_row,
     show_row,
     special_tokens,
-    stops_are_learned,
+    visible,
 )
-from internlm_mm.datasets.conversation_encoding import ConversationEncoder
-from internlm_mm.tokenizers import build_template
-from internlm_mm.tokenizers.chat_spelling import Encoded
-from tests.conversations import CALLING, NAMES, PLAIN, TOOLS, internlm_model
+from internlm_mm.datasets.packing import pack_row
+from internlm_mm.structures import IGNORE_INDEX
+from tests.conversations import byte_level, internlm_model
 
 Q, A = {'role': 'user', 'content': 'def'}, {'role': 'assistant', 'content': 'return 书'}
 
@@ -23,6 +27,11 @@ Q, A = {'role': 'user', 'content': 'def'}, {'role': 'assistant', 'content': 'ret
 @pytest.fixture(scope='module')
 def tokenizer(tmp_path_factory: pytest.TempPathFactory):
     return internlm_model(tmp_path_factory.mktemp('tokenizer'))
+
+
+@pytest.fixture(scope='module')
+def tokenizers(tokenizer, tmp_path_factory: pytest.TempPathFactory):
+    return [tokenizer, byte_level(tmp_path_factory.mktemp('bytes'))]
 
 
 def test_a_row_is_shown_with_its_loss(tmp_path: Path, tokenizer) -> None:
@@ -49,59 +58,72 @@ def test_a_row_is_shown_with_its_loss(tmp_path: Path, tokenizer) -> None:
     assert by_style[SPECIAL] == '<bos><|im_start|><|im_end|><|im_start|>'
 
 
-def over(folder: Path, tokenizer, *lines: str, size: int = 500, overlong: str = 'split'):
-    (folder / 'c.jsonl').write_text('\n'.join(lines))
-    encoder = ConversationEncoder(tokenizer, build_template('internlm2'), size, overlong)
-    return look_over({'c': [folder / 'c.jsonl']}, encoder)
+def row_of(*documents: tuple[list[int], list[bool]], seq_len: int, **options) -> Row:
+    """A row by the definition: the label of a token is the next one, where that has a loss."""
+    ids, labels = [], []
+    for tokens, learned in documents:
+        ids += tokens
+        pairs = zip(tokens[1:], learned[1:], strict=True)
+        labels += [*(t if loss else IGNORE_INDEX for t, loss in pairs), IGNORE_INDEX]
+    lengths = np.array([len(tokens) for tokens, _ in documents])
+    return pack_row(
+        np.array(ids), np.array(labels), lengths, seq_len=seq_len, max_docs=8, **options
+    )
 
 
-def test_statistics_by_role(tmp_path: Path, tokenizer) -> None:
-    records = [{'messages': PLAIN}, {'messages': CALLING, 'tools': TOOLS}]
-    report = over(tmp_path, tokenizer, *map(json.dumps, records))
-    assert report.problems == [] and report.conversations == 2
-    assert report.messages == {'system': 2, 'user': 3, 'assistant': 5, 'tool': 2}
-    users = [m['content'] for r in records for m in r['messages'] if m['role'] == 'user']
-    assert report.tokens['user'] == sum(len(tokenizer.encode(text)) for text in users)
-    template = build_template('internlm2')
-    encoded = [template.encode(tokenizer, r['messages'], r.get('tools')) for r in records]
-    assert report.lengths == [len(one.ids) for one in encoded]
-    assert report.learned == sum(sum(one.loss_mask) for one in encoded)
-    assert '2 conversations, 0 of them longer' in report.lines()[0]
-    assert report.table().row_count == 4
+@given(some.lists(some.tuples(some.text(max_size=12), some.booleans()), min_size=1, max_size=5))
+def test_pieces_are_the_text_and_the_tokens(tokenizers, parts: list[tuple[str, bool]]) -> None:
+    """However texts are cut into tokens: no character is lost, and no id."""
+    for tokenizer in tokenizers:
+        coded = [(tokenizer.encode(text), learned) for text, learned in parts]
+        ids = [tokenizer.bos_id, *(index for some_ids, _ in coded for index in some_ids)]
+        mask = [False, *(learned for some_ids, learned in coded for _ in some_ids)]
+        row = row_of((ids, mask), seq_len=len(ids) + 3)
+        document, padding = read_row(row, tokenizer, special_tokens(tokenizer))
+        assert (padding.is_padding, padding.num_tokens) == (True, 3)
+        assert [index for piece in document.pieces for index in piece.ids] == ids
+        assert [piece.learned for piece in document.pieces for _ in piece.ids] == mask
+        assert document.num_learned == sum(mask)
+        assert document.pieces[0] == ((tokenizer.bos_id,), '<bos>', False, True)
+        for wanted in (True, False):
+            shown = ''.join(p.text for p in document.pieces[1:] if p.learned == wanted)
+            assert shown == ''.join(text for text, learned in parts if learned == wanted)
 
 
-@pytest.mark.parametrize(
-    ('line', 'problem'),
-    [
-        ('{"messages": [', 'c.jsonl:2: not JSON'),
-        (json.dumps({'messages': [Q, Q]}), "c.jsonl:2, message 1: role 'user' after 'user'"),
-        (json.dumps({'messages': [Q, {**A, 'content': ''}]}), 'c.jsonl:2, message 1: content is'),
-        (json.dumps({'messages': [Q]}), 'c.jsonl:2, messages: there is nothing to learn'),
-        (json.dumps({'messages': [Q, {**A, 'content': 'x' * 600}]}), 'c.jsonl:2, message 0: the'),
-        (
-            json.dumps({'messages': [{**Q, 'content': 'hi<eoh>'}, A]}),
-            "c.jsonl:2, message 0: content spells '<eoh>', which is plain text here",
-        ),
-    ],
-)
-def test_problems(tmp_path: Path, tokenizer, line: str, problem: str) -> None:
-    report = over(tmp_path, tokenizer, json.dumps({'messages': [Q, A]}), line)
-    assert len(report.problems) == 1 and problem in report.problems[0]
+def test_characters_of_several_tokens_stand_together(tokenizers) -> None:
+    for tokenizer in tokenizers:
+        ids = tokenizer.encode('a🎉b')
+        (document,) = read_row(row_of((ids, [True] * len(ids)), seq_len=len(ids)), tokenizer, {})
+        # The first token has no loss: nothing comes before it.
+        assert [piece.text for piece in document.pieces] == ['a', '🎉', 'b']
+        assert len(document.pieces[1].ids) == len(ids) - 2 > 1
 
 
-def test_nothing_at_all(tmp_path: Path, tokenizer) -> None:
-    report = over(tmp_path, tokenizer, json.dumps({'messages': [Q]}))
-    assert report.lines() == ['no conversation can be trained on, 1 problems']
+def test_rows_without_a_tokenizer_show_numbers() -> None:
+    shown = show_row(row_of(([5, 6, 7], [True] * 3), seq_len=5), None, special_tokens(None))
+    assert shown.plain == '5 6 7 \n[3 tokens, 2 learned]\n[2 tokens of padding]\n'
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_stop_tokens_without_a_loss_are_found(tokenizer, name: str) -> None:
-    template = build_template(name)
-    encoder = ConversationEncoder(tokenizer, template, 500, add_ending=False)
-    document = template.encode(tokenizer, PLAIN)
-    assert stops_are_learned(document, encoder)
-    # A mask that forgets the last token of the last answer, as others have made it.
-    stop = len(template.stop[0]) if template.token_id(tokenizer, template.stop[0]) is None else 1
-    last = max(place for place, mask in enumerate(document.loss_mask) if mask)
-    mask = [m and not last - stop < place <= last for place, m in enumerate(document.loss_mask)]
-    assert not stops_are_learned(Encoded(document.ids, mask), encoder)
+def test_what_goes_on_and_what_is_a_pair() -> None:
+    row = row_of(([5, 6], [True] * 2), ([7, 8], [True] * 2), seq_len=4)
+    row.labels[-1] = 9  # the row ends in the middle of a document
+    first, last = read_row(row, None, {})
+    assert not first.goes_on and last.goes_on
+    assert last.caption == '2 tokens, 1 learned, goes on in another row'
+    paired = replace(row_of(*[([5, 6], [False, True])] * 2, seq_len=6), num_pairs=1)
+    titles = [document.caption for document in read_row(paired, None, {})]
+    assert titles == [
+        'chosen: 2 tokens, 1 learned',
+        'rejected: 2 tokens, 1 learned',
+        '2 tokens of padding',
+    ]
+
+
+def test_a_document_of_zeros_is_no_padding() -> None:
+    row = row_of(([0, 0], [False, True]), ([0, 0], [False, False]), seq_len=4)
+    assert [document.is_padding for document in read_row(row, None, {})] == [False, True]
+
+
+def test_control_characters_do_nothing() -> None:
+    assert visible('a\x1b[31m\tb\n\x00\x7f') == 'a␛[31m\tb\n␀␡'
+    assert Sheet('t', ('a', 'b'), [('x', '1')]).table().row_count == 1
