@@ -92,6 +92,9 @@ OPTIM_WRAPPER_CONSTRUCTORS = _child(mm.OPTIM_WRAPPER_CONSTRUCTORS, 'optim')
 PARAM_SCHEDULERS = _child(mm.PARAM_SCHEDULERS, 'optim')  # _ParamScheduler with by_epoch=False
 
 # evaluation and the rest
+TASKS = Registry(  # internlm_mm.evaluation.Task: prepare(subject), play(index), report(records)
+    'evaluation task', scope='internlm_mm', locations=['internlm_mm.evaluation']
+)
 METRICS = _child(mm.METRICS)
 EVALUATOR = _child(mm.EVALUATOR)
 TASK_UTILS = _child(mm.TASK_UTILS)

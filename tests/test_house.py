@@ -29,10 +29,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     'optim': set(),
     'planner': set(),
     'checkpoint': {'tokenizers'},
-    'evaluation': {'tokenizers', 'agents'},
+    'evaluation': {'tokenizers', 'agents', 'datasets', 'inference'},  # rows; texts written
     'inference': {'tokenizers', 'checkpoint'},
     'agents': {'tokenizers', 'sandbox'},
-    'engine': {'datasets', 'optim', 'parallel', 'checkpoint', 'evaluation', 'planner'},
+    'engine': {
+        *('datasets', 'optim', 'parallel', 'checkpoint', 'evaluation', 'inference', 'planner'),
+    },
     'doctor': {'ops', 'parallel'},
     'api': {'checkpoint', 'engine', 'inference'},
     'verify': {'engine', 'datasets', 'parallel', 'optim', 'checkpoint'},

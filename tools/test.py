@@ -1,4 +1,4 @@
-"""Perplexity of a model on held-out data, by domain: `tools/test.py CHECKPOINT|HF|CONFIG`."""
+"""Perplexity and tasks of a model: `tools/test.py CHECKPOINT|HF`, or `CONFIG CHECKPOINT|HF`."""
 
 import argparse
 import json
@@ -17,8 +17,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         result = evaluate(
             args.target,
-            checkpoint=args.checkpoint,
+            checkpoint=_weights(args),
             data=args.data,
+            output=args.output,
             options=parse_cfg_options(args.cfg_options),
             launcher=args.launcher,
         )
@@ -33,16 +34,29 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _weights(args: argparse.Namespace) -> str | None:
+    """What is named after the config, or by --checkpoint."""
+    if args.weights is not None and args.checkpoint is not None:
+        raise ValueError(f'two weights are named: {args.weights} and {args.checkpoint}')
+    return args.weights if args.checkpoint is None else args.checkpoint
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog='test', description=__doc__)
     parser.add_argument(
         'target',
-        help='a work dir, a checkpoint iter_N or a Hugging Face folder, or a config + --checkpoint',
+        help='a work dir, a checkpoint iter_N or a Hugging Face folder, or a config',
     )
-    parser.add_argument('--checkpoint', metavar='PATH', help="weights in place of the target's own")
+    parser.add_argument('weights', nargs='?', help="weights in place of the target's own")
+    parser.add_argument('--checkpoint', metavar='PATH', help='the same, by name')
     parser.add_argument(
         '--data', metavar='FOLDER', help="token files in place of the config's val_dataloader"
+    )
+    parser.add_argument(
+        '--output',
+        metavar='FOLDER',
+        help='keep metrics.json, and reports and a line of JSON a sample of tasks',
     )
     parser.add_argument('--json', action='store_true', help='print one line of JSON, no table')
     parser.add_argument(

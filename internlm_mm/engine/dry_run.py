@@ -15,6 +15,7 @@ from torch import nn
 from internlm_mm.engine.preflight import build_data_part, check_run
 from internlm_mm.engine.start import check_start, check_start_vocabulary, choose_start
 from internlm_mm.engine.stock_hooks import check_hook
+from internlm_mm.engine.task_evaluation import build_tasks, check_evaluation
 from internlm_mm.parallel.attention import apply_attention, check_shared_attention
 from internlm_mm.parallel.context import check_documents
 from internlm_mm.parallel.fit import check_layout
@@ -68,6 +69,9 @@ def dry_run(config: Config) -> str:
     if config.get('val_dataloader'):
         loaders['val_dataloader'] = _loader(config, 'val_dataloader', layout)
     check_run(model, loaders, tokenizer)
+    check_evaluation(config.get('val_dataloader'), config.get('val_cfg'), layout)
+    tasks = (config.get('val_cfg') or {}).get('tasks') or ()
+    built = build_tasks(tasks, tokenizer, model.max_seq_len) if tasks else []
     strategy = config.get('strategy', {})
     for key, loader in loaders.items():
         for count in getattr(loader, 'micro_batch_counts', [None]):
@@ -83,6 +87,7 @@ def dry_run(config: Config) -> str:
         *_start_lines(config, model, tokenizer, loaders),
         *_layout_lines(config, layout, model),
         *_data_lines(config, loaders),
+        *(f'task       {task.name}: {len(task):,} samples' for task in built),
         *_tokenizer_lines(config, tokenizer),
         *_run_lines(config, train),
         'dry run: everything fits together, nothing was trained',
@@ -156,8 +161,6 @@ def _check_parts(config: Config, model: nn.Module) -> None:
     for schedule in config.get('param_scheduler') or []:
         defaults = {'by_epoch': False, 'end': config.train_cfg.max_iters}
         PARAM_SCHEDULERS.build({**defaults, **schedule}, default_args={'optimizer': wrapper})
-    if (config.get('val_dataloader') is None) != (config.get('val_cfg') is None):
-        raise ValueError('val_dataloader and val_cfg go together: one of them is missing')
     named = [hook for hook in (config.get('default_hooks') or {}).values() if hook is not None]
     for hook in (*named, *(config.get('custom_hooks') or [])):
         check_hook(HOOKS.build({k: v for k, v in hook.items() if k != 'priority'}))

@@ -3,12 +3,14 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.runner import BaseLoop
 from torch import Tensor
 
+from internlm_mm.engine.task_evaluation import RECORDS_FOLDER, TaskEvaluation
 from internlm_mm.registry import LOOPS
 from internlm_mm.structures import Batch
 from internlm_mm.utils.signals import StopSignal
@@ -180,35 +182,59 @@ class TokenTrainLoop(BaseLoop):
 
 @LOOPS.register_module()
 class PerplexityLoop(BaseLoop):
-    """Loss and perplexity of held-out text, over all and for each domain.
+    """Loss, perplexity and token accuracy of held-out text by domain, and tasks.
 
     Token-weighted over everything that is read: neither the number of ranks nor the size of batches
     changes the result beyond rounding.
 
     Args:
         runner: Owns strategy and hooks.
-        dataloader: Config of a loader that passes once over a dataset, or a built one.
+        dataloader: Config of a loader that passes once over a dataset, or a built one; empty or
+            None where there are tasks alone.
         evaluator: Must be None; MMEngine's signature.
+        tasks: Configs of TASKS members: questions with right answers, asked after the pass.
+        task_batch_size: Rows of one forward of a task on one rank, and prompts that are continued
+            at once.
     """
 
-    def __init__(self, runner: Any, dataloader: Any, evaluator: Any = None) -> None:
+    def __init__(
+        self,
+        runner: Any,
+        dataloader: Any,
+        evaluator: Any = None,
+        tasks: Sequence[Mapping[str, Any]] = (),
+        task_batch_size: int = 8,
+    ) -> None:
         if evaluator:
             raise ValueError(
                 'val_evaluator is not supported: metrics come from the loop in val_cfg'
             )
-        super().__init__(runner, runner.build_eval_loader(dataloader))
+        super().__init__(runner, runner.build_eval_loader(dataloader) if dataloader else None)
+        self.tasks = TaskEvaluation(runner, tasks, task_batch_size) if tasks else None
 
     def run(self) -> dict[str, float]:
-        """One pass. Collective.
+        """One pass, then the tasks. Collective.
 
         Returns:
-            'loss', 'perplexity' and, with domains, 'loss/NAME' and 'perplexity/NAME'.
+            'loss', 'perplexity', 'token_accuracy', with domains also 'loss/NAME' and so on; and
+            'TASK/METRIC'.
         """
-        runner, strategy = self.runner, self.runner.strategy
+        runner = self.runner
         runner.call_hook('before_val')
         runner.call_hook('before_val_epoch')
         was_training = runner.model.training
         runner.model.eval()
+        metrics = {} if self.dataloader is None else self._measure()
+        if self.tasks is not None:
+            metrics |= self.tasks.run(self._records_folder())
+        runner.model.train(was_training)
+        runner.call_hook('after_val_epoch', metrics=metrics)
+        runner.call_hook('after_val')
+        return metrics
+
+    def _measure(self) -> dict[str, float]:
+        """The pass over held-out text."""
+        runner, strategy = self.runner, self.runner.strategy
         totals: dict[str, Tensor] = {}
         targets = 0
         for index, batch in enumerate(self.dataloader):
@@ -218,14 +244,18 @@ class PerplexityLoop(BaseLoop):
             for key, value in sums.items():
                 totals[key] = totals[key] + value.double() if key in totals else value.double()
             runner.call_hook('after_val_iter', batch_idx=index, data_batch=batch, outputs=sums)
-        runner.model.train(was_training)
         (targets,) = strategy.sum_over_ranks([targets if strategy.is_data_leader else 0])
         if targets == 0:
             raise ValueError('val_dataloader: the held-out data has no token to predict')
-        metrics = self._metrics(_means(totals, targets, self.dataloader.dataset.domains))
-        runner.call_hook('after_val_epoch', metrics=metrics)
-        runner.call_hook('after_val')
-        return metrics
+        return self._metrics(_means(totals, targets, self.dataloader.dataset.domains))
+
+    def _records_folder(self) -> Path:
+        """Where answers to tasks go: a folder for each evaluated step of a run."""
+        folder = Path(self.runner.work_dir) / RECORDS_FOLDER
+        training = self.runner._train_loop  # a config where nothing is trained
+        if not isinstance(training, TokenTrainLoop):
+            return folder
+        return folder / f'iter_{training.state_dict()["iter"]}'
 
     def _metrics(self, means: Mapping[str, Any]) -> dict[str, float]:
         """What is reported, from means over all that was read."""
@@ -236,9 +266,14 @@ class PerplexityLoop(BaseLoop):
             if key.startswith('domain_loss/')
         }
         # exp overflows long before a loss says anything: inf is the honest reading.
-        return metrics | {
+        metrics |= {
             key.replace('loss', 'perplexity', 1): math.exp(value) if value < 700 else math.inf
             for key, value in metrics.items()
+        }
+        return metrics | {
+            f'token_accuracy{key.removeprefix("domain_").removeprefix("correct")}': float(value)
+            for key, value in means.items()
+            if key.startswith(('correct', 'domain_correct/'))
         }
 
 
@@ -247,11 +282,11 @@ def _means(sums: Mapping[str, Tensor], num_targets: int, domains: Sequence[str])
     means: dict[str, Any] = {
         key: value / num_targets for key, value in sums.items() if not key.startswith('domain_')
     }
-    if 'domain_loss' in sums:
-        losses, counts = sums['domain_loss'].tolist(), sums['domain_targets'].tolist()
+    for kind in [key for key in ('domain_loss', 'domain_correct') if key in sums]:
+        found, counts = sums[kind].tolist(), sums['domain_targets'].tolist()
         means |= {
-            f'domain_loss/{name}': loss / count
-            for name, loss, count in zip(domains, losses, counts, strict=True)
+            f'{kind}/{name}': value / count
+            for name, value, count in zip(domains, found, counts, strict=True)
             if count
         }
     return means

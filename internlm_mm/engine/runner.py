@@ -11,6 +11,7 @@ from mmengine.registry import init_default_scope
 
 from internlm_mm.checkpoint.foreign import Source
 from internlm_mm.checkpoint.step_folders import TOKENIZER_FOLDER, read_state
+from internlm_mm.engine.alignment import check_alignment
 from internlm_mm.engine.building import BuildingRunner
 from internlm_mm.engine.memory_budget import settle_recompute
 from internlm_mm.engine.preflight import build_data_part, check_run, check_writable, propose_fit
@@ -22,6 +23,7 @@ from internlm_mm.engine.start import (
     choose_start,
     together,
 )
+from internlm_mm.engine.task_evaluation import check_evaluation
 from internlm_mm.parallel.context import check_documents
 from internlm_mm.registry import RUNNERS, TOKENIZERS
 from internlm_mm.utils.config import dump_config
@@ -40,7 +42,7 @@ class LLMRunner(BuildingRunner):
         tokenizer: Config of a TOKENIZERS member; travels with the checkpoints.
         train_dataloader: Config of a DATALOADERS member with its dataset.
         train_cfg: Config of the training loop: length and batch sizes.
-        val_dataloader: Config of a loader over held-out data.
+        val_dataloader: Config of a loader over held-out data; None where `val_cfg` has tasks alone.
         val_cfg: Config of the evaluation loop.
         optim_wrapper: Config of the optimizer wrapper with its optimizer.
         param_scheduler: Configs of schedules.
@@ -95,8 +97,9 @@ class LLMRunner(BuildingRunner):
         cfg: Config | None = None,
     ) -> None:
         check_writable(Path(work_dir))
-        if (val_dataloader is None) != (val_cfg is None):
-            raise ValueError('val_dataloader and val_cfg go together: one of them is missing')
+        check_evaluation(val_dataloader, val_cfg)
+        if val_cfg is not None and val_dataloader is None:
+            val_dataloader = {}  # tasks alone; MMEngine wants both
         self.tokenizer: Any = tokenizer and build_data_part(TOKENIZERS, tokenizer, 'tokenizer')
         self.run_state: RunState
         # MMEngine keeps a config here until it has built the part.
@@ -168,7 +171,7 @@ class LLMRunner(BuildingRunner):
         if self._val_loop is not None:
             self._val_loop = self.build_val_loop(self._val_loop)
         loaders = {'train_dataloader': self.train_dataloader}
-        if self._val_loop is not None:
+        if self._val_loop is not None and self.val_dataloader is not None:
             loaders['val_dataloader'] = self.val_dataloader
         self._check_data(loaders)
         self.flops_per_token = model_flops(self.model, self.train_dataloader.dataset.seq_len)
@@ -185,11 +188,12 @@ class LLMRunner(BuildingRunner):
     def val(self) -> dict[str, float]:
         """Evaluate the weights of `load_from` or `resume`, or untrained ones."""
         if self._val_loop is None:
-            raise ValueError('val needs val_dataloader and val_cfg in the config')
+            raise ValueError('val needs val_cfg, and val_dataloader or tasks, in the config')
         self.model = self.strategy.build_model(self.model)
         self._val_loop = self.build_val_loop(self._val_loop)
         self._choose_start(training=False)
-        self._check_data({'val_dataloader': self.val_dataloader})
+        loader = self.val_dataloader
+        self._check_data({} if loader is None else {'val_dataloader': loader})
         self._prepare()
         self.load_or_resume()
         self.call_hook('before_run')
@@ -200,6 +204,7 @@ class LLMRunner(BuildingRunner):
     def _check_data(self, loaders: Mapping[str, Any]) -> None:
         """Whether model, tokenizer and layout fit all rows, and every size of a ramped-up batch."""
         check_run(self.model, loaders, self.tokenizer)
+        check_alignment(self.model, loaders, self.strategy.layout, self.hooks)
         if self._start is not None:
             check_start_vocabulary(self._start, self.tokenizer, loaders, self.logger)
         for key, loader in loaders.items():

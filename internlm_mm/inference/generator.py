@@ -40,9 +40,22 @@ class Generator:
         Returns:
             What was added to each prompt.
         """
+        return self.continue_ids([self._encode(prompt) for prompt in prompts], sampling)
+
+    def continue_ids(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling | None = None
+    ) -> list[str]:
+        """Continue several prompts of tokens at once; as they are: nothing is put in front.
+
+        Args:
+            prompts: Tokens of each prompt; lengths may differ, none may be empty.
+            sampling: How to draw; greedily by default.
+
+        Returns:
+            What was added to each prompt, as text.
+        """
         texts = ['' for _ in prompts]
-        rows = [self._encode(prompt) for prompt in prompts]
-        for pieces in self._pieces(rows, sampling or Sampling()):
+        for pieces in self._pieces(prompts, sampling or Sampling()):
             texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
         return texts
 

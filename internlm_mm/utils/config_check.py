@@ -84,6 +84,7 @@ PLACES = {
     'visualizer': _place(registries.VISUALIZERS, 'name save_dir'),
     'vis_backends': _place(registries.VISBACKENDS, 'save_dir'),
     'metrics': _METRIC,
+    'tasks': _place(registries.TASKS),
 }
 """Where things are built, by the key of the dict or of the list it stands in."""
 
@@ -201,13 +202,13 @@ def _must_be_call(path: tuple[str | int, ...]) -> bool:
 
 
 def _is_member(path: tuple[str | int, ...]) -> bool:
-    return len(path) == 2 and path[0] in _CONTAINERS
+    return (len(path) == 2 and path[0] in _CONTAINERS) or path[:-1] == ('val_cfg', 'tasks')
 
 
 def _place_of(path: tuple[str | int, ...]) -> Place:
     """What is built at `path`: its last key says, or the container that it is a member of."""
     if _is_member(path):
-        return PLACES[str(path[0])]
+        return PLACES[str(path[-2])]
     key = path[-2] if isinstance(path[-1], int) else path[-1]
     return PLACES.get(str(key), Place())
 

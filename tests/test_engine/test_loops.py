@@ -269,9 +269,28 @@ def test_perplexity_by_domain_whatever_the_batches(tmp_path: Path, micro_batch_s
         assert metrics[f'perplexity/{name}'] == pytest.approx(losses.mean().exp().item(), rel=1e-12)
     losses = token_losses(runner.model, collate_rows(rows))  # not the mean of the domains' means
     assert metrics['loss'] == pytest.approx(losses.mean().item(), rel=1e-12)
-    assert set(metrics) == {
-        'loss', 'perplexity', 'loss/even', 'loss/odd', 'perplexity/even', 'perplexity/odd'
-    }  # fmt: skip
+    kinds = ('loss', 'perplexity', 'token_accuracy')
+    assert set(metrics) == {f'{kind}{end}' for kind in kinds for end in ('', '/even', '/odd')}
+
+
+def test_token_accuracy_by_domain(tmp_path: Path) -> None:
+    data = Masked(vocab_size=64, seq_len=32, num_rows=11, document_lengths=[3, 17])
+    runner = tiny_runner(tmp_path, strategy__precision=FLOAT64)
+    runner._val_dataloader = EvalLoader(data, micro_batch_size=4)
+    metrics = runner.val()
+    right, counted = {}, {}
+    for domain, name in enumerate(Masked.domains):
+        batch = collate_rows([data[index] for index in range(domain, 11, 2)])
+        hidden = runner.model.hidden_states(
+            batch.input_ids, batch.position_ids, make_documents(batch, need_mask=True)
+        )
+        found = runner.model.lm_head(hidden).argmax(-1)
+        right[name] = (found == batch.labels).sum().item()
+        counted[name] = (batch.labels != IGNORE_INDEX).sum().item()
+        expected = right[name] / counted[name]
+        assert metrics[f'token_accuracy/{name}'] == pytest.approx(expected, rel=1e-12)
+    expected = sum(right.values()) / sum(counted.values())
+    assert metrics['token_accuracy'] == pytest.approx(expected, rel=1e-12)
 
 
 def test_evaluation_does_not_perturb_training(tmp_path: Path) -> None:

@@ -34,14 +34,19 @@ def test_one_line_of_json(checkpoint: Path, capsys: pytest.CaptureFixture) -> No
     (line,) = capsys.readouterr().out.splitlines()
     result = json.loads(line)
     assert result['weights'] == str(checkpoint)
-    assert result.keys() == {'weights', 'loss', 'perplexity'}
+    assert result.keys() == {'weights', 'loss', 'perplexity', 'token_accuracy'}
 
 
 def test_a_table(checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
     options = ['--cfg-options', 'val_dataloader.max_rows=2', 'strategy.attention=reference']
     assert run_tool(TINY, '--checkpoint', checkpoint, *options) == 0
     path, header, row = capsys.readouterr().out.splitlines()
-    assert path == str(checkpoint) and header.split() == ['domain', 'loss', 'perplexity']
+    assert path == str(checkpoint) and header.split() == [
+        'domain',
+        'loss',
+        'perplexity',
+        'token_accuracy',
+    ]
     assert row.split()[0] == 'all'
 
 
@@ -49,6 +54,7 @@ def test_a_table(checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
     ('arguments', 'message'),
     [
         ([TINY], 'has no weights: give some with --checkpoint'),
+        ([TINY, 'somewhere', '--checkpoint', 'nowhere'], 'somewhere and nowhere'),
         (['nowhere'], 'nowhere is neither a checkpoint nor a Hugging Face folder'),
         ([TINY, '--checkpoint', 'nowhere'], 'nowhere'),
         ([TINY, '--cfg-options', 'model'], "'model' is not of the form a.b=value"),

@@ -62,13 +62,14 @@ class ProgressHook(Hook):
         parts = [
             f'{name.removeprefix("/") or "all"} loss {metrics["loss" + name]:.4f} '
             f'perplexity {metrics["perplexity" + name]:,.2f}'
+            + _accuracy(metrics.get(f'token_accuracy{name}'))
             for name in names
             if 'perplexity' + name in metrics
         ]
         rest = [
             f'{key} {value:.4f}'
             for key, value in metrics.items()
-            if not key.startswith('perplexity')
+            if not key.startswith(('perplexity', 'token_accuracy'))
             and not (key.startswith('loss') and f'perplexity{key[4:]}' in metrics)
         ]
         runner.logger.info(f'evaluation at {step} | ' + ' | '.join(parts + rest))
@@ -77,6 +78,10 @@ class ProgressHook(Hook):
             step=step,
             file_path=self.json_path,
         )
+
+
+def _accuracy(share: float | None) -> str:
+    return '' if share is None else f' accuracy {share:.1%}'
 
 
 def progress_line(step: int, max_iters: int, scalars: dict[str, float]) -> str:
