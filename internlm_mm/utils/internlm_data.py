@@ -15,33 +15,57 @@ _READABLE = ('internlm', 'internevo', 'normal', 'hf', 'hf_llama', 'newinternlm')
 def add_data(
     draft: Draft, seq_len: int, data: str | Path | None, tokenizer: str | Path | None
 ) -> None:
-    is_random = data is None and draft.look('data.train_folder') is None
+    folder = draft.look('data.train_folder')
+    is_random = data is None and folder is None
     every = draft.take('data.valid_every', int, 0)
     train, validation = _folders(data) if data is not None else (None, None)
+    # The original reads nothing but .bin files, so its folder is one of them wherever it lies.
+    is_bin = not is_random and (train is None or _holds_bins(train))
     evaluates = every > 0 and not is_random
     evaluates &= validation is not None if data else draft.look('data.valid_folder') is not None
     draft.bases.append('_base_.datasets.' + ('random_tokens' if is_random else 'pretrain_text'))
-    rows = 'train_dataloader.dataset'
-    draft.put(rows, 'seq_len', seq_len, 'data.seq_len')
     if is_random:
-        text = 'random tokens, which teach nothing (the original: repeated numbers); --data DIR'
-        draft.put(rows, 'vocab_size', draft.take('model.vocab_size', int))
-        draft.rows['data.train_folder'] = Row('data.train_folder', None, 'changed', text)
-        draft.say('data.min_length', 'rows of random tokens are full')
+        _random(draft, seq_len)
+    elif is_bin:
+        root = folder if train is None else train
+        _bins(draft, 'train_dataloader.dataset', root, seq_len, 'data.train_folder')
     else:
-        where = 'data/text/tokens/train, the default' if train is None else str(train)
-        text = f'{rows}.data_root: {where}; .bin files are made anew (docs/en/data.md), or read by '
-        text += 'InternLMBinDataset (docs/en/finetune.md)'
-        draft.say('data.train_folder', text, 'changed')
-        if train is not None:
-            draft.put(rows, 'data_root', str(train))
+        rows = 'train_dataloader.dataset'
+        draft.put(rows, 'seq_len', seq_len, 'data.seq_len')
+        draft.say('data.train_folder', f'{rows}.data_root: {train}', 'changed')
+        draft.put(rows, 'data_root', str(train))
         shortest = draft.take('data.min_length', int, 0)
         draft.put(rows, 'min_document_length', max(shortest, 1), 'data.min_length')
+    if not is_random:
         _tokenizer(draft, data, tokenizer)
     if draft.look('data.num_worker') is not None:
         workers = draft.take('data.num_worker', int)
         draft.put('train_dataloader', 'num_workers', workers, 'data.num_worker')
-    _validation(draft, evaluates, every, seq_len, validation, is_random)
+    _validation(draft, evaluates, every, seq_len, validation, is_random, is_bin)
+
+
+def _random(draft: Draft, seq_len: int) -> None:
+    rows = 'train_dataloader.dataset'
+    draft.put(rows, 'seq_len', seq_len, 'data.seq_len')
+    draft.put(rows, 'vocab_size', draft.take('model.vocab_size', int))
+    text = 'random tokens, which teach nothing (the original: repeated numbers); --data DIR'
+    draft.rows['data.train_folder'] = Row('data.train_folder', None, 'changed', text)
+    draft.say('data.min_length', 'rows of random tokens are full')
+
+
+def _bins(draft: Draft, rows: str, root: str | Path, seq_len: int, key: str) -> None:
+    """`.bin` files as they are; the options of the base's dataset, which read others, go."""
+    block = f'{rows} ='
+    note = 'read as they are; --data DIR for others'
+    draft.put(block, 'type', draft.use('internlm_mm.datasets', 'InternLMBinDataset'))
+    draft.put(block, 'data_root', str(root).removeprefix('local:'), key, note=note)
+    draft.put(block, 'seq_len', seq_len, 'data.seq_len')
+    draft.put(block, 'vocab_size', draft.take('model.vocab_size', int))
+    draft.put(block, 'min_length', max(draft.take('data.min_length', int, 0), 1), 'data.min_length')
+
+
+def _holds_bins(folder: Path) -> bool:
+    return next(folder.rglob('*.bin.meta'), None) is not None
 
 
 def _folders(data: str | Path) -> tuple[Path, Path | None]:
@@ -50,8 +74,10 @@ def _folders(data: str | Path) -> tuple[Path, Path | None]:
         raise FileNotFoundError(
             f'--data {folder}: no such folder; tools/preprocess_data.py makes one (docs/en/data.md)'
         )
-    train, validation = folder / 'train', folder / 'validation'
-    return train if train.is_dir() else folder, validation if validation.is_dir() else None
+    train = folder / 'train'
+    held_out = [folder / name for name in ('validation', 'valid')]  # ours and the original's
+    validation = next((path for path in held_out if path.is_dir()), None)
+    return train if train.is_dir() else folder, validation
 
 
 def _tokenizer(draft: Draft, data: str | Path | None, tokenizer: str | Path | None) -> None:
@@ -61,8 +87,6 @@ def _tokenizer(draft: Draft, data: str | Path | None, tokenizer: str | Path | No
             f'--tokenizer {tokenizer}: no such file or folder; expected a .model file or a '
             "tokenizer's folder"
         )
-    if tokenizer is None and data is None:
-        return
     recorded = Path(data or '') / 'preprocessing.json'
     if tokenizer is None and recorded.is_file():
         summary = json.loads(recorded.read_text(encoding='utf-8'))
@@ -83,8 +107,9 @@ def _validation(
     seq_len: int,
     validation: Path | None,
     is_random: bool,
+    is_bin: bool,
 ) -> None:
-    draft.look('data.valid_folder')
+    folder = draft.look('data.valid_folder')
     if not evaluates:
         if not is_random:
             draft.put('', 'val_dataloader', None)
@@ -93,13 +118,16 @@ def _validation(
         draft.say('data.valid_folder', why, 'changed' if every else 'dropped')
         return
     rows = 'val_dataloader.dataset'
-    draft.put(rows, 'seq_len', seq_len)
-    if validation is not None:
+    if is_bin:
+        root = folder if validation is None else validation
+        _bins(draft, rows, root, seq_len, 'data.valid_folder')
+        draft.put(f'{rows} =', 'shuffle', False)
+    else:
+        draft.put(rows, 'seq_len', seq_len)
         draft.put(rows, 'data_root', str(validation))
+        draft.say('data.valid_folder', f'{rows}.data_root: {validation}', 'changed')
     micro = draft.take('data.micro_bsz', int)
     draft.put('val_dataloader', 'micro_batch_size', micro)
-    where = 'data/text/tokens/validation' if validation is None else validation
-    draft.say('data.valid_folder', f'{rows}.data_root: {where}', 'changed')
     loop = draft.use('internlm_mm.engine', 'PerplexityLoop')
     draft.put('', 'val_cfg', {'type': loop})
     hook = draft.use('internlm_mm.engine.hooks', 'EvaluationHook')

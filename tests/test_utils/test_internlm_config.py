@@ -80,7 +80,7 @@ def test_a_config_of_2023(tmp_path: Path) -> None:
     assert found['param_scheduler'][0]['warmup'] == 500
     assert found['param_scheduler'][0]['min_ratio'] == 0.1
     assert found['train_dataloader']['dataset']['seq_len'] == 2048
-    assert found['train_dataloader']['dataset']['min_document_length'] == 50
+    assert found['train_dataloader']['dataset']['min_length'] == 50
     assert found['val_dataloader']['dataset']['seq_len'] == 2048
     assert found['default_hooks']['evaluation']['interval'] == 50
     checkpoint = found['default_hooks']['checkpoint']
@@ -161,7 +161,6 @@ def test_an_internevo_config_with_bases(tmp_path: Path) -> None:
         'ckpt.save_ckpt_folder',
         'data.min_length_dict',
         'data.pack_sample_into_one',
-        'data.train_folder',
         'adam.weight_decay',
         'lr_scheduler.init_steps',
         'MLP_RATIO',

@@ -5,13 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from internlm_mm.datasets.internlm_bin import BinSample, write_bin
+from internlm_mm.registry import DATASETS
+from internlm_mm.structures import IGNORE_INDEX
 from internlm_mm.utils.config import check_config, load_config, to_plain
 from internlm_mm.utils.config_draft import Row
 from internlm_mm.utils.internlm_config import convert_text
 from internlm_mm.utils.internlm_reader import read_internlm_config
 from tests.internlm_configs import SFT_2023
+from tests.trained import train_tokenizer
 
 Convert = Callable[..., tuple[dict[str, Any], dict[str, Row]]]
 
@@ -62,12 +67,41 @@ def test_no_word_of_data_is_said_too() -> None:
     assert 'data.train_folder' in text.partition('read_base')[0]  # among its comments
 
 
-def test_data_that_is_not_named_is_where_the_docs_put_it(convert: Convert) -> None:
-    found, _ = convert()
-    shipped = to_plain(load_config('internlm_7b_pretrain')._cfg_dict)
-    for loader in ('train_dataloader', 'val_dataloader'):
-        assert found[loader]['dataset']['data_root'] == shipped[loader]['dataset']['data_root']
-    assert found['tokenizer'] == shipped['tokenizer']
+def test_bin_files_are_read_where_they_lie(convert: Convert) -> None:
+    found, rows = convert()
+    wanted = dict(
+        type='internlm_mm.datasets.InternLMBinDataset',
+        data_root='/data/train',
+        seq_len=2048,
+        vocab_size=103_168,
+        min_length=50,
+    )
+    assert found['train_dataloader']['dataset'] == wanted  # and no option of the base's dataset
+    held_out = {**wanted, 'data_root': '/data/valid', 'shuffle': False}
+    assert found['val_dataloader']['dataset'] == held_out
+    assert found['tokenizer'] is None  # the files do not say what made them
+    for key in ('data.train_folder', 'data.valid_folder'):
+        assert rows[key].status == 'mapped' and 'read as they are' in rows[key].became
+    found, _ = convert(train_folder='local:a/b', min_length=0)
+    assert found['train_dataloader']['dataset']['data_root'] == 'a/b'
+    assert found['train_dataloader']['dataset']['min_length'] == 1
+
+
+def test_bin_files_that_are_named(convert: Convert, tmp_path: Path) -> None:
+    """As InternLM's own tool lays them out; the rows are those of the dataset's own tests."""
+    sample = BinSample(np.array([1, 5, 6, 2]), np.array([1, 0, 1, 1]))
+    for part in ('train', 'valid'):
+        write_bin(tmp_path / 'alpaca' / part / 'en' / 'dataset.bin', [sample] * 9)
+    train_tokenizer(tmp_path / 'tokenizer')
+    tokenizer = tmp_path / 'tokenizer' / 'tokenizer.model'
+    found, _ = convert(source=tmp_path / 'alpaca', tokenizer=tokenizer, min_length=0)
+    for loader, part in (('train_dataloader', 'train'), ('val_dataloader', 'valid')):
+        dataset = found[loader]['dataset'] | dict(cache_dir=str(tmp_path / 'cache'))
+        assert dataset['data_root'] == str(tmp_path / 'alpaca' / part)
+        rows = DATASETS.build(dataset)
+        assert rows.domains == ['en'] and rows.num_tokens == 36
+        assert rows[0].labels[:4].tolist() == [IGNORE_INDEX, 6, 2, IGNORE_INDEX]
+    assert found['tokenizer']['path'] == str(tokenizer)
 
 
 def test_data_of_ours(convert: Convert, tmp_path: Path) -> None:
@@ -108,8 +142,8 @@ def test_the_tokenizer_is_the_one_that_made_the_data(convert: Convert, tmp_path:
     }
 
 
-def test_workers_and_lengths(convert: Convert) -> None:
-    found, _ = convert(num_worker=2, min_length=0)
+def test_workers_and_lengths(convert: Convert, tmp_path: Path) -> None:
+    found, _ = convert(source=tmp_path, num_worker=2, min_length=0)
     assert found['train_dataloader']['num_workers'] == 2
     assert found['train_dataloader']['dataset']['min_document_length'] == 1
 
