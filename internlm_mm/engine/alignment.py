@@ -53,7 +53,7 @@ def check_alignment(
     has_adapters = any('.lora_A.' in name for name, _ in model.named_parameters())
     if reference == 'adapters_off' and not has_adapters:
         raise ValueError(
-            f"model.objective.reference='adapters_off', and the model has no adapters: set "
+            "model.objective.reference='adapters_off', and the model has no adapters: set "
             "model.adapter=dict(type=LoRA, ...), or reference='precomputed' with ReferenceHook"
         )
     if reference == 'precomputed' and not any(isinstance(hook, ReferenceHook) for hook in hooks):

@@ -12,6 +12,7 @@ from internlm_mm.models.objectives import NextToken
 from internlm_mm.models.preference import DPO, IPO, SimPO
 from internlm_mm.models.qwen2 import Qwen2
 from internlm_mm.models.qwen3 import Qwen3
+from internlm_mm.models.reward import PairwiseReward
 
 __all__ = [
     'DPO',
@@ -26,6 +27,7 @@ __all__ = [
     'LoRA',
     'Mistral',
     'NextToken',
+    'PairwiseReward',
     'Qwen2',
     'Qwen3',
     'SimPO',

@@ -139,18 +139,22 @@ class Decoder(nn.Module):
         # A dict, so that a layer keeps its name when a pipeline stage drops the others.
         self.layers = nn.ModuleDict({str(i): make_layer() for i in range(num_layers)})
         self.norm: RMSNorm | None = RMSNorm(hidden_size, norm_eps)
-        self.tie_word_embeddings = tie_word_embeddings
-        self.lm_head: nn.Linear | TiedHead | None
-        if tie_word_embeddings:
-            self.lm_head = TiedHead(self.embed_tokens)
-            self.tensor_plan = {k: v for k, v in self.tensor_plan.items() if k != 'lm_head'}
-        else:
-            self.lm_head = nn.Linear(hidden_size, vocab_size, bias=False)
         self.objective: nn.Module = (
             objective
             if isinstance(objective, nn.Module)
             else OBJECTIVES.build(objective or {'type': NextToken})
         )
+        has_head = not getattr(self.objective, 'replaces_head', False)
+        self.tie_word_embeddings = tie_word_embeddings and has_head
+        self.lm_head: nn.Linear | TiedHead | None = None
+        if not has_head:  # a reward, whose objective has its own
+            self.objective.attach(hidden_size)  # type: ignore[operator]
+        elif tie_word_embeddings:
+            self.lm_head = TiedHead(self.embed_tokens)
+        else:
+            self.lm_head = nn.Linear(hidden_size, vocab_size, bias=False)
+        if not isinstance(self.lm_head, nn.Linear):
+            self.tensor_plan = {k: v for k, v in self.tensor_plan.items() if k != 'lm_head'}
 
     def forward(self, batch: Batch, hidden: Tensor | None = None) -> dict[str, Tensor] | Tensor:
         """Sum the objective over a micro-batch.
@@ -171,9 +175,11 @@ class Decoder(nn.Module):
         hidden = self.hidden_states(
             batch.input_ids, batch.position_ids, documents, previous=hidden, lengths=lengths
         )
-        if self.lm_head is None:
-            return hidden
-        return self.objective(hidden, self.lm_head.weight, batch)
+        if self.lm_head is not None:
+            return self.objective(hidden, self.lm_head.weight, batch)
+        if getattr(self.objective, 'replaces_head', False):
+            return self.objective(hidden, None, batch)
+        return hidden
 
     @torch.no_grad()
     def _with_references(

@@ -108,7 +108,7 @@ class PairObjective(nn.Module):
         log_probs, lengths = self.log_probs(hidden, head_weight, batch)
         if self.tells_log_probs:
             return {'log_probs': log_probs.detach()}
-        policy = Pairs(*_split(log_probs), *_split(lengths.clamp(min=1)))
+        policy = Pairs(*split_pairs(log_probs), *split_pairs(lengths.clamp(min=1)))
         reference = None
         if self.reference is not None:
             if batch.references is None:
@@ -118,8 +118,10 @@ class PairObjective(nn.Module):
                     "adapters can do without: reference='adapters_off'"
                 )
             references = batch.references.to(log_probs.dtype)
-            reference = Pairs(*_split(references), policy.chosen_lengths, policy.rejected_lengths)
-        counted = _split(lengths)[0] > 0  # rows are filled up with empty pairs
+            reference = Pairs(
+                *split_pairs(references), policy.chosen_lengths, policy.rejected_lengths
+            )
+        counted = split_pairs(lengths)[0] > 0  # rows are filled up with empty pairs
         losses = self.pair_losses(policy, reference)
         if self.sft_weight:
             losses = losses - self.sft_weight * policy.chosen / policy.chosen_lengths
@@ -139,14 +141,12 @@ class PairObjective(nn.Module):
         """Log-probability of each document's labels, and how many it has, [rows, max_docs]."""
         labels = batch.labels.flatten()
         losses = self.token_losses(hidden.flatten(0, -2), head_weight, labels, self.chunk_tokens)
-        rows = len(labels) // batch.labels.shape[1]
-        columns = batch.cu_seqlens.shape[1] - 1
-        first = torch.arange(rows, device=labels.device).unsqueeze(1) * columns
-        documents = (first + batch.document_ids.long()).flatten()
-        zeros = losses.new_zeros(rows * columns)
-        sums = zeros.index_add(0, documents, -losses)
-        lengths = zeros.index_add(0, documents, (labels != IGNORE_INDEX).to(losses.dtype))
-        return sums.view(rows, columns), lengths.view(rows, columns)
+        labelled = (labels != IGNORE_INDEX).to(losses.dtype)
+        shape = batch.labels.shape
+        return (
+            document_sums(-losses.view(shape), batch),
+            document_sums(labelled.view(shape), batch),
+        )
 
     def pair_losses(self, policy: Pairs, reference: Pairs | None) -> Tensor:
         """Loss of each pair, [rows, pairs]; what is computed of empty pairs does not count."""
@@ -308,6 +308,19 @@ def check_pairs(objective: nn.Module, batch: Batch) -> None:
         )
 
 
+def document_sums(values: Tensor, batch: Batch) -> Tensor:
+    """Sum of the values of each document's tokens, [rows, seq] -> [rows, max_docs]."""
+    zeros = values.new_zeros(len(values), batch.cu_seqlens.shape[1] - 1)
+    return zeros.scatter_add(1, batch.document_ids.long(), values)
+
+
+def split_pairs(documents: Tensor) -> tuple[Tensor, Tensor]:
+    """Of chosen and of rejected answers, [rows, pairs] each, from [rows, max_docs]."""
+    pairs = documents.shape[1] // 2
+    both = documents[:, : 2 * pairs].unflatten(1, (pairs, 2))
+    return both[..., 0], both[..., 1]
+
+
 def pair_measures(chosen: Tensor, rejected: Tensor, counted: Tensor) -> dict[str, Tensor]:
     """Sums over pairs of rewards, of their difference, and of whether it is above 0.
 
@@ -341,13 +354,6 @@ def domain_sums(losses: Tensor, counted: Tensor, batch: Batch) -> dict[str, Tens
         'domain_loss': zeros.index_add(0, domains, losses.detach().sum(1)),
         'domain_targets': zeros.index_add(0, domains, counted.to(losses.dtype).sum(1)),
     }
-
-
-def _split(documents: Tensor) -> tuple[Tensor, Tensor]:
-    """Of chosen and of rejected answers, [rows, pairs] each, from [rows, max_docs]."""
-    pairs = documents.shape[1] // 2
-    both = documents[:, : 2 * pairs].unflatten(1, (pairs, 2))
-    return both[..., 0], both[..., 1]
 
 
 def _log_ratios(
