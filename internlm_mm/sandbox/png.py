@@ -1,0 +1,109 @@
+"""PNG files that come out of a program nobody has read."""
+
+import struct
+import zlib
+
+MAGIC = b'\x89PNG\r\n\x1a\n'
+
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+# Adam7: first column and row, then the steps between columns and rows, of the seven passes.
+_PASSES = (
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+)
+
+
+def check_png(data: bytes, max_bytes: int, max_pixels: int) -> tuple[int, int]:
+    """Refuse what is no whole, honest PNG file of at most this size.
+
+    Chunks, their checksums and order are looked at. The pixels are decompressed, never further
+    than the header says, and must be exactly as many: nothing that reads the file later meets more.
+
+    Args:
+        data: The file.
+        max_bytes: Its largest size.
+        max_pixels: Most pixels, width times height.
+
+    Returns:
+        Width and height, in pixels.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    if len(data) > max_bytes:
+        raise ValueError(f'an image of {len(data)} bytes is larger than {max_bytes}')
+    header, pixels = _read_chunks(data)
+    width, height, depth, colour, compression, kind, interlace = struct.unpack('>IIBBBBB', header)
+    if not 0 < width * height <= max_pixels or max(width, height) > 65_535:
+        raise ValueError(f'an image of {width} x {height} pixels: {max_pixels} at most')
+    if depth not in _DEPTHS.get(colour, ()) or compression or kind or interlace > 1:
+        raise ValueError('the header of an image is not one of PNG')
+    bits = depth * _CHANNELS[colour]
+    sizes = [(width, height)]
+    if interlace:
+        sizes = [
+            ((width - left + across - 1) // across, (height - top + down - 1) // down)
+            for left, top, across, down in _PASSES
+        ]
+    expected = sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in sizes if columns)
+    _check_pixels(pixels, expected)
+    return width, height
+
+
+def _read_chunks(data: bytes) -> tuple[bytes, list[bytes]]:
+    """Header and compressed pixels of a file whose chunks are whole and in order."""
+    if not data.startswith(MAGIC):
+        raise ValueError('an image is not in PNG format')
+    place = len(MAGIC)
+    header = b''
+    pixels: list[bytes] = []
+    last = b''
+    while place + 12 <= len(data):
+        (length,) = struct.unpack_from('>I', data, place)
+        kind = data[place + 4 : place + 8]
+        end = place + 8 + length
+        if end + 4 > len(data):
+            break
+        if struct.unpack_from('>I', data, end)[0] != zlib.crc32(data[place + 4 : end]):
+            raise ValueError(f'an image is damaged: chunk {kind!r}')
+        if (not last) != (kind == b'IHDR') or (not last and length != 13):
+            raise ValueError('an image does not begin with its one header')
+        if kind == b'IHDR':
+            header = data[place + 8 : end]
+        elif kind == b'IDAT':
+            if pixels and last != b'IDAT':
+                raise ValueError('the pixels of an image are not in one piece')
+            pixels.append(data[place + 8 : end])
+        elif kind == b'acTL':
+            raise ValueError('an image is animated')
+        elif kind in (b'zTXt', b'iTXt', b'iCCP'):
+            raise ValueError(f'an image holds compressed data that is no picture: chunk {kind!r}')
+        place = end + 4
+        last = kind
+        if kind == b'IEND':
+            if place != len(data):
+                raise ValueError(f'an image has {len(data) - place} bytes behind its end')
+            return header, pixels
+    raise ValueError('an image is cut off')
+
+
+def _check_pixels(pieces: list[bytes], expected: int) -> None:
+    decompress = zlib.decompressobj()
+    count = 0
+    for piece in pieces:
+        while piece:
+            try:
+                count += len(decompress.decompress(piece, 1 << 20))
+            except zlib.error:
+                raise ValueError('the pixels of an image cannot be decompressed') from None
+            if count > expected:
+                raise ValueError('an image holds more pixels than its header says')
+            piece = decompress.unconsumed_tail
+    if count != expected or not decompress.eof:
+        raise ValueError('an image holds fewer pixels than its header says')

@@ -1,0 +1,253 @@
+"""The processes of one session, as the host sees and ends them."""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from internlm_mm.sandbox.confine import descendants
+
+
+class StartError(Exception):
+    """A session did not come up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """How the processes of a session are started.
+
+    Attributes:
+        arguments: The command line, once it is told the numbers of files: lifeline, control
+            channel, filter of system calls.
+        environment: All of it.
+        user: Number of the user and group that it runs as; None: the same as the host's.
+        filter: The filter of system calls; none leaves it out.
+        depth: How many processes of ours stand between the first and the worker.
+        variables: Names of the variables that cells see.
+        scratch: Folder of the session outside, where it has one.
+    """
+
+    arguments: Callable[[int, int, int], Sequence[str]]
+    environment: dict[str, str]
+    user: int | None
+    filter: bytes
+    depth: int
+    variables: frozenset[str]
+    scratch: str | None = None
+
+
+class Processes:
+    """A started session.
+
+    Attributes:
+        control: Channel to the worker.
+        outputs: Files of its standard output and standard error.
+        worker: Number of the worker's process.
+        death: File that becomes readable when the worker ends.
+        folder: File that stands for the session's folder.
+    """
+
+    def __init__(self, command: Command, seconds: float) -> None:
+        self.control, inner = socket.socketpair()
+        lifeline, self._lifeline = os.pipe()
+        code = os.memfd_create('filter')
+        os.write(code, command.filter)
+        os.lseek(code, 0, os.SEEK_SET)
+        self.death = self.folder = self.worker = -1
+        self._files: list[int] = [self._lifeline]
+        self._stopped = False
+        user = {} if command.user is None else _as_user(command.user)
+        try:
+            self._first = subprocess.Popen(
+                [*command.arguments(lifeline, inner.fileno(), code)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=(*((lifeline,) if command.scratch else ()), inner.fileno(), code),
+                env=command.environment,
+                cwd='/',
+                umask=0o077,
+                start_new_session=True,
+                bufsize=0,
+                **user,  # type: ignore[call-overload]
+            )
+        except OSError as error:
+            self.control.close()
+            os.close(self._lifeline)
+            raise StartError(str(error)) from None
+        finally:
+            os.close(lifeline)
+            os.close(code)
+            inner.close()
+        assert self._first.stdout is not None and self._first.stderr is not None
+        self.outputs = (self._first.stdout.fileno(), self._first.stderr.fileno())
+        for file in self.outputs:
+            os.set_blocking(file, False)
+        self.keep: frozenset[int] = frozenset()
+        self._depth = command.depth
+        self._alive = True
+        self._deadline = time.monotonic() + seconds
+
+    def settle(self) -> None:
+        """Find the worker, once it has reported; before it is given a cell."""
+        chain = descendants(self._first.pid)
+        if len(chain) != self._depth:
+            raise StartError(f'{len(chain)} processes were started, not {self._depth}')
+        self.worker = chain[-1]
+        self.keep = frozenset(chain)
+        try:
+            self.death = os.pidfd_open(self.worker)
+            self._files.append(self.death)
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+            self.folder = os.open(f'/proc/{self.worker}/cwd', flags)
+            self._files.append(self.folder)
+        except OSError as error:
+            raise StartError(f'the worker is out of reach: {error}') from None
+
+    def members(self) -> list[int]:
+        """The numbers of all processes, ours that stand around the worker included."""
+        return [self._first.pid, *descendants(self._first.pid)]
+
+    @property
+    def first(self) -> int:
+        """Number of the outermost process."""
+        return self._first.pid
+
+    def interrupt(self) -> None:
+        """Raise an exception in the cell that is running."""
+        self._signal(signal.SIGINT)
+
+    def stop(self) -> None:
+        """Let the worker stand still; returns when every thread of it does."""
+        self._signal(signal.SIGSTOP)
+        self._stopped = True
+        for wait in range(200):
+            if _all_stopped(self.worker):
+                return
+            time.sleep(0.0001 * (wait + 1))
+        raise StartError('the worker does not stop')
+
+    def go_on(self) -> None:
+        """Let the worker run again."""
+        if self._stopped:
+            self._signal(signal.SIGCONT)
+            self._stopped = False
+
+    def sweep(self, seconds: float = 0.5) -> bool:
+        """Kill every process but the worker; whether it came to an end.
+
+        Args:
+            seconds: How long to try: whoever starts new ones faster than that wins.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            others = [one for one in descendants(self._first.pid) if one not in self.keep]
+            others = [one for one in others if not _is_zombie(one)]
+            if not others:
+                return True
+            if time.monotonic() > deadline:
+                return False
+            # First all stand still, so that none starts another while it is its turn.
+            self._signal_all(others, signal.SIGSTOP, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """Kill all of them; what they wrote can still be read."""
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            below = [one for one in descendants(self._first.pid) if not _is_zombie(one)]
+            if not below:
+                break
+            self._signal_all(below, signal.SIGSTOP, signal.SIGKILL)
+            time.sleep(0.0005)
+        self._first.kill()
+        self._first.wait()
+
+    def end(self) -> None:
+        """Kill all of them and let go of everything; may be called again."""
+        if not self._alive:
+            return
+        self._alive = False
+        self.kill()
+        for file in self._files:
+            os.close(file)
+        self.control.close()
+        for stream in (self._first.stdout, self._first.stderr):
+            assert stream is not None
+            stream.close()
+
+    def cause(self) -> str:
+        """How the worker ended, as far as it is known."""
+        try:
+            code = self._first.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            return 'it exited or crashed'
+        number = code - 128 if code > 128 else -code
+        if number in set(signal.Signals):
+            return f'signal {signal.Signals(number).name}'
+        return f'exit code {code}'
+
+    def last_words(self, seconds: float = 0.2) -> str:
+        """What was written to standard error by processes that did not come up."""
+        select.select([self.outputs[1]], [], [], seconds)
+        try:
+            return os.read(self.outputs[1], 4096).decode('utf-8', 'replace').strip()
+        except BlockingIOError:
+            return ''
+
+    def wait_readable(self) -> bool:
+        """Whether the worker reported before the time for starting was over."""
+        left = max(0.0, self._deadline - time.monotonic())
+        return bool(select.select([self.control], [], [], left)[0])
+
+    def _signal(self, number: int) -> None:
+        try:
+            signal.pidfd_send_signal(self.death, number)
+        except ProcessLookupError:
+            pass  # it has ended; whoever waits for it is told
+
+    def _signal_all(self, processes: Sequence[int], *numbers: int) -> None:
+        """Signal those that still are of the session: numbers of processes are given out again."""
+        handles = {}
+        for process in processes:
+            try:
+                handles[process] = os.pidfd_open(process)
+            except OSError:
+                pass
+        members = set(descendants(self._first.pid))
+        for number in numbers:
+            for process in handles.keys() & members:
+                try:
+                    signal.pidfd_send_signal(handles[process], number)
+                except OSError:
+                    pass  # it has ended
+        for handle in handles.values():
+            os.close(handle)
+
+
+def _as_user(user: int) -> dict[str, object]:
+    return {'user': user, 'group': user, 'extra_groups': []}
+
+
+def _state(path: str) -> str:
+    """State of a process or thread, by the letter of `ps`; X if there is none."""
+    try:
+        with open(path, 'rb') as file:
+            return file.read().rpartition(b') ')[2][:1].decode()
+    except OSError:
+        return 'X'
+
+
+def _is_zombie(process: int) -> bool:
+    return _state(f'/proc/{process}/stat') in 'ZX'
+
+
+def _all_stopped(process: int) -> bool:
+    try:
+        tasks = os.listdir(f'/proc/{process}/task')
+    except OSError:
+        return True
+    return all(_state(f'/proc/{process}/task/{task}/stat') in 'TtZX' for task in tasks)

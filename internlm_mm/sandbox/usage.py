@@ -1,0 +1,169 @@
+"""How much a session uses: looked at from outside, by the kernel's own counts."""
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from internlm_mm.sandbox.limits import MIB, Limits
+
+_TICKS = os.sysconf('SC_CLK_TCK')
+_PAGE = os.sysconf('SC_PAGE_SIZE')
+_DEEPEST = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """What is in a folder: bytes and the number of files and folders."""
+
+    size: int
+    files: int
+
+
+def cpu_seconds(processes: Sequence[int]) -> float:
+    """Processor time of processes and of those of their children that they have buried."""
+    ticks = 0
+    for process in processes:
+        try:
+            with open(f'/proc/{process}/stat', 'rb') as file:
+                fields = file.read().rpartition(b') ')[2].split()
+            ticks += sum(map(int, fields[11:15]))
+        except (OSError, ValueError):
+            pass  # it has ended
+    return ticks / _TICKS
+
+
+def memory_bytes(processes: Sequence[int], enough: int) -> int:
+    """Memory of processes; what they share is counted once if the plain sum is over `enough`."""
+    plain = sum(_resident(process) for process in processes)
+    if plain <= enough:
+        return plain
+    return sum(_share(process) for process in processes)
+
+
+def file_system(folder: int) -> Disk:
+    """What is in a file system of its own, of which a folder is open."""
+    info = os.fstatvfs(folder)
+    used = info.f_files - info.f_ffree if info.f_files else 0
+    return Disk((info.f_blocks - info.f_bfree) * info.f_frsize, used)
+
+
+def folder_tree(folder: int, processes: Sequence[int], limits: Limits) -> Disk:
+    """What is in a folder of the host's, and in files deleted there that are still open.
+
+    The folder may change under our eyes, so that no link is followed and no path is believed.
+
+    Args:
+        folder: The folder, open.
+        processes: Of the session.
+        limits: Nobody counts further than they reach.
+    """
+    size, files = _walk(folder, limits.files + 1, limits.disk_mb * MIB, 0)
+    device = os.fstat(folder).st_dev
+    deleted: dict[int, int] = {}
+    for process in processes:
+        try:
+            for name in os.listdir(f'/proc/{process}/fd'):
+                info = os.stat(f'/proc/{process}/fd/{name}')
+                if stat.S_ISREG(info.st_mode) and not info.st_nlink and info.st_dev == device:
+                    deleted[info.st_ino] = info.st_blocks * 512
+        except OSError:
+            pass
+    return Disk(size + sum(deleted.values()), files + len(deleted))
+
+
+def over_limit(disk: Disk, limits: Limits) -> str | None:
+    """The limit of files that is passed, by name."""
+    if disk.files > limits.files:
+        return 'files'
+    return 'disk_mb' if disk.size > limits.disk_mb * MIB else None
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder that a session wrote to: of any depth, closed to us or not.
+
+    Nobody writes to it any more. Folders inside folders are moved up first, so that their depth
+    does not matter.
+    """
+    root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    mark = f'.removed-{os.urandom(8).hex()}'
+    serial = 0
+    try:
+        while names := os.listdir(root):
+            for name in names:
+                if not _is_folder(name, root):
+                    os.unlink(name, dir_fd=root)
+                    continue
+                os.chmod(name, 0o700, dir_fd=root)
+                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
+                try:
+                    for below in os.listdir(inner):
+                        if _is_folder(below, inner):
+                            os.chmod(below, 0o700, dir_fd=inner)
+                            serial += 1
+                            above = f'{mark}-{serial}'
+                            os.rename(below, above, src_dir_fd=inner, dst_dir_fd=root)
+                        else:
+                            os.unlink(below, dir_fd=inner)
+                finally:
+                    os.close(inner)
+                os.rmdir(name, dir_fd=root)
+    finally:
+        os.close(root)
+    os.rmdir(path)
+
+
+def _is_folder(name: str, folder: int) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+
+
+def _walk(folder: int, most_files: int, most_bytes: int, depth: int) -> tuple[int, int]:
+    if depth > _DEEPEST:
+        return 0, most_files  # no program of a chat has such a tree
+    size, files = 0, 0
+    try:
+        handle = os.open('.', os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return 0, most_files  # closed to us: counted as too much
+    try:
+        for name in os.listdir(handle):
+            try:
+                info = os.stat(name, dir_fd=handle, follow_symlinks=False)
+                files += 1
+                size += info.st_blocks * 512
+                if stat.S_ISDIR(info.st_mode):
+                    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                    inner = os.open(name, flags, dir_fd=handle)
+                    try:
+                        more = _walk(inner, most_files - files, most_bytes - size, depth + 1)
+                    finally:
+                        os.close(inner)
+                    size, files = size + more[0], files + more[1]
+            except FileNotFoundError:
+                continue
+            if files >= most_files or size > most_bytes:
+                break
+    finally:
+        os.close(handle)
+    return size, files
+
+
+def _resident(process: int) -> int:
+    try:
+        with open(f'/proc/{process}/statm', 'rb') as file:
+            return int(file.read().split()[1]) * _PAGE
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _share(process: int) -> int:
+    """Its memory, with what it shares divided among all that share it."""
+    try:
+        with open(f'/proc/{process}/smaps_rollup', 'rb') as file:
+            for line in file:
+                if line.startswith(b'Pss:'):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        return _resident(process)
+    return 0
