@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from internlm_mm.checkpoint.disk import write_file
 from internlm_mm.checkpoint.step_folders import CONFIG_FILE, MANIFEST_FILE, STATE_FILE
-from internlm_mm.checkpoint.storage import METADATA_FILE, write_file, write_safetensors
+from internlm_mm.checkpoint.storage import METADATA_FILE, write_safetensors
 from internlm_mm.models import InternLM
 
 CONVERT = """

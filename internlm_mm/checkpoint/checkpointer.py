@@ -30,6 +30,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from internlm_mm.checkpoint.disk import copy_folder, sync_folder, write_file
 from internlm_mm.checkpoint.planner import LoadPlanner, SavePlanner
 from internlm_mm.checkpoint.step_folders import (
     MANIFEST_FILE,
@@ -37,12 +38,7 @@ from internlm_mm.checkpoint.step_folders import (
     check_tensors,
     verify,
 )
-from internlm_mm.checkpoint.storage import (
-    SafetensorsReader,
-    SafetensorsWriter,
-    file_crc32,
-    write_file,
-)
+from internlm_mm.checkpoint.storage import SafetensorsReader, SafetensorsWriter
 
 
 class Checkpointer:
@@ -177,18 +173,15 @@ def publish(
     for name, text in texts.items():
         files[name] = write_file(staging / name, text.encode())
     for name, source in folders.items():
-        shutil.copytree(source, staging / name, dirs_exist_ok=True)
-        for file in sorted((staging / name).rglob('*')):
-            if file.is_file():
-                relative = file.relative_to(staging).as_posix()
-                files[relative] = (file.stat().st_size, file_crc32(file))
+        copied = copy_folder(source, staging / name)
+        files |= {f'{name}/{file}': written for file, written in copied.items()}
     manifest = {name: {'size': size, 'crc32': crc} for name, (size, crc) in sorted(files.items())}
     write_file(staging / MANIFEST_FILE, json.dumps({'files': manifest}, indent=1).encode())
-    _sync_folder(staging)
+    sync_folder(staging)
     # By renames alone: an older one of the same step goes only when the new one is there.
     older = set_aside(path, 'removed') if path.exists() else None
     os.replace(staging, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     if older is not None:
         shutil.rmtree(older)
 
@@ -207,15 +200,6 @@ def _one_error(action: str) -> Iterator[None]:
     except CheckpointException as error:
         rank, (cause, _) = next(iter(error.failures.items()))
         raise OSError(f'{action} failed on rank {rank}: {type(cause).__name__}: {cause}') from cause
-
-
-def _sync_folder(path: Path) -> None:
-    """Make renames and new names in a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _to_json(state: Mapping[str, Any]) -> str:

@@ -11,12 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from internlm_mm.checkpoint.storage import (
-    METADATA_FILE,
-    StoredTensors,
-    files_crc32,
-    read_tensor_index,
-)
+from internlm_mm.checkpoint.disk import files_crc32
+from internlm_mm.checkpoint.storage import METADATA_FILE, StoredTensors, read_tensor_index
+from internlm_mm.utils.adapters import is_adapter
 from internlm_mm.utils.suggest import did_you_mean
 
 STATE_FILE = 'state.json'
@@ -149,6 +146,8 @@ def check_tensors(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
 def check_model(path: Path, model: Any) -> None:
     """Compare a whole model with a checkpoint, both ways: a smaller model would lose layers unseen.
 
+    Of a model with adapters a checkpoint may hold the adapters alone, or all but them.
+
     Args:
         path: Checkpoint folder.
         model: May be on the meta device.
@@ -157,9 +156,18 @@ def check_model(path: Path, model: Any) -> None:
         ValueError: Naming the first tensor that does not fit.
     """
     wanted = {f'model.{name}': tuple(value.shape) for name, value in model.state_dict().items()}
+    stored = [name for name in read_tensor_index(path) if name.startswith('model.')]
+    held = {is_adapter(name) for name in stored}
+    if any(map(is_adapter, wanted)):
+        wanted = {name: shape for name, shape in wanted.items() if is_adapter(name) in held}
+    elif True in held:
+        raise ValueError(
+            f'{path} holds adapters, and this model has none: set model.adapter as it is in its '
+            'config.py, or merge them first (tools/convert2hf.py)'
+        )
     check_tensors(path, wanted)
-    for name in read_tensor_index(path):
-        if name.startswith('model.') and name not in wanted:
+    for name in stored:
+        if name not in wanted:
             raise ValueError(
                 f'{path} is a checkpoint of another model: it holds {name!r}, '
                 'which this model does not have'

@@ -10,9 +10,7 @@ A folder holds one `shard_R.safetensors` for each rank that wrote something and 
 
 import json
 import os
-import zlib
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -38,6 +36,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
+from internlm_mm.checkpoint.disk import write_file
 from internlm_mm.checkpoint.tensor_file import Entry, write_tensor_file
 
 METADATA_FILE = 'metadata.json'
@@ -323,30 +322,6 @@ def read_tensor_index(path: Path) -> dict[str, dict]:
             'the newest this version of internlm_mm reads'
         )
     return content['tensors']
-
-
-def write_file(path: Path, data: bytes) -> tuple[int, int]:
-    """Write a small file through to the disk. Returns its size in bytes and CRC-32."""
-    with open(path, 'wb') as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return len(data), zlib.crc32(data)
-
-
-def file_crc32(path: Path) -> int:
-    """CRC-32 of a file's content."""
-    checksum = 0
-    with open(path, 'rb') as file:
-        while block := file.read(1 << 20):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
-
-
-def files_crc32(paths: list[Path]) -> list[int]:
-    """CRC-32 of several files, read side by side: `zlib` releases the interpreter lock."""
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        return list(pool.map(file_crc32, paths))
 
 
 def _chunk_key(index: MetadataIndex) -> str:

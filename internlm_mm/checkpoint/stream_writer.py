@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from internlm_mm.checkpoint.checkpointer import publish
+from internlm_mm.checkpoint.disk import write_file
 from internlm_mm.checkpoint.step_folders import STATE_FILE
-from internlm_mm.checkpoint.storage import FORMAT_VERSION, METADATA_FILE, write_file
+from internlm_mm.checkpoint.storage import FORMAT_VERSION, METADATA_FILE
 from internlm_mm.checkpoint.tensor_file import Entry, plan_shards, write_tensor_file
 
 

@@ -1,14 +1,14 @@
 """Writing safetensors files tensor by tensor, so that one of any size takes the memory of one."""
 
 import json
-import os
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from internlm_mm.checkpoint.disk import SummedFile
 
 DTYPE_CODES = {
     torch.float64: 'F64',
@@ -90,24 +90,17 @@ def write_tensor_file(
         position += entry.nbytes
     text = json.dumps(header, separators=(',', ':')).encode()
     text += b' ' * (-len(text) % 8)  # the data begins aligned
-    begin = len(text).to_bytes(8, 'little') + text
-    size, checksum = len(begin), zlib.crc32(begin)
-    with open(path, 'wb') as file:
-        file.write(begin)
+    with SummedFile(path) as file:
+        file.write(len(text).to_bytes(8, 'little') + text)
         for entry, tensor in zip(entries, tensors, strict=True):
             if tuple(tensor.shape) != entry.shape or tensor.dtype != entry.dtype:
                 raise ValueError(
                     f'{entry.name} is {list(tensor.shape)} of {tensor.dtype}; expected '
                     f'{list(entry.shape)} of {entry.dtype}'
                 )
-            data = _raw_bytes(tensor.detach().contiguous())
-            file.write(data)
-            size += len(data)
-            checksum = zlib.crc32(data, checksum)
-            del data, tensor  # before the next one is made
-        file.flush()
-        os.fsync(file.fileno())
-    return size, checksum
+            file.write(_raw_bytes(tensor.detach().contiguous()))
+            del tensor  # before the next one is made
+    return file.size, file.crc32
 
 
 def _raw_bytes(tensor: Tensor) -> Any:

@@ -13,15 +13,13 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, Def
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
+from internlm_mm.checkpoint.disk import write_file
 from internlm_mm.checkpoint.storage import (
     METADATA_FILE,
     SafetensorsReader,
     SafetensorsWriter,
     StoredTensors,
-    file_crc32,
-    files_crc32,
     read_tensor_index,
-    write_file,
     write_safetensors,
 )
 
@@ -89,13 +87,6 @@ def test_the_data_begins_aligned(tmp_path: Path) -> None:
         write_safetensors(tmp_path / 'x', [('n' * length, torch.ones(1))])
         header = int.from_bytes((tmp_path / 'x').read_bytes()[:8], 'little')
         assert (8 + header) % 8 == 0
-
-
-def test_checksums(tmp_path: Path) -> None:
-    assert write_file(tmp_path / 'a', b'some text') == (9, zlib.crc32(b'some text'))
-    write_file(tmp_path / 'b', b'')
-    assert file_crc32(tmp_path / 'a') == zlib.crc32(b'some text')
-    assert files_crc32([tmp_path / 'a', tmp_path / 'b']) == [zlib.crc32(b'some text'), 0]
 
 
 # ------------------------------------------------------------------------- one process
