@@ -1,12 +1,16 @@
-"""Tokenise texts into memory-mapped token files, a folder for each domain."""
+"""Tokenise texts into memory-mapped token files, or InternLM's .bin files, by domain."""
 
 import argparse
 import sys
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from internlm_mm.datasets.preprocessing import preprocess
+from internlm_mm.datasets.bin_export import preprocess_to_bins
+from internlm_mm.datasets.preprocessing import Counts, preprocess
+
+FORMATS = ('tokens', 'internlm')
 
 EXAMPLES = """examples:
   texts/web/*.jsonl.gz and texts/code/*.parquet, one document in a thousand held out:
@@ -15,6 +19,9 @@ EXAMPLES = """examples:
   domains by name, a validation set of your own:
     python tools/preprocess_data.py web=/crawl/2024 web=/crawl/2025 code=repos.jsonl \\
         --validation-inputs held_out/ --output data/text/tokens --tokenizer my.model
+  conversations as .bin files that InternLM reads, a tenth of them held out:
+    python tools/preprocess_data.py en=alpaca.json --output alpaca --tokenizer V7_sft.model \\
+        --format internlm --chat-template internlm --max-length 2048 --validation-fraction 0.1
 
 writes OUTPUT/train/DOMAIN and OUTPUT/validation/DOMAIN; give the first to PretrainDataset:
   dataset=dict(type=PretrainDataset, data_root='OUTPUT/train', seq_len=4096)
@@ -62,13 +69,31 @@ def main(argv: list[str] | None = None) -> int:
         default=1,
         help='leave out documents of fewer tokens (default: 1)',
     )
+    parser.add_argument(
+        '--format',
+        choices=FORMATS,
+        default='tokens',
+        help='token files, or .bin and .bin.meta of InternLM: OUTPUT/SPLIT/DOMAIN/dataset.bin',
+    )
+    parser.add_argument(
+        '--chat-template',
+        metavar='NAME',
+        help='the inputs are conversations, spelt by this template (with --format internlm; '
+        'training reads conversations as they are)',
+    )
+    parser.add_argument(
+        '--max-length',
+        type=int,
+        metavar='TOKENS',
+        help='split longer conversations before a turn of the user',
+    )
     parser.add_argument('--num-workers', type=int, help='processes (default: all cores)')
     parser.add_argument(
         '--overwrite', action='store_true', help='replace the output of an earlier run'
     )
     args = parser.parse_args(argv)
     try:
-        counts = preprocess(**vars(args))
+        counts = _run(vars(args))
     except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
@@ -79,6 +104,18 @@ def main(argv: list[str] | None = None) -> int:
             table.add_row(split, domain, *(f'{number:,}' for number in numbers))
     Console().print(table)
     return 0
+
+
+def _run(options: dict[str, Any]) -> dict[str, dict[str, Counts]]:
+    if options.pop('format') == 'internlm':
+        return preprocess_to_bins(**options)
+    for key in ('chat_template', 'max_length'):
+        if options.pop(key) is not None:
+            raise ValueError(
+                f'--{key.replace("_", "-")} is for --format internlm; a run reads conversations '
+                'as they are (docs/en/finetune.md)'
+            )
+    return preprocess(**options)
 
 
 if __name__ == '__main__':

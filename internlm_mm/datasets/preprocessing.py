@@ -137,7 +137,7 @@ def preprocess(
         ValueError: If an option or a document is wrong; for documents with file and line.
     """
     output = Path(output)
-    _check_output(output, overwrite)
+    check_output(output, overwrite)
     if not 0 <= validation_fraction < 1:
         raise ValueError(f'validation_fraction must be in [0, 1), got {validation_fraction}')
     if validation_fraction and validation_inputs:
@@ -180,7 +180,12 @@ def preprocess(
     return counts
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def check_output(output: Path, overwrite: bool) -> None:
+    """Refuse to write over what must not be replaced.
+
+    Raises:
+        FileExistsError: If there is something, and it is not to be replaced or not of this module.
+    """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not overwrite:

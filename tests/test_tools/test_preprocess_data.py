@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from internlm_mm.datasets import PretrainDataset
+from internlm_mm.datasets.internlm_bin import read_bin
 from internlm_mm.tokenizers.training import train_tokenizer
 from tools.preprocess_data import main
 
@@ -49,6 +50,21 @@ def test_mistakes_are_one_line(folder: Path, capsys, options: list[str], message
     assert main([*options, '--output', 'out', '--num-workers', '0']) == 2
     assert message in capsys.readouterr().err
     assert not (folder / 'out').exists()
+
+
+def test_bin_files_of_internlm(folder: Path, capsys) -> None:
+    command = ['texts', '-o', 'out', '--tokenizer', 'tokenizer', '--num-workers', '0']
+    assert main([*command, '--format', 'internlm']) == 0
+    assert 'web' in capsys.readouterr().out
+    assert len(list(read_bin(folder / 'out/train/web/dataset.bin'))) == 50
+    (folder / 'chat.jsonl').write_text('{"prompt": "the quick", "answer": "brown fox"}')
+    command = ['chat.jsonl', '-o', 'chat', '--tokenizer', 'tokenizer']
+    assert main([*command, '--chat-template', 'internlm']) == 2
+    assert '--chat-template is for --format internlm' in capsys.readouterr().err
+    options = ['--chat-template', 'internlm', '--max-length', '300']
+    assert main([*command, '--format', 'internlm', *options]) == 0
+    (sample,) = read_bin(folder / 'chat/train/chat/dataset.bin')
+    assert 0 < sample.loss_mask.sum() < len(sample.ids)
 
 
 def test_help_has_examples(capsys) -> None:
