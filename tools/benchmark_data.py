@@ -9,7 +9,7 @@ from pathlib import Path
 
 from internlm_mm.datasets.documents import read_documents
 from internlm_mm.datasets.stdlib_corpus import write_stdlib_corpus
-from internlm_mm.engine.benchmark_data import judge, measure_data, render_data
+from internlm_mm.engine.benchmark_data import PARTS, judge, measure_data, render_data
 from internlm_mm.engine.benchmark_report import save_record
 from internlm_mm.tokenizers.training import train_tokenizer
 
@@ -25,6 +25,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs='+',
         help="files to tokenise; by default the standard library's own source",
     )
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS, help='to measure; all')
     parser.add_argument('--tokenizer', type=Path, help='SentencePiece model; trained by default')
     parser.add_argument('--folder', type=Path, help='on the disk to measure; a temporary one')
     parser.add_argument('--turns', type=int, default=5, help='of every comparison')
@@ -46,12 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
-        texts = args.texts
-        if texts is None:
+        texts = args.texts or []
+        if not texts and 'tokens' in args.parts:
             write_stdlib_corpus(folder / 'texts', validation_fraction=0)
             texts = sorted((folder / 'texts').rglob('*.jsonl'))
         tokenizer = args.tokenizer
-        if tokenizer is None:
+        if tokenizer is None and 'tokens' in args.parts:
             tokenizer = folder / 'tokenizer'
             documents = (document.text for path in texts for document in read_documents(path))
             train_tokenizer(documents, tokenizer, vocab_size=2048)
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             tokens_per_file=args.tokens_per_file,
             megabytes=args.megabytes,
             seconds=args.seconds,
+            parts=args.parts,
         )
     report['command'] = ['tools/benchmark_data.py', *(sys.argv[1:] if argv is None else argv)]
     print(json.dumps(report) if args.json else render_data(report))

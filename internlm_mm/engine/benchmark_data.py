@@ -49,6 +49,10 @@ TARGETS = (
 )
 
 
+PARTS = ('tokens', 'opening', 'saving')
+"""What can be measured by itself: tokenising and loading, a large corpus, checkpoints."""
+
+
 def measure_saving(folder: Path, megabytes: int, turns: int) -> dict[str, Any]:
     """A whole checkpoint, manifest and checksums included, against its bytes and an fsync.
 
@@ -118,6 +122,7 @@ def measure_data(
     tokens_per_file: int,
     megabytes: int,
     seconds: float,
+    parts: Sequence[str] = PARTS,
 ) -> dict[str, Any]:
     """Everything, in a folder that may be removed afterwards.
 
@@ -130,27 +135,31 @@ def measure_data(
         tokens_per_file: In each of them.
         megabytes: Of the checkpoint.
         seconds: Of loading.
+        parts: Of `PARTS`.
 
     Returns:
-        JSON-ready parts `tokenisation`, `opening`, `loading`, `loading_sparse` (rows of all the
-        files that were opened) and `saving`.
+        JSON-ready; of what was asked for, `tokenisation`, `opening`, `loading`, `loading_sparse`
+        (rows of all the files that were opened) and `saving`.
     """
     report: dict[str, Any] = {}
-    report['tokenisation'] = measure_tokenisation(text_files, tokenizer, folder, turns)
-    report['loading'] = measure_loading(folder / 'tokens' / 'train', 4096, seconds)
-    sparse = folder / 'sparse' / 'all'
-    make_sparse_files(sparse, files, tokens_per_file)
-    report['opening'] = measure_opening(sparse.parent, 4096, 1_000_000, 512)
-    report['loading_sparse'] = measure_loading(sparse.parent, 4096, seconds)
-    shutil.rmtree(sparse)
-    report['saving'] = measure_saving(folder / 'saving', megabytes, turns)
+    if 'tokens' in parts:
+        report['tokenisation'] = measure_tokenisation(text_files, tokenizer, folder, turns)
+        report['loading'] = measure_loading(folder / 'tokens' / 'train', 4096, seconds)
+    if 'opening' in parts:
+        sparse = folder / 'sparse' / 'all'
+        make_sparse_files(sparse, files, tokens_per_file)
+        report['opening'] = measure_opening(sparse.parent, 4096, 1_000_000, 512)
+        report['loading_sparse'] = measure_loading(sparse.parent, 4096, seconds)
+        shutil.rmtree(sparse)
+    if 'saving' in parts:
+        report['saving'] = measure_saving(folder / 'saving', megabytes, turns)
     return report
 
 
 def judge(report: Mapping[str, Any]) -> list[tuple[Target, float, bool]]:
-    """Every target with its figure, and whether it is met."""
+    """Every target of what was measured, with its figure, and whether it is met."""
     found = []
-    for target in TARGETS:
+    for target in (target for target in TARGETS if target.part in report):
         value = report[target.part][target.key]
         met = value >= target.bound if target.at_least else value <= target.bound
         found.append((target, value, met))
@@ -167,14 +176,19 @@ def render_data(report: Mapping[str, Any]) -> str:
             f'{"met   " if met else "MISSED"}  {target.text.format(value * target.scale)} '
             f'(target: {word} {bound})'
         )
-    opening, sparse, saving = (report[part] for part in ('opening', 'loading_sparse', 'saving'))
-    lines += [
-        f'        {opening["tokens"]:,} tokens opened in {opening["open_cpu_seconds"]:.2f} s of a '
-        'core',
-        f'        {opening["read_bytes"] / 1e6:,.0f} MB resident after 1,000 rows, mapped pages '
-        f'and {opening["imported_bytes"] / 1e6:,.0f} MB of imports among them',
-        f'        {sparse["tokens_per_second"]:,.0f} tokens/s a core from rows of all these files',
-        f'        checkpoint save, the best of each: {saving["best_speed"]:.1%}; '
-        f'{saving["megabytes"] / saving["other_seconds"]:,.0f} MB/s raw',
-    ]
+    if 'opening' in report:
+        opening, rows = report['opening'], report['loading_sparse']['tokens_per_second']
+        lines += [
+            f'        {opening["tokens"]:,} tokens opened in {opening["open_cpu_seconds"]:.2f} s '
+            'of a core',
+            f'        {opening["read_bytes"] / 1e6:,.0f} MB resident after 1,000 rows, mapped '
+            f'pages and {opening["imported_bytes"] / 1e6:,.0f} MB of imports among them',
+            f'        {rows:,.0f} tokens/s a core from rows of all these files',
+        ]
+    if 'saving' in report:
+        saving = report['saving']
+        lines.append(
+            f'        checkpoint save, the best of each: {saving["best_speed"]:.1%}; '
+            f'{saving["megabytes"] / saving["other_seconds"]:,.0f} MB/s raw'
+        )
     return '\n'.join(lines)

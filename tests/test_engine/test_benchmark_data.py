@@ -47,6 +47,16 @@ def test_all_targets_met() -> None:
     assert '        checkpoint save, the best of each: 90.0%; 2,000 MB/s raw' in lines
 
 
+def test_a_part_alone() -> None:
+    report = {'saving': report_of()['saving']}
+    assert [target.part for target, _, _ in judge(report)] == ['saving']
+    first, second = render_data(report).splitlines()
+    assert first.startswith('met     checkpoint save, 85.0%') and '2,000 MB/s raw' in second
+    assert 'tokens/s a core from rows' in render_data(
+        {key: value for key, value in report_of().items() if key != 'saving'}
+    )
+
+
 @pytest.mark.parametrize(
     ('key', 'value'),
     [

@@ -26,6 +26,19 @@ def test_small(
     assert json.loads(record.read_text())['command'] == ['tools/benchmark_data.py', *command[1:]]
 
 
+def test_a_part_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ['benchmark_data', '--parts', 'saving', '--turns', '1', '--megabytes', '1']
+    assert main([*command, '--json', '--no-records']) in (0, 1)
+    report = json.loads(capsys.readouterr().out)
+    assert set(report) == {'saving', 'command'} and report['saving']['megabytes'] == 1
+    with pytest.raises(SystemExit):
+        main(['benchmark_data', '--parts', 'savings'])
+    assert 'opening' in capsys.readouterr().err  # what there is
+
+
 def make_tokenizer(folder: Path) -> Path:
     path = folder / 'tokenizer'
     command = ['train_tokenizer', str(folder / 'texts.jsonl'), '--output', str(path)]
