@@ -11,6 +11,26 @@ from typing import Any, NamedTuple
 
 from mmengine.logging import print_log
 
+from internlm_mm.datasets.forms import (
+    agent_flan,
+    hermes,
+    lagent,
+    moss,
+    ms_agent,
+    sharegpt,
+    toolbench,
+    xlam,
+)
+from internlm_mm.datasets.forms.fields import (
+    Parts,
+    kind,
+    list_of,
+    need,
+    parsed,
+    system_of,
+    text_of,
+    tools_of,
+)
 from internlm_mm.datasets.records import Record, read_records
 from internlm_mm.utils.suggest import did_you_mean
 
@@ -54,7 +74,7 @@ def read_examples(
         damage.clear()
         try:
             if not isinstance(record.value, dict):
-                raise ValueError(f'an object is expected, not {_kind(record.value)}')
+                raise ValueError(f'an object is expected, not {kind(record.value)}')
             if format == 'auto' and not number:
                 format = detect_format(record.value)
                 print_log(f'{path}: read as {format!r}', logger='current', level=logging.INFO)
@@ -91,6 +111,9 @@ def detect_format(record: Mapping[str, Any]) -> str:
     """
     if 'messages' in record:
         return 'messages'
+    named = next((name for name, fits in _FITTING.items() if fits(record)), None)
+    if named is not None:
+        return named
     if 'conversations' in record:
         return 'sharegpt'
     if 'instruction' in record and 'output' in record:
@@ -100,7 +123,8 @@ def detect_format(record: Mapping[str, Any]) -> str:
     pairs = ', '.join(f'{prompt} and {answer}' for prompt, answer in _PAIRS)
     raise ValueError(
         f'the keys {", ".join(map(repr, record))} are of no form of conversation that is known: '
-        f'messages; conversations; instruction and output; {pairs}'
+        'messages; conversations; conversation; memory; meta_instruction and chat; '
+        f'query, answers and tools; instruction and output; {pairs}'
     )
 
 
@@ -117,15 +141,15 @@ def _read(record: Record, format: str) -> Example:
     return Example(messages, tools, record.place, format)
 
 
-def _openai(record: Mapping[str, Any]) -> _Parts:
-    messages = _list(_parsed(_need(record, 'messages'), 'messages'), 'messages')
-    return [_weighed(message, index) for index, message in enumerate(messages)], _tools(record)
+def _openai(record: Mapping[str, Any]) -> Parts:
+    messages = list_of(parsed(need(record, 'messages'), 'messages'), 'messages')
+    return [_weighed(message, index) for index, message in enumerate(messages)], tools_of(record)
 
 
 def _weighed(message: Any, index: int) -> dict[str, Any]:
     """A message with `loss` where OpenAI's fine-tuning files have `weight`."""
     if not isinstance(message, Mapping):
-        raise ValueError(f'message {index}: an object with role and content, not {_kind(message)}')
+        raise ValueError(f'message {index}: an object with role and content, not {kind(message)}')
     read = {key: value for key, value in message.items() if value is not None}
     if 'weight' in read:
         weight = read.pop('weight')
@@ -135,64 +159,56 @@ def _weighed(message: Any, index: int) -> dict[str, Any]:
     return read
 
 
-def _alpaca(record: Mapping[str, Any]) -> _Parts:
-    messages = _system(record)
-    for index, turn in enumerate(_list(record.get('history') or [], 'history')):
+def _alpaca(record: Mapping[str, Any]) -> Parts:
+    messages = system_of(record)
+    for index, turn in enumerate(list_of(record.get('history') or [], 'history')):
         if not isinstance(turn, Sequence) or isinstance(turn, str) or len(turn) != 2:
             raise ValueError(
                 f'history[{index}]: a question and an answer, not {reprlib.repr(turn)}'
             )
         for role, text in zip(('user', 'assistant'), turn, strict=True):
-            messages.append({'role': role, 'content': _text(text, f'history[{index}]')})
-    question = _text(_need(record, 'instruction'), 'instruction')
-    more = _text(record.get('input') or '', 'input')
+            messages.append({'role': role, 'content': text_of(text, f'history[{index}]')})
+    question = text_of(need(record, 'instruction'), 'instruction')
+    more = text_of(record.get('input') or '', 'input')
     messages.append({'role': 'user', 'content': f'{question}\n{more}' if more else question})
     messages.append(_answer(record, 'output'))
-    return messages, _tools(record)
+    return messages, tools_of(record)
 
 
-def _sharegpt(record: Mapping[str, Any]) -> _Parts:
-    messages = _system(record)
-    turns = _list(_parsed(_need(record, 'conversations'), 'conversations'), 'conversations')
-    for index, turn in enumerate(turns):
-        field = f'conversations[{index}]'
-        if not isinstance(turn, Mapping):
-            raise ValueError(f'{field}: an object with from and value, not {_kind(turn)}')
-        speaker = turn.get('from', turn.get('role'))
-        role = _SPEAKERS.get(speaker) if isinstance(speaker, str) else None
-        if role is None:
-            raise ValueError(f'{field}.from {reprlib.repr(speaker)} is none.{_near(speaker)}')
-        text = _text(turn.get('value', turn.get('content')), f'{field}.value')
-        message: dict[str, Any] = {'role': role, 'content': text}
-        if role == 'calls':
-            message = {'role': 'assistant', 'content': None, 'tool_calls': _calls(text, field)}
-        loss = turn.get('loss', turn.get('weight'))
-        if loss is not None:
-            if loss not in (0, 1):
-                raise ValueError(f'{field}.loss {reprlib.repr(loss)}: true or false')
-            message['loss'] = bool(loss)
-        messages.append(message)
-    return messages, _tools(record)
-
-
-def _prompt_answer(record: Mapping[str, Any]) -> _Parts:
+def _prompt_answer(record: Mapping[str, Any]) -> Parts:
     pair = _pair_of(record)
     if pair is None:
         pairs = ', '.join(f'{prompt} and {answer}' for prompt, answer in _PAIRS)
         raise ValueError(f'field missing, one pair of: {pairs}')
-    question = {'role': 'user', 'content': _text(record[pair[0]], pair[0])}
-    return [*_system(record), question, _answer(record, pair[1])], _tools(record)
+    question = {'role': 'user', 'content': text_of(record[pair[0]], pair[0])}
+    return [*system_of(record), question, _answer(record, pair[1])], tools_of(record)
 
 
-_Parts = tuple[list[dict[str, Any]], list[dict[str, Any]]]
-
-FORMATS: dict[str, Callable[[Mapping[str, Any]], _Parts]] = {
+FORMATS: dict[str, Callable[[Mapping[str, Any]], Parts]] = {
     'messages': _openai,
     'alpaca': _alpaca,
-    'sharegpt': _sharegpt,
+    'sharegpt': sharegpt.read,
     'prompt_answer': _prompt_answer,
+    'toolbench': toolbench.read,
+    'ms_agent': ms_agent.read,
+    'agent_flan': agent_flan.read,
+    'xlam': xlam.read,
+    'hermes': hermes.read,
+    'moss': moss.read,
+    'lagent': lagent.read,
 }
 """Forms of a record: each function gives messages and functions, or a ValueError with the field."""
+
+_FITTING: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    'toolbench': toolbench.fits,
+    'ms_agent': ms_agent.fits,
+    'hermes': hermes.fits,
+    'agent_flan': agent_flan.fits,
+    'xlam': xlam.fits,
+    'moss': moss.fits,
+    'lagent': lagent.fits,
+}
+# Forms that are told by more than a key: the first three look like ShareGPT's.
 
 _PAIRS = (
     ('prompt', 'answer'),
@@ -202,65 +218,14 @@ _PAIRS = (
     ('query', 'response'),
     ('input', 'output'),
 )
-_SPEAKERS = {
-    'system': 'system',
-    'human': 'user',
-    'user': 'user',
-    'gpt': 'assistant',
-    'assistant': 'assistant',
-    'function_call': 'calls',
-    'observation': 'tool',
-    'tool': 'tool',
-}
-
-
-def _near(speaker: Any) -> str:
-    return did_you_mean(str(speaker), _SPEAKERS)
 
 
 def _pair_of(record: Mapping[str, Any]) -> tuple[str, str] | None:
     return next((pair for pair in _PAIRS if all(key in record for key in pair)), None)
 
 
-def _system(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    text = _text(record.get('system') or '', 'system')
-    return [{'role': 'system', 'content': text}] if text else []
-
-
 def _answer(record: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {'role': 'assistant', 'content': _text(_need(record, key), key)}
-
-
-def _calls(text: str, field: str) -> list[dict[str, Any]]:
-    """Calls as ShareGPT's `function_call` spells them: JSON with name and arguments."""
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f'{field}.value: no JSON ({error})') from None
-    calls = found if isinstance(found, list) else [found]
-    return [{'type': 'function', 'function': call} for call in calls]
-
-
-def _tools(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Functions of a record, which may be JSON text, and may lack the outer object."""
-    tools = _list(_parsed(record.get('tools') or [], 'tools'), 'tools')
-    bare = [
-        isinstance(tool, Mapping) and 'name' in tool and 'function' not in tool for tool in tools
-    ]
-    return [
-        {'type': 'function', 'function': tool} if is_bare else tool
-        for tool, is_bare in zip(tools, bare, strict=True)
-    ]
-
-
-def _parsed(value: Any, field: str) -> Any:
-    """What a column of text holds as JSON; other values as they are."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value) if value.strip() else []
-    except ValueError as error:
-        raise ValueError(f'{field}: no JSON ({error})') from None
+    return {'role': 'assistant', 'content': text_of(need(record, key), key)}
 
 
 def refuse_filled(value: Any, field: str) -> None:
@@ -278,25 +243,3 @@ def refuse_filled(value: Any, field: str) -> None:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             refuse_filled(item, f'{field}[{index}]')
-
-
-def _need(record: Mapping[str, Any], key: str) -> Any:
-    if record.get(key) is None:
-        raise ValueError(f'field {key!r} is missing.{did_you_mean(key, record)}')
-    return record[key]
-
-
-def _text(value: Any, field: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f'{field}: a text, not {_kind(value)}')
-    return value
-
-
-def _list(value: Any, field: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError(f'{field}: a list, not {_kind(value)}')
-    return value
-
-
-def _kind(value: object) -> str:
-    return type(value).__name__

@@ -1,0 +1,1 @@
+"""Forms in which conversations with tools are published, a module each, read and written."""
