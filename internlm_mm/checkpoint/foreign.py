@@ -18,6 +18,7 @@ from internlm_mm.checkpoint.internlm_shards import import_internlm
 from internlm_mm.checkpoint.step_folders import list_checkpoints
 from internlm_mm.checkpoint.storage import METADATA_FILE
 from internlm_mm.registry import MODELS
+from internlm_mm.utils.adapters import is_adapter
 from internlm_mm.utils.suggest import did_you_mean
 
 FORMATS = ('auto', 'hf', *INTERNLM_FORMATS)
@@ -185,14 +186,16 @@ def check_weights(model: nn.Module, source: Source) -> None:
     """Compare a model with what a folder holds, both ways, without reading a weight.
 
     Args:
-        model: May be on the meta device.
+        model: May be on the meta device; its adapters are no part of the comparison.
         source: The folder.
 
     Raises:
         ValueError: Naming the first tensor that is missing, left over, quantised, or of another
             shape.
     """
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    wanted = {
+        name: tuple(p.shape) for name, p in model.named_parameters() if not is_adapter(name)
+    }
     kind, weights = type(model).__name__, source.weights
     for name, shape in wanted.items():
         if name not in weights:

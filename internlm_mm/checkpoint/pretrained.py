@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from internlm_mm.checkpoint.adapters import open_parts
 from internlm_mm.checkpoint.foreign import open_source
 from internlm_mm.checkpoint.hf_files import is_hf_folder
 from internlm_mm.checkpoint.hf_import import fill_model
@@ -34,24 +35,35 @@ def load_model(
     path: str | Path,
     device: torch.device | str = 'cpu',
     dtype: torch.dtype = torch.float32,
+    base: str | Path | None = None,
 ) -> nn.Module:
-    """Build a trained model, in evaluation mode and without gradients.
+    """Build a trained model, in evaluation mode and without gradients; adapters are merged.
 
     Args:
         path: A work dir, a checkpoint `iter_N`, or a Hugging Face folder.
         device: Where the model goes.
         dtype: Of its parameters.
+        base: Of a checkpoint of adapters: where its frozen weights are now, if not where they were.
 
     Raises:
         FileNotFoundError: If there is no model at `path`.
         ValueError: If the checkpoint is damaged or does not fit the model.
     """
     if is_hf_folder(path):
+        if base is not None:
+            raise ValueError(f'base={base}: {path} holds all of its weights itself')
         source = open_source(path, 'hf')
         return fill_model(source.build(), source.weights, device, dtype)
-    folder = _whole_checkpoint(path)
-    model = _build_on_meta(read_config(folder)['model'])
-    return fill_model(model, read_model_state(folder), device, dtype)
+    model, state = _open(_whole_checkpoint(path), base)
+    return fill_model(model, state, device, dtype)
+
+
+def _open(folder: Path, base: str | Path | None) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    """A checkpoint's model on the meta device, and its weights, with adapters merged."""
+    parts = open_parts(folder, base)
+    if parts is not None:
+        return _build_on_meta(parts.model), parts.merged()
+    return _build_on_meta(read_config(folder)['model']), read_model_state(folder)
 
 
 def load_tokenizer_of(path: str | Path) -> Tokenizer | None:
@@ -71,8 +83,9 @@ def convert_to_hf(
     overwrite: bool = False,
     add_bos: bool = True,
     show_progress: bool = False,
+    base: str | Path | None = None,
 ) -> float:
-    """Export a checkpoint to a Hugging Face folder and prove it.
+    """Export a checkpoint to a Hugging Face folder, with adapters merged, and prove it.
 
     Args:
         checkpoint: A work dir or a checkpoint `iter_N`.
@@ -88,6 +101,7 @@ def convert_to_hf(
         overwrite: Whether an existing `out` is replaced.
         add_bos: Whether the exported tokenizer begins texts with bos, as the training data should.
         show_progress: Whether bars on standard error show how far it is.
+        base: As in `load_model`.
 
     Returns:
         The largest difference between the logits of the two stacks on fixed prompts, in float32.
@@ -104,10 +118,10 @@ def convert_to_hf(
     if dtype is None:
         dtype = computed_in(config)
     LOG.info(f'exporting {folder} in {dtype}')
-    model = _build_on_meta(config['model'])
+    model, state = _open(folder, base)
     difference = export_hf(
         model,
-        read_model_state(folder),
+        state,
         out,
         format=format,
         tokenizer=load_tokenizer_of(folder) if tokenizer is None else load_tokenizer(tokenizer),

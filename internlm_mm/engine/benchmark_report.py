@@ -73,8 +73,9 @@ def speed_report(
         JSON-ready: `framework` (`StepTimes`) and `step_seconds`; `tokens_per_second`, over all
         devices; of one device `tgs` and `useful_tgs` (trained tokens); `data_share`,
         `skipped_steps`; `tflops_full` and `tflops_causal`, `hardware_tflops_full` and `..._causal`
-        with recomputation, and `trained_share` (of the weights), on devices with a known peak `mfu_full`, `mfu_causal`, `hfu_full` and
-        `hfu_causal`; `peak_memory_bytes`, the most of any rank, and what they ran on.
+        with recomputation, `trained_share` of the weights, on devices with a known peak `mfu_full`,
+        `mfu_causal`, `hfu_full` and `hfu_causal`; `peak_memory_bytes`, the most of any rank, and
+        what they ran on.
     """
     device = runner.strategy.device
     times = summarise(seconds)

@@ -179,7 +179,8 @@ def _start_lines(
     )
     if start is None:
         return []
-    source = check_start(start, model, config, LOG)
+    for one in start.chain():
+        source = check_start(one, model, config, LOG)
     check_start_vocabulary(start, tokenizer, loaders, LOG)
     if source is None:
         return [f'start      {", ".join(start.content)} of {start.path}']

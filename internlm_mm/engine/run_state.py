@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from internlm_mm.checkpoint.base import Base
 from internlm_mm.checkpoint.checkpointer import Checkpointer
 from internlm_mm.checkpoint.planner import local_part
 from internlm_mm.checkpoint.random_state import random_state, set_random_state
 from internlm_mm.checkpoint.step_folders import check_tensors, read_state
 from internlm_mm.checkpoint.storage import read_tensor_index
 from internlm_mm.optim.param_groups import check_same_groups
+from internlm_mm.parallel.adapters import follow_base
 from internlm_mm.parallel.mesh import Layout
 from internlm_mm.parallel.strategy import HybridParallelStrategy
+from internlm_mm.utils.adapters import is_adapter
 from internlm_mm.utils.shards import zeros_cut_like
 
 
@@ -32,6 +35,7 @@ class RunState:
         optim_wrapper = getattr(strategy, 'optim_wrapper', None)
         if optim_wrapper is not None and strategy.layout.pipeline > 1:
             check_same_groups(optim_wrapper.optimizer)
+        self.base: Base | None = None  # whose weights are frozen; then adapters alone are saved
         self.names = {id(p): name for name, p in strategy.model.named_parameters()}
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
@@ -58,6 +62,9 @@ class RunState:
         state['layout'] = strategy.layout.as_dict()
         state['seed'] = strategy.seed
         tensors = {f'model.{k}': v for k, v in strategy.model_state_dict().items()}
+        if self.base is not None:
+            state['base'] = self.base.as_json()
+            tensors = {name: value for name, value in tensors.items() if is_adapter(name)}
         if save_optimizer:
             tensors |= self.optimizer_tensors()
             tensors |= {f'rng.{strategy.rank}.{k}': v for k, v in random_state().items()}
@@ -77,21 +84,21 @@ class RunState:
             strategy.gather_ahead.drop()  # copies of the weights from before
         state = read_state(path)
         tensors: dict[str, Tensor] = {}
+        held = self._held(path)
         if 'model' in content:
-            tensors |= {f'model.{k}': v for k, v in strategy.model_state_dict().items()}
+            tensors |= held
         if 'optimizer' in content:
             if 'optim_wrapper' not in state:
                 raise ValueError(
                     f'{path} was saved without optimizer state; use load_from for weights'
                 )
-            check_tensors(
-                path,
-                {f'model.{k}': tuple(v.shape) for k, v in strategy.model_state_dict().items()},
-            )
+            check_tensors(path, {name: tuple(tensor.shape) for name, tensor in held.items()})
             tensors |= self._empty_optimizer_state(path)
         generators = self._empty_random_state(path, state) if 'random' in content else {}
         tensors |= generators
         self.checkpointer.load(path, tensors)
+        if 'model' in content and not any(map(is_adapter, held)):
+            follow_base(strategy.model)
         if 'scheduler' in content and hasattr(strategy, 'param_schedulers'):
             if 'param_schedulers' not in state:
                 raise ValueError(
@@ -116,15 +123,26 @@ class RunState:
             callback(state)
         return state
 
-    def load_weights(self, read: Callable[[str], Tensor]) -> None:
+    def _held(self, path: Path) -> dict[str, Tensor]:
+        """What of the model a checkpoint holds: all, or of one with adapters these or the rest."""
+        tensors = {f'model.{k}': v for k, v in self.strategy.model_state_dict().items()}
+        if not any(map(is_adapter, tensors)):
+            return tensors
+        kinds = {is_adapter(name) for name in read_tensor_index(path) if name.startswith('model.')}
+        return {name: tensor for name, tensor in tensors.items() if is_adapter(name) in kinds}
+
+    def load_weights(self, read: Callable[[str], Tensor], adapters: bool = False) -> None:
         """Take this rank's part of every weight; one of them is in memory whole at a time.
 
         Args:
             read: Gives a whole weight by our name of it.
+            adapters: Whether to take those of adapters, and not all others.
         """
         if self.strategy.gather_ahead is not None:
             self.strategy.gather_ahead.drop()  # copies of the weights from before
         for name, tensor in self.strategy.model_state_dict().items():
+            if is_adapter(name) != adapters:
+                continue
             held = local_part(name, tensor)
             if held is not None:
                 (offsets, sizes), data = held
@@ -132,6 +150,8 @@ class RunState:
                     slice(start, start + size) for start, size in zip(offsets, sizes, strict=True)
                 )
                 data.copy_(read(name)[part])
+        if not adapters:
+            follow_base(self.strategy.model)
 
     def _empty_optimizer_state(self, path: Path) -> dict[str, Tensor]:
         """Give the optimizer the state tensors the checkpoint has, to be filled by the load.

@@ -9,15 +9,18 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from internlm_mm.checkpoint.base import Base
 from internlm_mm.checkpoint.foreign import Source
+from internlm_mm.checkpoint.peft_files import read_peft
 from internlm_mm.checkpoint.step_folders import TOKENIZER_FOLDER, read_state
 from internlm_mm.engine.alignment import check_alignment
 from internlm_mm.engine.building import BuildingRunner
+from internlm_mm.engine.load_from import Start, base_of
 from internlm_mm.engine.memory_budget import settle_recompute
 from internlm_mm.engine.preflight import build_data_part, check_run, check_writable, propose_fit
 from internlm_mm.engine.run_state import RunState
 from internlm_mm.engine.start import (
-    Start,
+    agree,
     check_start,
     check_start_vocabulary,
     choose_start,
@@ -111,7 +114,8 @@ class LLMRunner(BuildingRunner):
         self._has_loaded: bool
         self.flops_per_token: FlopsPerToken | None = None  # of the whole model, before it is cut
         self._start: Start | None = None
-        self._source: Source | None = None  # weights of another program, opened
+        self._taken: list[tuple[Start, Source | None]] = []  # all of it; other programs' opened
+        self._base: Base | None = None  # the frozen weights that checkpoints need not hold
         self._is_checked = False
         super().__init__(
             model=model,
@@ -221,6 +225,7 @@ class LLMRunner(BuildingRunner):
         self.strategy.prepare(self.model, **arguments)
         self.model = self.strategy.model
         self.run_state = self.strategy.run_state = RunState(self.strategy)
+        self.run_state.base = self._base
         if self.tokenizer is not None and self.rank == 0:
             self.tokenizer.save(Path(self.work_dir) / TOKENIZER_FOLDER)
 
@@ -232,7 +237,11 @@ class LLMRunner(BuildingRunner):
             self._resume, self._load_from, self.work_dir, training, self.logger
         )
         if self._start is not None:
-            self._source = check_start(self._start, self.model, self.cfg, self.logger)
+            self._taken = [
+                (one, check_start(one, self.model, self.cfg, self.logger))
+                for one in self._start.chain()
+            ]
+        self._base = agree(lambda: base_of(self._start, self.model))
 
     def _keep_seed(self) -> None:
         """Go on with the seed of the run that is resumed: it decides the order of the data."""
@@ -250,15 +259,17 @@ class LLMRunner(BuildingRunner):
     def load_or_resume(self) -> None:
         """Load what was chosen, if anything."""
         if self._start is not None and not self._has_loaded:
-            self._take(self._start)
+            for start, source in self._taken:
+                self._take(start, source)
         self._has_loaded = True
 
-    def _take(self, start: Start) -> None:
+    def _take(self, start: Start, source: Source | None) -> None:
         path, content = start.path, start.content
-        if self._source is not None:
-            read = self._source.weight
+        if source is not None:
+            read = source.weight
             together(lambda: self.run_state.load_weights(read))
-            self.logger.info(f'loaded {self._source.family} from {path}, {self._source.form}')
+            self.logger.info(f'loaded {source.family} from {path}, {source.form}')
+            self._take_adapter(start.adapter)
             return
         parts = [part for part in content if part != 'data'] + (['random'] if start.random else [])
         state = self.run_state.load(
@@ -274,6 +285,13 @@ class LLMRunner(BuildingRunner):
             loop.load_state_dict(position)
         where = f' at iteration {self.iter}' if loop is not None else ''
         self.logger.info(f'loaded {", ".join(content)} from {path}{where}')
+        self._take_adapter(start.adapter)
+
+    def _take_adapter(self, folder: Path | None) -> None:
+        if folder is not None:
+            tensors = read_peft(folder)
+            together(lambda: self.run_state.load_weights(tensors.__getitem__, adapters=True))
+            self.logger.info(f'loaded adapters from {folder}')
 
     def save_checkpoint(
         self,

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from logging import Logger
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch.distributed as dist
 from mmengine.config import Config
@@ -18,6 +18,7 @@ from internlm_mm.checkpoint.foreign import (
     is_foreign,
     open_source,
 )
+from internlm_mm.checkpoint.peft_files import adapter_of_peft, check_peft, read_peft_config
 from internlm_mm.checkpoint.pretrained import check_family
 from internlm_mm.checkpoint.step_folders import (
     TOKENIZER_FOLDER,
@@ -30,31 +31,8 @@ from internlm_mm.checkpoint.step_folders import (
 )
 from internlm_mm.checkpoint.storage import METADATA_FILE
 from internlm_mm.checkpoint.vocabulary import compare_vocabularies, find_tokenizer
+from internlm_mm.engine.load_from import ADAPTERS, CONTENT, Start, parse_load_from, with_base
 from internlm_mm.utils.config import dump_config, to_plain
-from internlm_mm.utils.suggest import did_you_mean
-
-CONTENT = ('model', 'optimizer', 'data', 'scheduler')
-"""What `load_from=dict(path=..., content=[...])` can take from a checkpoint."""
-
-_FOREIGN = ('format', 'settings')
-"""Further keys of `load_from` where the path is of another program; see `open_source`."""
-
-
-class Start(NamedTuple):
-    """A checkpoint, or the weights of another program, to begin from.
-
-    Attributes:
-        path: Its folder.
-        content: What to take from it; names of `CONTENT`.
-        random: Whether random generators go on where they were.
-        foreign: Options of `open_source` for weights of another program; None for a checkpoint of
-            ours.
-    """
-
-    path: Path
-    content: tuple[str, ...]
-    random: bool
-    foreign: Mapping[str, Any] | None = None
 
 
 def adopt_model(config: Config) -> None:
@@ -74,6 +52,7 @@ def adopt_model(config: Config) -> None:
     if load_from is None or not isinstance(said, dict) or 'type' in said:
         return
     path, _, options = parse_load_from(load_from)
+    _, adapter = (options.pop(key, None) for key in ADAPTERS)
     if not options and not is_foreign(path):
         _check_there(path)
         model = _config_of(path)['model']
@@ -81,6 +60,8 @@ def adopt_model(config: Config) -> None:
     else:
         model = open_source(path, **options).config
     model = {key: value for key, value in model.items() if key != 'objective'}
+    if adapter is not None:
+        model['adapter'] = adapter_of_peft(adapter)
     config.model = to_plain({**model, **said})  # classes by name, as in a dump
 
 
@@ -117,11 +98,21 @@ def choose_start(
     """
     resumed = agree(lambda: _find_resume(resume, work_dir, logger))
     if resumed is not None:
-        return Start(resumed, CONTENT if training else ('model',), training)
+        start = Start(resumed, CONTENT if training else ('model',), training)
+        return agree(lambda: with_base(start, load_from))
     if load_from is None:
         return None
     path, content, options = parse_load_from(load_from)
-    return agree(lambda: _find_weights(path, content, options))
+    _, adapter = (options.pop(key, None) for key in ADAPTERS)
+
+    def decide() -> Start:
+        start = with_base(_find_weights(path, content, options), load_from)
+        if adapter is None:
+            return start
+        read_peft_config(adapter)  # or an error
+        return start._replace(adapter=Path(adapter))
+
+    return agree(decide)
 
 
 def _find_weights(path: str, content: tuple[str, ...], options: dict[str, Any]) -> Start:
@@ -162,7 +153,7 @@ def check_start(start: Start, model: Any, config: Config, logger: Logger) -> Sou
     """Whether the run's model is the one whose weights it would take. Collective.
 
     Args:
-        start: What `choose_start` chose.
+        start: One of the `chain` of what `choose_start` chose.
         model: The run's, whole; may be on the meta device.
         config: The run's.
         logger: Hears of differences that do not hinder.
@@ -173,6 +164,9 @@ def check_start(start: Start, model: Any, config: Config, logger: Logger) -> Sou
     Raises:
         ValueError: Naming the file, the tensor or the key of the model that does not fit.
     """
+    if start.adapter is not None:
+        said = to_plain(dict.get(config._cfg_dict, 'model') or {}).get('adapter')
+        together(lambda: check_peft(start.adapter, model, said))
     if start.foreign is not None:
         source, differences = together(lambda: _open(start, model))
         for difference in differences:
@@ -263,30 +257,6 @@ def together(act: Callable[[], Any]) -> Any:
     return result
 
 
-def parse_load_from(
-    load_from: str | Mapping[str, Any],
-) -> tuple[str, tuple[str, ...], dict[str, Any]]:
-    """Path, content and further options of the key `load_from`; a path alone means the weights.
-
-    Raises:
-        ValueError: If a key or a part is unknown.
-    """
-    if isinstance(load_from, str):
-        return load_from, ('model',), {}
-    rest = dict(load_from)
-    path = rest.pop('path', None)
-    content = tuple(rest.pop('content', ('model',)))
-    options = {key: rest.pop(key) for key in _FOREIGN if key in rest}
-    if path is None or rest:
-        raise ValueError(f'load_from={dict(load_from)}: expected dict(path=..., content=[...])')
-    for part in content:
-        if part not in CONTENT:
-            raise ValueError(
-                f'load_from.content: {part!r} is unknown.{did_you_mean(part, CONTENT)}'
-            )
-    return path, content, options
-
-
 def _find_resume(resume: str | bool, work_dir: Path, logger: Logger) -> Path | None:
     if isinstance(resume, str):
         if is_foreign(resume):
@@ -326,7 +296,8 @@ def model_differences(path: Path, config: Config) -> list[tuple[str, Any, Any]]:
     theirs = read_config(path).get('model', {})
     if not ours:
         return []
-    keys = [key for key in {**theirs, **ours} if key != 'objective']
+    away = ['objective'] if 'adapter' in theirs else ['objective', 'adapter']
+    keys = [key for key in {**theirs, **ours} if key not in away]
     return [
         (key, ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)
     ]

@@ -12,14 +12,14 @@ of an alignment. Frozen weights keep their names; those of adapters are PEFT's, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
-from internlm_mm.ops import LowRank, low_rank_linear, row_norms
+from internlm_mm.ops import LowRank, low_rank_linear, merge_low_rank, row_norms
 from internlm_mm.registry import ADAPTERS
 from internlm_mm.utils.suggest import did_you_mean
 
@@ -86,6 +86,8 @@ class LoRA:
             raise ValueError(f'{type(model).__name__} has adapters already')
         chosen = self._choose(model)
         model.requires_grad_(False)
+        if getattr(model, 'objective', None) is not None:
+            model.objective.requires_grad_(True)  # the score of a reward model, which begins anew
         for name in chosen:
             base = model.get_submodule(name)
             assert isinstance(base, nn.Linear)
@@ -93,11 +95,27 @@ class LoRA:
             model.set_submodule(name, layer)
         return model
 
+    def merge(self, weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+        """The changed weight of one layer.
+
+        Args:
+            weight: The frozen one, [out, in].
+            parts: The adapter's tensors, by their names in the layer.
+
+        Returns:
+            [out, in], in float32 at least.
+        """
+        lengths = parts.get('lora_magnitude_vector.weight')
+        change = LowRank(
+            parts['lora_A.weight'], parts['lora_B.weight'], self.scale, magnitude=lengths
+        )
+        return merge_low_rank(weight, change)
+
     def _choose(self, model: nn.Module) -> list[str]:
         """Names of the layers that any pattern matches."""
         linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
         # Objectives read the head's weight and never call it.
-        names = [name for name in linear if name != 'lm_head']
+        names = [name for name in linear if not name.startswith(('lm_head', 'objective.'))]
         chosen: dict[str, None] = {}
         for pattern in self.targets:
             found = [name for name in names if _matches(name, pattern)]

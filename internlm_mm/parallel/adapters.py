@@ -25,9 +25,6 @@ from torch.distributed.tensor.parallel import ParallelStyle
 
 from internlm_mm.ops import low_rank_linear, row_norms
 
-MARK = '.lora_'
-"""In names of parameters, what parts a layer's name from its adapter's."""
-
 _TOKENS = Shard(1)  # of [rows, seq, hidden]
 
 

@@ -25,8 +25,14 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from internlm_mm.ops import VocabularyShard, greedy_tokens, linear_cross_entropy
-from internlm_mm.parallel.adapters import ADAPTED, MARK, is_adapted
+from internlm_mm.ops import (
+    VocabularyShard,
+    greedy_tokens,
+    linear_cross_entropy,
+    linear_token_losses,
+)
+from internlm_mm.parallel.adapters import ADAPTED, is_adapted
+from internlm_mm.utils.adapters import layer_of
 from internlm_mm.utils.suggest import did_you_mean
 
 TOKENS = Shard(1)  # of [rows, seq, hidden]
@@ -100,7 +106,7 @@ def apply_tensor_parallel(model: nn.Module, mesh: DeviceMesh) -> None:
 
     Args:
         model: Has `tensor_plan`, styles by globs over module names; on the meta device or not. Its
-            objective, if it has one, has the seam `cross_entropy`.
+            objective, if it has one, has a seam of `SEAMS`.
         mesh: The tensor axis.
 
     Raises:
@@ -117,9 +123,9 @@ def apply_tensor_parallel(model: nn.Module, mesh: DeviceMesh) -> None:
         parameter.requires_grad_(name in trained)  # which some of torch's styles forget
     objective = getattr(model, 'objective', None)
     if objective is not None:
-        objective.cross_entropy = partial(sharded_cross_entropy, mesh=mesh)
-        if hasattr(objective, 'greedy_tokens'):
-            objective.greedy_tokens = partial(sharded_greedy_tokens, mesh=mesh)
+        for seam, function in SEAMS.items():
+            if hasattr(objective, seam):
+                setattr(objective, seam, partial(function, mesh=mesh))
 
 
 def check_tensor_plan(model: nn.Module, degree: int) -> dict[str, str]:
@@ -140,10 +146,10 @@ def check_tensor_plan(model: nn.Module, degree: int) -> dict[str, str]:
     styles = match_plan(model, plan)
     _check_plan(model, styles)
     objective = getattr(model, 'objective', None)
-    if objective is not None and not hasattr(objective, 'cross_entropy'):
+    if objective is not None and not any(hasattr(objective, seam) for seam in SEAMS):
         raise ValueError(
-            f'strategy.parallel.tensor={degree}: the objective '
-            f'{type(objective).__name__} has no seam `cross_entropy` for a split vocabulary'
+            f'strategy.parallel.tensor={degree}: the objective {type(objective).__name__} has no '
+            f'seam for a split vocabulary, as {", ".join(f"`{seam}`" for seam in SEAMS)}'
         )
     return styles
 
@@ -151,7 +157,7 @@ def check_tensor_plan(model: nn.Module, degree: int) -> dict[str, str]:
 def _check_plan(model: nn.Module, styles: Mapping[str, str]) -> None:
     """Refuse parameters without a style: ranks have parts of their gradient, never added up."""
     for name, _ in model.named_parameters():
-        owner = name.partition(MARK)[0] if MARK in name else name.rpartition('.')[0]
+        owner = layer_of(name)
         # An objective's are used alike on every rank, with all tokens.
         if styles.get(owner, 'gather') == 'gather' and not name.startswith('objective.'):
             raise ValueError(
@@ -219,6 +225,22 @@ def sharded_greedy_tokens(
     """`greedy_tokens` with the head's rows spread over `mesh`; arguments as above."""
     local, shard = _own_rows(weight, mesh)
     return greedy_tokens(hidden, local, chunk, shard)
+
+
+def sharded_token_losses(
+    hidden: Tensor, weight: DTensor, labels: Tensor, chunk: int = 1024, *, mesh: DeviceMesh
+) -> Tensor:
+    """`linear_token_losses` with the head's rows spread over `mesh`; arguments as above."""
+    local, shard = _own_rows(weight, mesh)
+    return linear_token_losses(hidden, local, labels, chunk, shard)
+
+
+SEAMS: dict[str, Callable[..., Any]] = {
+    'cross_entropy': sharded_cross_entropy,
+    'greedy_tokens': sharded_greedy_tokens,
+    'token_losses': sharded_token_losses,
+}
+"""What takes the place of an objective's functions of the whole head."""
 
 
 def _own_rows(weight: DTensor, mesh: DeviceMesh) -> tuple[Tensor, VocabularyShard]:

@@ -27,8 +27,8 @@ class Reference:
 
     Attributes:
         names: Every trained parameter, in the model's order.
-        exponents: Powers of two that initial matrices are multiplied by, by name; None where one
-            that is all zeros gives way to `drawn`.
+        exponents: Powers of two that initial matrices are multiplied by, by name; None where
+            `drawn` stands for them.
         initial: Weights before the first step.
         losses: Mean loss per trained token, one a step.
         norms: Gradient norm before the clip, one a step.
@@ -58,7 +58,8 @@ def initial_weights(model: nn.Module, seed: int) -> tuple[dict[str, Tensor], dic
 
     Returns:
         Float64 weights, and the power of two that each was multiplied by, which rounds nothing;
-        None for matrices of zeros (the second of an adapter), for which `drawn` stands.
+        None where `drawn` stands for what follows from other weights or is all zeros: adapters'
+            lengths of rows, and the second of their matrices.
     """
     weights: dict[str, Tensor] = {}
     exponents: dict[str, int | None] = {}
@@ -72,20 +73,16 @@ def initial_weights(model: nn.Module, seed: int) -> tuple[dict[str, Tensor], dic
             round(math.log2(TYPICAL / size)) if full.ndim >= 2 and size > 0 else 0
         )
         weights[name] = full.double() * 2.0**exponent
-        if full.ndim >= 2 and size == 0:
+        if (full.ndim >= 2 and size == 0) or name.endswith('.lora_magnitude_vector.weight'):
             weights[name], exponents[name] = drawn(name, parameter.shape, seed).double(), None
-    for name in weights:
-        layer, found, _ = name.partition('.lora_magnitude_vector.')
-        if found:  # begins as the lengths of the frozen weight's rows
-            exponents[name] = exponents[f'{layer}.weight']
-            weights[name] = weights[f'{layer}.weight'].norm(dim=1)
     return weights, exponents
 
 
 def drawn(name: str, shape: Sequence[int], seed: int) -> Tensor:
-    """A matrix to begin with in place of zeros, behind which gradients would hide; float32."""
+    """What an adapter begins with here, of which every part gets a gradient at once; float32."""
     generator = torch.Generator().manual_seed(name_seed(seed, f'drawn {name}'))
-    return TYPICAL * torch.randn(*shape, generator=generator)
+    value = TYPICAL * torch.randn(*shape, generator=generator)
+    return value if value.ndim >= 2 else 1 + value
 
 
 def train_reference(

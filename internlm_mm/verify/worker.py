@@ -43,7 +43,7 @@ class Recorder(Hook):
 
     Args:
         folder: Gets `RANK.safetensors` and `RANK.json`.
-        exponents: Powers of two to multiply fresh weights by, None where `drawn` stands for zeros;
+        exponents: Powers of two to multiply fresh weights by, None where `drawn` stands for them;
             empty leaves them.
         save: Whether to save a checkpoint after `SAVED` steps.
     """

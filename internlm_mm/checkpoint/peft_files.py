@@ -1,0 +1,251 @@
+"""Adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
+
+In it names are those of a Hugging Face Llama, which ours are but for the beginning. A model that
+packs its projections, as InternLM2's own format does, has no place for them: such a base is
+exported as `llama` first.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from internlm_mm.checkpoint.adapters import build_adapter
+from internlm_mm.checkpoint.base import recorded_base
+from internlm_mm.checkpoint.foreign import is_foreign, open_source
+from internlm_mm.checkpoint.hf_files import is_hf_folder, publish_folder, write_json
+from internlm_mm.checkpoint.huggingface import find_form
+from internlm_mm.checkpoint.step_folders import read_config, read_model_state
+from internlm_mm.checkpoint.tensor_file import Entry, write_tensor_file
+from internlm_mm.registry import MODELS
+from internlm_mm.utils.adapters import is_adapter, layer_of
+
+LOG = logging.getLogger(__name__)
+
+CONFIG_NAME, WEIGHTS_NAME = 'adapter_config.json', 'adapter_model.safetensors'
+_PREFIX = 'base_model.model.'
+
+_MUST_BE = {
+    'peft_type': ('LORA',),
+    'bias': ('none', None),
+    'fan_in_fan_out': (False, None),
+    'lora_bias': (False, None),
+    'rank_pattern': ({}, None),
+    'alpha_pattern': ({}, None),
+    'modules_to_save': ([], None),
+    'trainable_token_indices': ([], None),
+    'layer_replication': ([], None),
+    'use_qalora': (False, None),
+    'target_parameters': ([], None),
+}
+"""Settings of PEFT that are understood here with these values alone."""
+
+
+def is_peft_folder(path: str | Path) -> bool:
+    """Whether a folder holds adapters in PEFT's format."""
+    return (Path(path) / CONFIG_NAME).is_file()
+
+
+def export_peft(checkpoint: Path, out: str | Path, overwrite: bool = False) -> int:
+    """Write the adapters of a checkpoint so that `peft` loads them.
+
+    Args:
+        checkpoint: `iter_N`, whole. Its frozen weights need not be there.
+        out: The folder to make.
+        overwrite: Whether an existing `out` is replaced.
+
+    Returns:
+        Bytes of the weights.
+
+    Raises:
+        FileExistsError: If `out` exists and `overwrite` is False.
+        ValueError: If the checkpoint has no adapters, or its family no form with Llama's names.
+    """
+    said = dict(read_config(checkpoint)['model'])
+    said.pop('objective', None)
+    adapter = said.pop('adapter', None)
+    if adapter is None:
+        raise ValueError(f'{checkpoint} has no adapters: model.adapter is not in its config')
+    with torch.device('meta'):
+        model: Any = MODELS.build(said)
+    layout = find_form(model, None).layout(model.num_heads, model.num_kv_heads)
+    state = read_model_state(checkpoint)
+    names = {name: _PREFIX + layout.stored(name).name for name in sorted(filter(is_adapter, state))}
+    layers = {layer_of(name): layer_of(stored) for name, stored in names.items()}
+    with publish_folder(Path(out), overwrite) as folder:
+        tensors = {stored: state[name] for name, stored in names.items()}
+        entries = [Entry(name, value.dtype, tuple(value.shape)) for name, value in tensors.items()]
+        size, _ = write_tensor_file(folder / WEIGHTS_NAME, entries, iter(tensors.values()))
+        content = _config_of(build_adapter(adapter), model, layers)
+        content['base_model_name_or_path'] = _base_of(checkpoint, layers)
+        write_json(folder / CONFIG_NAME, content)
+    return size
+
+
+def _config_of(adapter: Any, model: nn.Module, layers: Mapping[str, str]) -> dict[str, Any]:
+    """The content of adapter_config.json.
+
+    Args:
+        adapter: What `model.adapter` builds.
+        model: The model without adapters.
+        layers: Adapted layers, our names to those of the format.
+    """
+    linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    ends = {name.rpartition('.')[2] for name in layers}
+    everywhere = all(name in layers for name in linear if name.rpartition('.')[2] in ends)
+    whole = sorted(name.removeprefix(_PREFIX) for name in layers.values())
+    return {
+        'peft_type': 'LORA',
+        'task_type': 'CAUSAL_LM',
+        'r': adapter.rank,
+        'lora_alpha': adapter.alpha,
+        'lora_dropout': adapter.dropout,
+        'use_rslora': adapter.rslora,
+        'use_dora': adapter.dora,
+        'target_modules': sorted(ends) if everywhere else whole,
+        'bias': 'none',
+        'fan_in_fan_out': False,
+        'init_lora_weights': True,
+        'inference_mode': True,
+        'modules_to_save': None,
+    }
+
+
+def _base_of(checkpoint: Path, layers: Mapping[str, str]) -> str | None:
+    """The folder that `peft` finds the frozen weights in, if there is one of Llama's names."""
+    base = recorded_base(checkpoint)
+    if base is None or not is_foreign(base.path) or not is_hf_folder(base.path):
+        LOG.warning(
+            f'{checkpoint}: its frozen weights are in no Hugging Face folder: peft is to be given '
+            'an export of them, and base_model_name_or_path stays empty'
+        )
+        return None
+    weights = open_source(base.path, **base.options).weights
+    for ours, theirs in layers.items():
+        if _PREFIX + weights.stored_name(f'{ours}.weight') != f'{theirs}.weight':
+            LOG.warning(
+                f'{base.path} packs its weights in a way that adapters do not fit: export it with '
+                'tools/convert2hf.py --format llama, and give that to peft'
+            )
+            return None
+    return str(base.path)
+
+
+def read_peft_config(folder: str | Path) -> dict[str, Any]:
+    """Content of adapter_config.json.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is damaged, or asks for what is not known here.
+    """
+    file = Path(folder) / CONFIG_NAME
+    if not file.is_file():
+        raise FileNotFoundError(f'{folder} holds no adapters of PEFT: {CONFIG_NAME} is missing')
+    try:
+        said = json.loads(file.read_text(encoding='utf-8'))
+        rank, alpha = said['r'], said['lora_alpha']
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{file} is truncated or damaged: {error!r}') from error
+    if not isinstance(rank, int) or not isinstance(alpha, (int, float)):
+        raise ValueError(f'{file}: r={rank!r} and lora_alpha={alpha!r} must be numbers')
+    for key, values in _MUST_BE.items():
+        if key in said and said[key] not in values:
+            raise ValueError(f'{file}: {key}={said[key]!r} is not known here, only {values[0]!r}')
+    return said
+
+
+def adapter_of_peft(folder: str | Path) -> dict[str, Any]:
+    """`model.adapter` of a config, for the adapters in a folder.
+
+    Raises:
+        FileNotFoundError: If files are missing.
+        ValueError: If they are damaged, or ask for what is not known here.
+    """
+    said = read_peft_config(folder)
+    layers = sorted({layer_of(name) for name in _names(folder)})
+    ends = sorted({name.rpartition('.')[2] for name in layers})
+    blocks = {name.rpartition('.')[0] for name in layers}
+    by_depth = {'.'.join(block.split('.')[:2]) for block in blocks}
+    everywhere = len(layers) == len(ends) * len(by_depth)
+    return {
+        'type': 'LoRA',
+        'rank': said['r'],
+        'alpha': float(said['lora_alpha']),
+        'targets': ends if everywhere else layers,
+        'dropout': float(said.get('lora_dropout') or 0.0),
+        'rslora': bool(said.get('use_rslora')),
+        'dora': bool(said.get('use_dora')),
+    }
+
+
+def check_peft(folder: str | Path, model: nn.Module, adapter: Mapping[str, Any] | None) -> None:
+    """Compare a folder of PEFT with a model that is to take its adapters.
+
+    Args:
+        folder: Has the two files.
+        model: With adapters; may be on the meta device.
+        adapter: `model.adapter` of the run's config.
+
+    Raises:
+        FileNotFoundError: If files are missing.
+        ValueError: Naming the setting or the tensor that does not fit.
+    """
+    theirs = build_adapter(adapter_of_peft(folder))
+    wanted = {name: list(p.shape) for name, p in model.named_parameters() if is_adapter(name)}
+    if not wanted or adapter is None:
+        raise ValueError(
+            f'{folder} holds adapters, and the model has none: set model.adapter='
+            f'{adapter_of_peft(folder)}'
+        )
+    ours = build_adapter(adapter)
+    for key in ('rank', 'alpha', 'rslora', 'dora'):
+        if getattr(ours, key) != getattr(theirs, key):
+            raise ValueError(
+                f'model.adapter.{key}={getattr(ours, key)!r}, but {folder} has adapters of '
+                f'{key}={getattr(theirs, key)!r}'
+            )
+    found = _names(folder)
+    for name in (*wanted, *found):
+        if wanted.get(name) != found.get(name):
+            raise ValueError(
+                f'{folder}: {name!r} has shape {found.get(name)} there and {wanted.get(name)} in '
+                f'this {type(model).__name__}'
+            )
+
+
+def read_peft(folder: str | Path) -> dict[str, Tensor]:
+    """The tensors of a folder's adapters, by our names."""
+    with safe_open(_weights(folder), 'pt') as file:
+        return {_ours(name, folder): file.get_tensor(name) for name in file.keys()}
+
+
+def _names(folder: str | Path) -> dict[str, list[int]]:
+    with safe_open(_weights(folder), 'pt') as file:
+        return {_ours(name, folder): file.get_slice(name).get_shape() for name in file.keys()}
+
+
+def _weights(folder: str | Path) -> Path:
+    path = Path(folder) / WEIGHTS_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'{folder} holds no {WEIGHTS_NAME}; adapters in pickled files are not read'
+        )
+    return path
+
+
+def _ours(name: str, folder: str | Path) -> str:
+    ours = name.removeprefix(f'{_PREFIX}model.')
+    if ours == name or not ours.startswith('layers.') or not is_adapter(ours):
+        raise ValueError(
+            f"{folder}: {name!r} is no adapter of a linear layer of Llama's names, as "
+            f"'{_PREFIX}model.layers.0.self_attn.q_proj.lora_A.weight'"
+        )
+    # Before the format had a module of its own for it, it ended without `.weight`.
+    return f'{ours}.weight' if ours.endswith('lora_magnitude_vector') else ours
