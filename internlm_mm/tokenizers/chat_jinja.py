@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from internlm_mm.tokenizers.chat_format import ChatTemplate
-from internlm_mm.tokenizers.chat_messages import CODE_TOOL
+from internlm_mm.tokenizers.chat_messages import CODE_TOOL, IMAGE
 from internlm_mm.tokenizers.chat_spelling import ToolFormat, split_fields
 
 _CODE = json.dumps(CODE_TOOL)
@@ -22,17 +22,35 @@ _LISTINGS = {
         ('', ''),
     ),
 }
+# The text of a content, whatever it is made of.
+_TEXT_OF = (
+    '{%- macro text_of(content) %}',
+    '{%- if content is string %}',
+    '{{- content }}',
+    '{%- else %}',
+    '{%- for part in content or [] %}',
+    "{%- if part.type == 'image_url' %}",
+    f"{{{{- ('' if loop.first else '\\n') + {json.dumps(IMAGE)} }}}}",
+    '{%- else %}',
+    '{{- part.text }}',
+    '{%- endif %}',
+    '{%- endfor %}',
+    '{%- endif %}',
+    '{%- endmacro %}',
+)
 _ARGUMENTS = '(f.arguments if f.arguments is string else f.arguments | tojson)'
 
 
 def to_jinja(template: ChatTemplate) -> str:
     """What `apply_chat_template` needs to spell a conversation as `template` does.
 
-    Contents are texts there; `arguments` of a call that are a string are taken as they are, and a
-    program for an interpreter must come in a dict. Nothing is looked over: servers do that.
+    Contents are texts, or lists of texts and images; `arguments` of a call that are a string are
+    taken as they are, and a program for an interpreter must come in a dict. Nothing is looked
+    over: servers do that.
     """
-    content = "(message.content or '')" + (' | trim' if template.strip else '')
+    content = 'text_of(message.content)' + (' | trim' if template.strip else '')
     lines = [
+        *_TEXT_OF,
         '{{- bos_token }}',
         '{%- set ns = namespace(system="", name="", listed="", names="", uses=false, tool="") %}',
         "{%- if messages[0].role == 'system' %}",

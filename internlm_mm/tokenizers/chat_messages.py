@@ -13,6 +13,9 @@ from internlm_mm.utils.suggest import did_you_mean
 CODE_TOOL = 'python'
 """Name of the function whose argument `code` is a program for an interpreter."""
 
+IMAGE = '[image]'
+"""What is spelt for an image that a function gave."""
+
 ROLES = ('system', 'user', 'assistant', 'tool')
 _FIELDS = {
     'system': ('role', 'content', 'name', 'loss'),
@@ -94,7 +97,8 @@ def read_conversation(
         messages: Dicts with 'role' and 'content'; an assistant's may have 'tool_calls', whose
             arguments are a dict or JSON, 'reasoning_content', and 'loss', False where it is not
             to be trained on. A content of several texts, `[{'type': 'text', 'text': ...}]`, is
-            their concatenation.
+            their concatenation; in a tool's message there may be images among them,
+            `{'type': 'image_url', 'image_url': {'url': ...}}`, for which `IMAGE` is spelt.
         tools: Dicts `{'type': 'function', 'function': {'name': ..., ...}}`.
         where: Begins error messages: 'record 17'.
 
@@ -175,7 +179,7 @@ def _read_message(message: Mapping[str, Any]) -> Message:
                 f'field {key!r} is none of a message of {role!r}.{did_you_mean(key, fields)}'
             )
     calls = _read_calls(message.get('tool_calls') or ())
-    content = _read_content(message.get('content'), bool(calls))
+    content = _read_content(message.get('content'), role, bool(calls))
     name = message.get('name') or ''
     if name and not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise ValueError(f'name {name!r}: letters, digits and any of . _ - only')
@@ -188,7 +192,7 @@ def _read_message(message: Mapping[str, Any]) -> Message:
     return Message(role, content, name, calls, thought, bool(loss))
 
 
-def _read_content(content: Any, has_calls: bool) -> str:
+def _read_content(content: Any, role: str, has_calls: bool) -> str:
     if isinstance(content, str):
         return content
     if content is None:
@@ -197,10 +201,18 @@ def _read_content(content: Any, has_calls: bool) -> str:
         raise ValueError('content is missing')
     if not isinstance(content, Sequence):
         raise ValueError(f'content: a text, not {_kind(content)}')
-    for part in content:
-        if not isinstance(part, Mapping) or not isinstance(part.get('text'), str):
-            raise ValueError("content: of parts, only {'type': 'text', 'text': ...} can be spelt")
-    return ''.join(part['text'] for part in content)
+    text = ''
+    for index, part in enumerate(content):
+        given = part.get('text') if isinstance(part, Mapping) else None
+        if isinstance(part, Mapping) and part.get('type') == 'image_url' and role == 'tool':
+            given = f'\n{IMAGE}' if index else IMAGE
+        if not isinstance(given, str):
+            images = " (images in a tool's message alone)"
+            raise ValueError(
+                f"content: of parts, only {{'type': 'text', 'text': ...}} can be spelt{images}"
+            )
+        text += given
+    return text
 
 
 def _read_calls(calls: Any) -> tuple[Call, ...]:

@@ -3,9 +3,11 @@
 import re
 
 import pytest
+from transformers import AutoTokenizer
 
+from internlm_mm.tokenizers import build_template
 from internlm_mm.tokenizers.chat_messages import Call, Message, read_conversation
-from tests.conversations import CALLING, PLAIN, TOOLS, call
+from tests.conversations import CALLING, NAMES, PLAIN, TOOLS, call
 
 USER = {'role': 'user', 'content': 'Hi'}
 ANSWER = {'role': 'assistant', 'content': 'Hello'}
@@ -42,6 +44,34 @@ def test_arguments_may_be_json_and_contents_lists_of_texts():
     assert read.messages[1].calls == (Call('f', {'x': [1, 'é']}),)
     assert read.messages[2].name == 'f'
     assert [message.loss for message in read.messages] == [False, True, False, False]
+
+
+def test_images_are_in_results_alone():
+    image = {'type': 'image_url', 'image_url': {'url': 'data:image/png;base64,iVBORw0KGgo='}}
+    call_f = {'role': 'assistant', 'tool_calls': [call('f', {}, 'x')]}
+    result = {'role': 'tool', 'content': [{'type': 'text', 'text': 'a'}, image]}
+    assert read_conversation([USER, call_f, result]).messages[2].content == 'a\n[image]'
+    with pytest.raises(ValueError, match=r"message 0: content: .* in a tool's message alone"):
+        read_conversation([{'role': 'user', 'content': [image]}])
+
+
+@pytest.mark.parametrize('name', [n for n in NAMES if n != 'internlm'])
+def test_contents_of_parts_and_images_of_functions(name, exported):
+    hugging_face = AutoTokenizer.from_pretrained(exported[name])
+    text = [{'type': 'text', 'text': 'a'}, {'type': 'text', 'text': ' b '}]
+    image = {'type': 'image_url', 'image_url': {'url': 'data:image/png;base64,iVBORw0KGgo='}}
+    messages = [*CALLING[:1], {'role': 'user', 'content': text}, *CALLING[2:]]
+    for results, spelt in (
+        ([*text, image, image], 'a b \n[image]\n[image]'),
+        ([image, *text], '[image]a b '),
+        ([], ''),
+    ):
+        messages[3] = CALLING[3] | {'content': results}
+        template = build_template(name)
+        ours = template.text(messages, TOOLS)
+        theirs = hugging_face.apply_chat_template(messages, tools=TOOLS, tokenize=False)
+        assert theirs == hugging_face.bos_token + ours
+        assert (spelt.strip() if template.strip else spelt) in ours and 'iVBOR' not in ours
 
 
 def test_results_may_come_in_another_order():

@@ -158,7 +158,7 @@ def calling(content: str, calls: Sequence[dict[str, Any]]) -> Message:
 
 def named(messages: list[Message]) -> list[Message]:
     """Results of several calls get the names of their functions, for they stand in their order."""
-    waiting: list[str] = []
+    waiting: list[Any] = []
     for message in messages:
         if message['role'] == 'tool' and waiting:
             name = waiting.pop(0)
