@@ -1,8 +1,12 @@
 """`apply_chat_template` of transformers must spell and encode as our own code does."""
 
 import json
+import re
+from functools import reduce
+from itertools import accumulate
 
 import pytest
+import sentencepiece as spm
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from transformers import AutoTokenizer
@@ -99,3 +103,90 @@ def test_the_source_is_stable(name):
     lines = source.splitlines()
     assert all(line.startswith(('{{-', '{%-')) for line in lines)
     assert lines[-1] == '{%- endif %}'
+
+
+def without_marks(conversation: some.SearchStrategy[list]) -> some.SearchStrategy[list]:
+    """Texts that spell no special token: those are plain for us, and special to Hugging Face."""
+    changes = (('<', '('), ('UNUSED', 'USED'))
+    return conversation.map(
+        lambda messages: json.loads(
+            reduce(lambda text, change: text.replace(*change), changes, json.dumps(messages))
+        )
+    )
+
+
+def cut_at_answers(text, prefix_of, messages, stop) -> list[tuple[str, bool]]:
+    """A conversation's text in pieces, each with whether the model writes it.
+
+    Args:
+        text: The whole.
+        prefix_of: Text of the first messages, with or without the beginning of an answer.
+        messages: All of them.
+        stop: Ends answers.
+    """
+    pieces, done = [], 0
+    for index, message in enumerate(messages):
+        if message['role'] != 'assistant':
+            continue
+        start = len(prefix_of(messages[:index], True))
+        end = prefix_of(messages[: index + 1], False).rindex(stop) + len(stop)
+        pieces += [(text[done:start], False), (text[start:end], True)]
+        done = end
+    return [*pieces, (text[done:], False)]
+
+
+@pytest.mark.parametrize('name', NAMES)
+@settings(max_examples=20, deadline=None)
+@given(data=some.data())
+def test_ids_are_those_of_prompts_and_answers(name, data, hugging_face, exported):
+    """encode(prompt) + encode(answer) + ..., and `apply_chat_template`'s where nothing merges."""
+    template, tokenizer = build_template(name), hugging_face[name]
+    messages = data.draw(without_marks(conversations(template)))
+    tools = TOOLS if template.tools else None
+
+    def spell(messages: list, prompt: bool, tokenize: bool = False):
+        return tokenizer.apply_chat_template(
+            messages, tools=tools, add_generation_prompt=prompt, tokenize=tokenize,
+            return_dict=False,
+        )  # fmt: skip
+
+    text = spell(messages, False)
+    pieces = cut_at_answers(text, spell, messages, template.stop[0])
+    assert ''.join(piece for piece, _ in pieces) == text
+    coded = [(tokenizer.encode(piece, add_special_tokens=False), own) for piece, own in pieces]
+    ours = template.encode(load_tokenizer(exported[name]), messages, tools)
+    assert ours.ids == [index for ids, _ in coded for index in ids]
+    assert ours.loss_mask == [own for ids, own in coded for _ in ids]
+    whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    assert whole['input_ids'] == spell(messages, False, True)
+    cuts = set(accumulate(len(piece) for piece, _ in pieces)) - {len(text)}
+    if cuts <= {start for start, _ in whole['offset_mapping']}:  # no token lies across a cut
+        assert ours.ids == whole['input_ids']
+
+
+@pytest.mark.parametrize('name', ['internlm', 'internlm_v1_1', 'internlm2'])
+@settings(max_examples=20, deadline=None)
+@given(data=some.data())
+def test_ids_of_sentencepiece(name, data, hugging_face, internlm_vocabulary):
+    """The same over a .model file, where some marks have another name or none."""
+    template = build_template(name)
+    messages = data.draw(without_marks(conversations(template)))
+    tools = TOOLS if template.tools else None
+    pieces = spm.SentencePieceProcessor(model_file=str(internlm_vocabulary.path))
+
+    def spell(messages: list, prompt: bool) -> str:
+        text = hugging_face[name].apply_chat_template(
+            messages, tools=tools, add_generation_prompt=prompt, tokenize=False
+        )
+        return text.removeprefix('<s>')
+
+    ids, mask = [pieces.bos_id()], [False]
+    for piece, own in cut_at_answers(spell(messages, False), spell, messages, template.stop[0]):
+        for part in re.split(f'({"|".join(map(re.escape, template.marks))})', piece):
+            if part in template.marks:
+                new = [pieces.piece_to_id(template.aliases.get(part, part))]
+            else:
+                new = pieces.encode(part)
+            ids += new
+            mask += [own] * len(new)
+    assert template.encode(internlm_vocabulary, messages, tools) == (ids, mask)
