@@ -14,7 +14,14 @@ from internlm_mm.datasets import ConversationDataset, EvalLoader, TokenLoader, c
 from internlm_mm.models import InternLM
 from internlm_mm.structures import IGNORE_INDEX
 from internlm_mm.tokenizers import build_template
-from tests.conversations import CALLING, PLAIN, TOOLS, conversations, internlm_model
+from tests.conversations import (
+    CALLING,
+    PLAIN,
+    TOOLS,
+    byte_level,
+    conversations,
+    internlm_model,
+)
 
 Q, A = {'role': 'user', 'content': 'def f1(x)'}, {'role': 'assistant', 'content': 'return x'}
 
@@ -221,7 +228,13 @@ def test_tokenizer_by_path_and_config(tmp_path: Path, tokenizer) -> None:
         )
 
 
-def test_packing_and_accumulation_do_not_change_the_gradient(tmp_path: Path, tokenizer) -> None:
+@pytest.mark.parametrize('route', ['SentencePiece', 'Hugging Face'])
+def test_packing_and_accumulation_do_not_change_the_gradient(
+    tmp_path: Path, tokenizer, route: str
+) -> None:
+    template = 'internlm2'
+    if route == 'Hugging Face':
+        tokenizer, template = byte_level(tmp_path / 'bytes'), 'chatml'
     pairs = [({**Q, 'content': f'def f{i}'}, {**A, 'content': 'return x' * i}) for i in range(1, 6)]
     lines = [{'messages': PLAIN}, *({'messages': pair} for pair in pairs)]
     path = write(tmp_path / 'c.jsonl', *lines)
@@ -241,8 +254,12 @@ def test_packing_and_accumulation_do_not_change_the_gradient(tmp_path: Path, tok
         (None, 128, 1),
         ('best_fit', 128, 1),
         ('best_fit', 256, 2),
+        (None, 200, 4),
+        ('best_fit', 200, 3),
     ):
-        dataset = make(path, tokenizer, tmp_path, seq_len=seq_len, packing=packing)
+        dataset = make(
+            path, tokenizer, tmp_path, seq_len=seq_len, packing=packing, chat_template=template
+        )
         rows = [dataset[index] for index in range(len(dataset))]
         batches = [
             collate_rows(rows[i : i + rows_a_time]) for i in range(0, len(rows), rows_a_time)
