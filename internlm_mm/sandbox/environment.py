@@ -49,11 +49,16 @@ class Python:
     packages: tuple[str, ...]
 
 
+SHARED = Path('/var/lib/internlm_mm/sandbox')
+"""Where root's environment is, which everyone may use."""
+
+
 def default_folder() -> Path:
-    """Where the sandbox's environment is if nobody says otherwise."""
-    if os.getuid() == 0:
-        return Path('/var/lib/internlm_mm/sandbox')
-    return Path.home() / '.local/share/internlm_mm/sandbox'
+    """Where `make_environment` puts the sandbox's environment if nobody says otherwise."""
+    try:
+        return SHARED if os.getuid() == 0 else Path.home() / '.local/share/internlm_mm/sandbox'
+    except RuntimeError:  # a user without a home
+        return SHARED
 
 
 def find_python(path: str | Path | None = None) -> Python:
@@ -69,9 +74,9 @@ def find_python(path: str | Path | None = None) -> Python:
     """
     if path is not None:
         return _ask(Path(path))
-    made = default_folder()
-    if (made / 'bin/python').exists():
-        return _ask(made)
+    for made in (default_folder(), SHARED):
+        if os.path.exists(made / 'bin/python'):
+            return _ask(made)
     reasons = []
     for candidate in SYSTEM:
         try:

@@ -1,0 +1,31 @@
+"""Sandboxes that the tests of this folder attack: each backend, as root and as an ordinary user."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from internlm_mm.sandbox.backends import missing
+from tests.sandbox_host import ORDINARY, Host
+
+AS_ROOT = os.getuid() == 0
+WAYS = [
+    (backend, who) for backend in ('bubblewrap', 'landlock') for who in ('as-it-is', 'ordinary')
+]
+
+
+@pytest.fixture(scope='module', params=WAYS, ids=lambda way: '-'.join(way))
+def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+    """A process that holds a sandbox with one session."""
+    backend, who = request.param
+    reason = missing(backend)
+    if reason is not None:
+        pytest.skip(f'{backend}: {reason}')
+    if who == 'ordinary' and not AS_ROOT:
+        pytest.skip('the tests run as an ordinary user already')
+    one = Host(backend, ORDINARY if who == 'ordinary' else None)
+    if one.failed is not None:
+        one.close()
+        pytest.skip(f'{backend}: {one.failed}')
+    yield one
+    assert one.close() == 0
