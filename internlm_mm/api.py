@@ -22,14 +22,17 @@ def from_pretrained(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     add_bos: bool = True,
+    base: str | Path | None = None,
 ) -> Generator:
-    """Load a model and its tokenizer to generate with.
+    """Load a model and its tokenizer to generate with; adapters are merged into their base.
 
     Args:
-        path: A work dir, a checkpoint `iter_N`, or a Hugging Face folder with safetensors.
+        path: A work dir, a checkpoint `iter_N`, a Hugging Face folder with safetensors, or a folder
+            of adapters in PEFT's format.
         device: Where the model goes; the first GPU if there is one, else the CPU, when None.
         dtype: Of its parameters; bfloat16 on a GPU and float32 on the CPU when None.
         add_bos: Whether a prompt begins with the tokenizer's bos, as documents in training did.
+        base: Where the frozen weights under adapters are now, if not where they were.
 
     Raises:
         FileNotFoundError: If there is no model at `path`.
@@ -39,7 +42,7 @@ def from_pretrained(
         device = 'cuda' if torch.cuda.is_available() else 'cpu'
     if dtype is None:
         dtype = torch.float32 if torch.device(device).type == 'cpu' else torch.bfloat16
-    return Generator(load_model(path, device, dtype), load_tokenizer_of(path), add_bos)
+    return Generator(load_model(path, device, dtype, base), load_tokenizer_of(path, base), add_bos)
 
 
 def generate(

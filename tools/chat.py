@@ -32,7 +32,11 @@ def main(argv: list[str] | None = None) -> int:
         template = args.template or stored_template(args.path) or 'none'
         dtype = None if args.dtype is None else getattr(torch, args.dtype)
         generator = from_pretrained(
-            args.path, device=args.device, dtype=dtype, add_bos=not args.no_bos
+            args.path,
+            device=args.device,
+            dtype=dtype,
+            add_bos=not args.no_bos,
+            base=args.base,
         )
         if args.prompt is None:
             name = None if template == 'none' else template
@@ -72,7 +76,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         prog='chat',
         description='Chat with a model, or continue text where it is a base model.',
     )
-    parser.add_argument('path', help='a work dir, a checkpoint iter_N or a Hugging Face folder')
+    parser.add_argument(
+        'path', help='a work dir, a checkpoint iter_N, or a folder of Hugging Face or PEFT'
+    )
     parser.add_argument('--prompt', help='continue this text and leave, without a template')
     template_help = "chat template, or 'none' to continue text; what the model was trained with"
     parser.add_argument('--template', metavar='NAME', help=template_help)
@@ -94,6 +100,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--dtype', choices=dtypes, help=dtype_help)
     no_bos_help = 'prompts do not begin with bos: the training data had none'
     parser.add_argument('--no-bos', action='store_true', help=no_bos_help)
+    base_help = 'where the frozen weights under adapters are now, if not where they were'
+    parser.add_argument('--base', metavar='PATH', help=base_help)
     return parser.parse_args(argv)
 
 

@@ -5,6 +5,7 @@ import re
 import sys
 
 from internlm_mm.checkpoint.hf_files import DTYPES
+from internlm_mm.checkpoint.peft_files import export_peft
 from internlm_mm.checkpoint.pretrained import convert_to_hf
 
 UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
@@ -14,6 +15,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 if the export was made and proven, 2 if not."""
     args = parse_args(argv)
     try:
+        if args.adapter:
+            size = export_peft(args.checkpoint, args.out, args.overwrite)
+            print(f'written: {args.out}')
+            print(f'adapter_bytes: {size}')
+            return 0
         difference = convert_to_hf(
             args.checkpoint,
             args.out,
@@ -25,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
             overwrite=args.overwrite,
             add_bos=not args.no_bos,
             show_progress=sys.stderr.isatty(),
+            base=args.base,
         )
     except (OSError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
@@ -61,6 +68,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--overwrite', action='store_true', help='replace OUT if it exists')
     no_bos_help = 'the exported tokenizer does not begin texts with bos: the data had none'
     parser.add_argument('--no-bos', action='store_true', help=no_bos_help)
+    adapter_help = "write the adapters alone, in PEFT's format; without it they are merged"
+    parser.add_argument('--adapter', action='store_true', help=adapter_help)
+    base_help = 'where the frozen weights under adapters are now, if not where they were'
+    parser.add_argument('--base', metavar='PATH', help=base_help)
     args = parser.parse_args(argv)
     for positional, option in (('checkpoint', 'src_folder'), ('out', 'tgt_folder')):
         given = [v for v in (getattr(args, positional), getattr(args, option)) if v is not None]

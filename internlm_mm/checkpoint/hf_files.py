@@ -65,6 +65,10 @@ def publish_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         os.replace(staging, out)
 
 
+_CONVERTED = ('model_tp*.pt', 'adapter_config.json')
+"""What conversions leave besides folders of Hugging Face."""
+
+
 def _check_replaceable(out: Path) -> None:
     """Raise FileExistsError unless `out` is what a conversion leaves: files, or `iter_0` alone.
 
@@ -80,7 +84,9 @@ def _check_replaceable(out: Path) -> None:
         found = f'the folder {folder!r}, which no conversion left there'
     elif (out / METADATA_FILE).is_file():
         found = 'a checkpoint of internlm_mm'
-    elif not (is_hf_folder(out) or any(out.glob('model_tp*.pt'))):
+    elif not (
+        is_hf_folder(out) or any(file for pattern in _CONVERTED for file in out.glob(pattern))
+    ):
         found = f'{content[0].name!r} and no weights'
     else:
         return

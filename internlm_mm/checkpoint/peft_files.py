@@ -17,14 +17,23 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from internlm_mm.checkpoint.adapters import build_adapter
+from internlm_mm.checkpoint.adapters import Merged, build_adapter, read_frozen
 from internlm_mm.checkpoint.base import recorded_base
 from internlm_mm.checkpoint.foreign import is_foreign, open_source
 from internlm_mm.checkpoint.hf_files import is_hf_folder, publish_folder, write_json
-from internlm_mm.checkpoint.huggingface import find_form
-from internlm_mm.checkpoint.step_folders import read_config, read_model_state
+from internlm_mm.checkpoint.huggingface import find_form, write_tokenizer
+from internlm_mm.checkpoint.step_folders import (
+    TOKENIZER_FOLDER,
+    check_whole,
+    find_checkpoint,
+    read_config,
+    read_model_state,
+)
 from internlm_mm.checkpoint.tensor_file import Entry, write_tensor_file
+from internlm_mm.checkpoint.vocabulary import find_tokenizer
 from internlm_mm.registry import MODELS
+from internlm_mm.tokenizers import build_template
+from internlm_mm.tokenizers.chat_choice import recorded_template
 from internlm_mm.utils.adapters import is_adapter, layer_of
 
 LOG = logging.getLogger(__name__)
@@ -32,7 +41,7 @@ LOG = logging.getLogger(__name__)
 CONFIG_NAME, WEIGHTS_NAME = 'adapter_config.json', 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
 
-_MUST_BE = {
+_MUST_BE: dict[str, tuple[Any, ...]] = {
     'peft_type': ('LORA',),
     'bias': ('none', None),
     'fan_in_fan_out': (False, None),
@@ -53,11 +62,11 @@ def is_peft_folder(path: str | Path) -> bool:
     return (Path(path) / CONFIG_NAME).is_file()
 
 
-def export_peft(checkpoint: Path, out: str | Path, overwrite: bool = False) -> int:
-    """Write the adapters of a checkpoint so that `peft` loads them.
+def export_peft(checkpoint: str | Path, out: str | Path, overwrite: bool = False) -> int:
+    """Write the adapters of a checkpoint, and its tokenizer, so that `peft` loads them.
 
     Args:
-        checkpoint: `iter_N`, whole. Its frozen weights need not be there.
+        checkpoint: A work dir or a checkpoint `iter_N`. Frozen weights need not be there.
         out: The folder to make.
         overwrite: Whether an existing `out` is replaced.
 
@@ -68,6 +77,8 @@ def export_peft(checkpoint: Path, out: str | Path, overwrite: bool = False) -> i
         FileExistsError: If `out` exists and `overwrite` is False.
         ValueError: If the checkpoint has no adapters, or its family no form with Llama's names.
     """
+    checkpoint = find_checkpoint(checkpoint)
+    check_whole(checkpoint)
     said = dict(read_config(checkpoint)['model'])
     said.pop('objective', None)
     adapter = said.pop('adapter', None)
@@ -86,6 +97,11 @@ def export_peft(checkpoint: Path, out: str | Path, overwrite: bool = False) -> i
         content = _config_of(build_adapter(adapter), model, layers)
         content['base_model_name_or_path'] = _base_of(checkpoint, layers)
         write_json(folder / CONFIG_NAME, content)
+        tokenizer = find_tokenizer(checkpoint / TOKENIZER_FOLDER)
+        if tokenizer is not None:
+            template = recorded_template(checkpoint / TOKENIZER_FOLDER, read_config(checkpoint))
+            chat_template = None if template is None else build_template(template)
+            write_tokenizer(tokenizer, folder, chat_template=chat_template)
     return size
 
 
@@ -224,6 +240,53 @@ def read_peft(folder: str | Path) -> dict[str, Tensor]:
     """The tensors of a folder's adapters, by our names."""
     with safe_open(_weights(folder), 'pt') as file:
         return {_ours(name, folder): file.get_tensor(name) for name in file.keys()}
+
+
+def peft_base(folder: str | Path, base: str | Path | None = None) -> Path:
+    """Where the frozen weights under a folder's adapters are.
+
+    Raises:
+        FileNotFoundError: If they are nowhere; nothing is downloaded.
+    """
+    said = base or read_peft_config(folder).get('base_model_name_or_path')
+    if said is None or not Path(said).is_dir():
+        raise FileNotFoundError(
+            f'{folder} holds adapters of the weights in {said!r}, which is no folder: say with '
+            'base where they are'
+        )
+    return Path(said)
+
+
+def open_peft(
+    folder: str | Path, base: str | Path | None = None
+) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+    """A model of frozen weights and a folder's adapters.
+
+    Args:
+        folder: Has the two files.
+        base: Where the frozen weights are, if not where the folder says: a Hugging Face folder, one
+            of InternLM's shards, a work dir or a checkpoint.
+
+    Returns:
+        A config that `MODELS.build` takes, and the merged weights by our names.
+
+    Raises:
+        FileNotFoundError: If something is missing.
+        ValueError: If the two do not belong together.
+    """
+    path = peft_base(folder, base)
+    adapter, tensors = build_adapter(adapter_of_peft(folder)), read_peft(folder)
+    if is_foreign(path):
+        source = open_source(path)
+        config, weights = source.config, source.weights
+    else:
+        path = find_checkpoint(path)
+        config = {k: v for k, v in read_config(path)['model'].items() if k != 'objective'}
+        weights = read_frozen(path)
+    with torch.device('meta'):
+        adapter.apply(model := MODELS.build(dict(config)))
+    check_peft(folder, model, adapter_of_peft(folder))
+    return config, Merged(weights, tensors, adapter)
 
 
 def _names(folder: str | Path) -> dict[str, list[int]]:

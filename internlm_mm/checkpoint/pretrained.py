@@ -15,6 +15,8 @@ from internlm_mm.checkpoint.foreign import open_source
 from internlm_mm.checkpoint.hf_files import is_hf_folder
 from internlm_mm.checkpoint.hf_import import fill_model
 from internlm_mm.checkpoint.huggingface import export_hf
+from internlm_mm.checkpoint.peft_files import is_peft_folder, open_peft, peft_base
+from internlm_mm.checkpoint.reward import WithScore, has_score
 from internlm_mm.checkpoint.step_folders import (
     TOKENIZER_FOLDER,
     find_checkpoint,
@@ -23,7 +25,7 @@ from internlm_mm.checkpoint.step_folders import (
     verify,
 )
 from internlm_mm.checkpoint.vocabulary import find_tokenizer
-from internlm_mm.registry import MODELS
+from internlm_mm.registry import MODELS, OBJECTIVES
 from internlm_mm.tokenizers import Tokenizer, build_template, load_tokenizer
 from internlm_mm.tokenizers.chat_choice import recorded_template
 from internlm_mm.utils.suggest import did_you_mean
@@ -40,15 +42,18 @@ def load_model(
     """Build a trained model, in evaluation mode and without gradients; adapters are merged.
 
     Args:
-        path: A work dir, a checkpoint `iter_N`, or a Hugging Face folder.
+        path: A work dir, a checkpoint `iter_N`, a Hugging Face folder, or one of PEFT.
         device: Where the model goes.
         dtype: Of its parameters.
-        base: Of a checkpoint of adapters: where its frozen weights are now, if not where they were.
+        base: Of adapters: where their frozen weights are now, if not where they were.
 
     Raises:
         FileNotFoundError: If there is no model at `path`.
         ValueError: If the checkpoint is damaged or does not fit the model.
     """
+    if is_peft_folder(path):
+        config, state = open_peft(path, base)
+        return fill_model(_build_on_meta(config), state, device, dtype)
     if is_hf_folder(path):
         if base is not None:
             raise ValueError(f'base={base}: {path} holds all of its weights itself')
@@ -61,13 +66,21 @@ def load_model(
 def _open(folder: Path, base: str | Path | None) -> tuple[nn.Module, Mapping[str, Tensor]]:
     """A checkpoint's model on the meta device, and its weights, with adapters merged."""
     parts = open_parts(folder, base)
-    if parts is not None:
-        return _build_on_meta(parts.model), parts.merged()
-    return _build_on_meta(read_config(folder)['model']), read_model_state(folder)
+    config = read_config(folder)['model'] if parts is None else parts.model
+    own = read_model_state(folder)
+    model, state = _build_on_meta(config), own if parts is None else parts.merged()
+    return model, WithScore(state, own) if has_score(model) else state
 
 
-def load_tokenizer_of(path: str | Path) -> Tokenizer | None:
-    """The tokenizer stored with a model, or None where there is none. `path` as in `load_model`."""
+def load_tokenizer_of(path: str | Path, base: str | Path | None = None) -> Tokenizer | None:
+    """The tokenizer stored with a model, or None where there is none.
+
+    Args:
+        path: As in `load_model`.
+        base: Likewise; a folder of PEFT without a tokenizer has that of its base.
+    """
+    if is_peft_folder(path):
+        return find_tokenizer(path) or load_tokenizer_of(peft_base(path, base))
     return find_tokenizer(path if is_hf_folder(path) else find_checkpoint(path) / TOKENIZER_FOLDER)
 
 
@@ -157,9 +170,12 @@ def check_family(kind: Any) -> None:
 
 
 def _build_on_meta(config: Mapping[str, Any]) -> nn.Module:
-    """The model of a checkpoint without its objective, which nothing here needs."""
-    said = {key: value for key, value in config.items() if key != 'objective'}
+    """The model of a checkpoint; without its objective, unless that has the score of a reward."""
+    said = dict(config)
+    objective = said.pop('objective', None)
     check_family(said.get('type'))
+    if objective and getattr(OBJECTIVES.get(objective['type']), 'replaces_head', False):
+        said['objective'] = objective
     with torch.device('meta'):
         return MODELS.build(said)
 

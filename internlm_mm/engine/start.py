@@ -164,9 +164,10 @@ def check_start(start: Start, model: Any, config: Config, logger: Logger) -> Sou
     Raises:
         ValueError: Naming the file, the tensor or the key of the model that does not fit.
     """
-    if start.adapter is not None:
+    adapter = start.adapter
+    if adapter is not None:
         said = to_plain(dict.get(config._cfg_dict, 'model') or {}).get('adapter')
-        together(lambda: check_peft(start.adapter, model, said))
+        together(lambda: check_peft(adapter, model, said))
     if start.foreign is not None:
         source, differences = together(lambda: _open(start, model))
         for difference in differences:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from internlm_mm.checkpoint.peft_files import is_peft_folder
 from internlm_mm.checkpoint.pretrained import is_hf_folder, load_tokenizer_of
 from internlm_mm.checkpoint.step_folders import TOKENIZER_FOLDER, find_checkpoint, read_config
 from internlm_mm.tokenizers.chat_choice import (
@@ -21,12 +22,12 @@ def stored_template(path: str | Path) -> str | None:
     config of the run as `chat_template`.
 
     Args:
-        path: A work dir, a checkpoint `iter_N`, or a Hugging Face folder.
+        path: A work dir, a checkpoint `iter_N`, a Hugging Face folder, or one of PEFT.
 
     Raises:
         FileNotFoundError: If there is no model at `path`.
     """
-    if is_hf_folder(path):
+    if is_hf_folder(path) or is_peft_folder(path):
         folder, config = Path(path), None
     else:
         checkpoint = find_checkpoint(path)
@@ -46,7 +47,7 @@ def template_for(path: str | Path) -> str:
 
 def _family(path: str | Path) -> str:
     """What a model calls itself, in small letters."""
-    if is_hf_folder(path):
+    if is_hf_folder(path) or is_peft_folder(path):
         file = Path(path) / 'config.json'
         config = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
         return f'{config.get("model_type")} {config.get("architectures")}'.lower()

@@ -148,7 +148,7 @@ class AdaptedColumn(ParallelStyle):
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         _split(module, device_mesh, Shard(0), Shard(0), {'lora_A': Replicate()}, Shard(0))
-        module.forward = partial(_column, module, device_mesh)  # type: ignore[method-assign]
+        module.forward = partial(_column, module, device_mesh)
         return module
 
 
@@ -161,7 +161,7 @@ class AdaptedRow(ParallelStyle):
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         _split(module, device_mesh, Shard(1), Replicate(), {'lora_A': Shard(1)}, Replicate())
-        module.forward = partial(_row, module, device_mesh)  # type: ignore[method-assign]
+        module.forward = partial(_row, module, device_mesh)
         return module
 
 
