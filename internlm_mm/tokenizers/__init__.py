@@ -2,7 +2,9 @@
 
 from internlm_mm.tokenizers.base import Tokenizer
 from internlm_mm.tokenizers.chat_format import ChatTemplate
+from internlm_mm.tokenizers.chat_parsing import Answer, CallError, read_answer, read_answer_ids
 from internlm_mm.tokenizers.chat_spelling import Encoded, Segment, ToolFormat
+from internlm_mm.tokenizers.chat_stream import AnswerStream
 from internlm_mm.tokenizers.chat_templates import (
     build_template,
     chatml,
@@ -17,6 +19,9 @@ from internlm_mm.tokenizers.load import load_tokenizer
 from internlm_mm.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 
 __all__ = [
+    'Answer',
+    'AnswerStream',
+    'CallError',
     'ChatTemplate',
     'Encoded',
     'HFTokenizer',
@@ -32,4 +37,6 @@ __all__ = [
     'internlm_v1_1',
     'llama3',
     'load_tokenizer',
+    'read_answer',
+    'read_answer_ids',
 ]
