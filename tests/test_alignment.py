@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from internlm_mm.api import from_pretrained
+from internlm_mm.checkpoint.pretrained import convert_to_hf, load_model
 from internlm_mm.engine import LLMRunner
 from internlm_mm.engine.evaluate import evaluate, metrics_table
 from internlm_mm.utils.config import check_config, load_config
@@ -147,3 +150,75 @@ def test_a_checkpoint_is_evaluated_by_itself(full, dpo) -> None:
         for key, value in history(runner)[12].items():
             assert metrics[key] == pytest.approx(value, rel=1e-5), key
         assert 'rewards/accuracy' in metrics_table(metrics)
+
+
+@pytest.fixture(scope='module')
+def rewards(full):
+    """A reward model of all weights, and one of adapters, that begin with an aligned model."""
+    folder, settings, _ = full
+    given = {key: value for key, value in settings.items() if key not in FULL}
+    given |= {'load_from': str(folder / 'work'), 'train_dataloader.dataset.on_error': 'skip'}
+    lora = {'model.adapter': {'type': 'LoRA', 'rank': 4}}
+    runners = []
+    for name, more in (('reward', {}), ('lora_reward', lora)):
+        rate = {'optim_wrapper.optimizer.lr': 1e-2 if more else 1e-3}
+        runner = runner_of('internlm_tiny_reward', folder / name, given | more | rate)
+        runner.train()
+        runners.append(runner)
+        convert_to_hf(folder / name, folder / f'{name}_hf', dtype='float32')
+    return folder, given, runners
+
+
+def test_a_reward_model_learns_it(rewards) -> None:
+    _, _, runners = rewards
+    for runner in runners:
+        found = history(runner)
+        assert found[12]['loss'] < found[0]['loss'] - 0.1
+        assert found[12]['rewards/accuracy'] > 0.8
+
+
+@pytest.mark.parametrize('name', ['reward', 'lora_reward'])
+def test_transformers_gives_the_same_scores(name, rewards) -> None:
+    folder, _, runners = rewards
+    tokenizer = AutoTokenizer.from_pretrained(folder / f'{name}_hf')
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder / f'{name}_hf').eval()
+    assert type(theirs).__name__ == 'LlamaForSequenceClassification' and theirs.num_labels == 1
+    ours = load_model(folder / name)
+    pairs = json.loads((folder / 'pairs/messages.json').read_text())
+    rows = runners[0].val_dataloader.dataset
+    seen = {tuple(one) for one, _ in documents_of(rows, range(len(rows)))}
+    for pair in pairs:
+        for answer in (pair['chosen'], pair['rejected']):
+            ids = tokenizer.apply_chat_template([*pair['messages'], answer], return_tensors='pt')[
+                'input_ids'
+            ]
+            assert tuple(ids[0].tolist()) in seen  # what is scored is spelt as what was learnt
+            wanted = theirs(ids).logits.item()
+            hidden = ours.hidden_states(ids, torch.arange(ids.shape[1])[None])
+            assert ours.objective.score(hidden[:, -1]).item() == pytest.approx(wanted, abs=1e-5)
+
+
+def documents_of(rows, indices):
+    for index in indices:
+        row = rows[index]
+        start = 0
+        for number, length in enumerate(row.lengths[: 2 * row.num_pairs]):
+            yield row.input_ids[start : start + length].tolist(), number
+            start += length
+
+
+def test_a_reward_run_goes_on_and_is_evaluated(rewards) -> None:
+    folder, given, runners = rewards
+    resumed = runner_of(
+        'internlm_tiny_reward',
+        folder / 'reward_resumed',
+        given | {'resume': str(folder / 'reward/iter_6'), 'optim_wrapper.optimizer.lr': 1e-3},
+    )
+    resumed.train()
+    assert history(resumed)[12] == history(runners[0])[12]
+    for name, runner in zip(('reward', 'lora_reward'), runners, strict=True):
+        metrics = evaluate(folder / name)
+        for key, value in history(runner)[12].items():
+            assert metrics[key] == pytest.approx(value, rel=1e-4), key
+    with pytest.raises(ValueError, match='this is a reward model'):
+        from_pretrained(folder / 'reward')

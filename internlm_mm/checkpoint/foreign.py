@@ -18,7 +18,7 @@ from internlm_mm.checkpoint.internlm_shards import import_internlm
 from internlm_mm.checkpoint.step_folders import list_checkpoints
 from internlm_mm.checkpoint.storage import METADATA_FILE
 from internlm_mm.registry import MODELS
-from internlm_mm.utils.adapters import is_adapter
+from internlm_mm.utils.adapters import is_adapter, is_score
 from internlm_mm.utils.suggest import did_you_mean
 
 FORMATS = ('auto', 'hf', *INTERNLM_FORMATS)
@@ -186,15 +186,19 @@ def check_weights(model: nn.Module, source: Source) -> None:
     """Compare a model with what a folder holds, both ways, without reading a weight.
 
     Args:
-        model: May be on the meta device; its adapters are no part of the comparison.
+        model: May be on the meta device; its adapters are no part of the comparison, nor is the
+            score of a reward model, in whose place the folder has a head.
         source: The folder.
 
     Raises:
         ValueError: Naming the first tensor that is missing, left over, quantised, or of another
             shape.
     """
+    parameters = dict(model.named_parameters())
     wanted = {
-        name: tuple(p.shape) for name, p in model.named_parameters() if not is_adapter(name)
+        name: tuple(parameter.shape)
+        for name, parameter in parameters.items()
+        if not is_adapter(name) and not is_score(name)
     }
     kind, weights = type(model).__name__, source.weights
     for name, shape in wanted.items():
@@ -215,7 +219,8 @@ def check_weights(model: nn.Module, source: Source) -> None:
                 f'{source.path}: {weights.describe(name)} is {dtype}; expected a floating-point '
                 'dtype of 16 bits or more: quantised weights are not read'
             )
-    extra = sorted(set(weights) - set(wanted))
+    unused = {'lm_head.weight'} if any(map(is_score, parameters)) else set()
+    extra = sorted(set(weights) - set(wanted) - unused)
     if extra:
         raise ValueError(
             f'{source.path}: {weights.describe(extra[0])} is left over (of {len(extra)}): {kind} '
@@ -241,7 +246,10 @@ def check_same_model(model: nn.Module, source: Source) -> list[str]:
     pairs: list[tuple[str, Any, Any]] = [('num_layers', *layers)]
     keys = _SIZES + _MEANING + (_PARTS if type(model) is type(theirs) else [])
     pairs += [(key, getattr(model, key, None), getattr(theirs, key, None)) for key in keys]
+    has_score = any(is_score(name) for name, _ in model.named_parameters())
     for key, here, there in pairs:
+        if key == 'tie_word_embeddings' and has_score:  # there is nothing to tie
+            continue
         if here != there and None not in (here, there):
             raise ValueError(
                 f'model.{key}={here!r}, but {source.path} holds {type(theirs).__name__} with '

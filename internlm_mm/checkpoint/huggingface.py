@@ -22,6 +22,7 @@ from internlm_mm.checkpoint.hf_files import (
 from internlm_mm.checkpoint.hf_import import check_names
 from internlm_mm.checkpoint.remote import FORMATS as REMOTE_FORMATS
 from internlm_mm.checkpoint.remote import write_remote_code
+from internlm_mm.checkpoint.reward import has_score, scored_config, scored_layout
 from internlm_mm.checkpoint.streaming import hf_model, streamed
 from internlm_mm.tokenizers import ChatTemplate, Tokenizer
 from internlm_mm.tokenizers.chat_export import write_chat_template
@@ -55,7 +56,7 @@ def export_hf(
     verify: bool = True,
     show_progress: bool = False,
 ) -> float | None:
-    """Write a folder that `transformers` loads, and compare its logits with ours.
+    """Write a folder that `transformers` loads, and compare its logits, or scores, with ours.
 
     Everything is written to `OUT.tmp`, which takes the name OUT only when it is whole and proven.
     Weights pass through memory one tensor at a time, and for the comparison those of one module.
@@ -75,7 +76,8 @@ def export_hf(
         show_progress: Whether bars on standard error show how far it is.
 
     Returns:
-        The largest difference between the logits, or None without `verify`.
+        The largest difference between the logits, or the scores of a reward model; None without
+        `verify`.
 
     Raises:
         FileExistsError: If `out` exists and `overwrite` is False.
@@ -86,6 +88,9 @@ def export_hf(
     form = find_form(model, format)
     config = form.config_of(model)
     layout = form.layout(model.num_heads, model.num_kv_heads)
+    is_reward = has_score(model)
+    if is_reward:
+        config, layout = scored_config(form, config), scored_layout(layout)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     check_names(shapes, model_state)
     if tokenizer is not None:
@@ -107,6 +112,8 @@ def export_hf(
             byte_bar('comparing', 2 * size, show_progress) as advance,
             streamed(model.eval(), _Rounded(model_state, torch_dtype, advance)) as ours,
         ):
+            if is_reward:
+                return verify_scores(ours, folder, ids, on_bytes=advance)
             return verify_logits(ours, folder, ids, on_bytes=advance)
 
 
@@ -164,13 +171,44 @@ def verify_logits(
         stored = _Watched(weights, on_bytes) if on_bytes else weights
         with streamed(other, stored) as running:
             theirs = running(batch, use_cache=False).logits
+    return _compare(f'logits of {type(other).__name__}', ours, theirs, ids, tolerance)
+
+
+def verify_scores(
+    model: Any,
+    hf_folder: str | Path,
+    ids: Sequence[Sequence[int]],
+    tolerance: float = 1e-4,
+    on_bytes: Callable[[int], None] | None = None,
+) -> float:
+    """`verify_logits` of a reward model, and `AutoModelForSequenceClassification`.
+
+    What both would score a conversation that ended there is compared at every token.
+    """
+    length = max(map(len, ids))
+    batch = torch.tensor([[*row, *([0] * (length - len(row)))] for row in ids])
+    positions = torch.arange(length).expand_as(batch)
+    with torch.inference_mode():
+        ours = model.objective.score(model.hidden_states(batch, positions))
+        other: Any
+        other, weights = hf_model(Path(hf_folder))
+        stored = _Watched(weights, on_bytes) if on_bytes else weights
+        with streamed(other, stored):
+            hidden = other.model(batch, use_cache=False).last_hidden_state
+            theirs = other.score(hidden)
+    return _compare(f'scores of {type(other).__name__}', ours, theirs, ids, tolerance)
+
+
+def _compare(
+    what: str, ours: Tensor, theirs: Tensor, ids: Sequence[Sequence[int]], tolerance: float
+) -> float:
+    """The largest difference, [rows, seq, ...] each, at the tokens that rows have."""
     pairs = [(a[: len(row)], b[: len(row)]) for a, b, row in zip(ours, theirs, ids, strict=True)]
     difference = max(float((a - b).abs().max()) for a, b in pairs)
     scale = max(1.0, *(float(b.abs().max()) for _, b in pairs))
     if not difference <= tolerance * scale:  # written so that a NaN fails
         raise ValueError(
-            f'logits of {type(other).__name__} differ from ours by {difference:.3g}, '
-            f'more than {tolerance * scale:.3g}'
+            f'{what} differ from ours by {difference:.3g}, more than {tolerance * scale:.3g}'
         )
     return difference
 

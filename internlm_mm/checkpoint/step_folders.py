@@ -13,7 +13,7 @@ from typing import Any
 
 from internlm_mm.checkpoint.disk import files_crc32
 from internlm_mm.checkpoint.storage import METADATA_FILE, StoredTensors, read_tensor_index
-from internlm_mm.utils.adapters import is_adapter
+from internlm_mm.utils.adapters import is_adapter, is_score, names_held
 from internlm_mm.utils.suggest import did_you_mean
 
 STATE_FILE = 'state.json'
@@ -146,7 +146,8 @@ def check_tensors(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
 def check_model(path: Path, model: Any) -> None:
     """Compare a whole model with a checkpoint, both ways: a smaller model would lose layers unseen.
 
-    Of a model with adapters a checkpoint may hold the adapters alone, or all but them.
+    Of a model with adapters a checkpoint may hold the adapters alone, or all but them; one for a
+    reward model may have a head in the place of the score.
 
     Args:
         path: Checkpoint folder.
@@ -157,17 +158,17 @@ def check_model(path: Path, model: Any) -> None:
     """
     wanted = {f'model.{name}': tuple(value.shape) for name, value in model.state_dict().items()}
     stored = [name for name in read_tensor_index(path) if name.startswith('model.')]
-    held = {is_adapter(name) for name in stored}
-    if any(map(is_adapter, wanted)):
-        wanted = {name: shape for name, shape in wanted.items() if is_adapter(name) in held}
-    elif True in held:
+    held = names_held(wanted, stored)
+    if any(map(is_adapter, stored)) and not any(map(is_adapter, wanted)):
         raise ValueError(
             f'{path} holds adapters, and this model has none: set model.adapter as it is in its '
             'config.py, or merge them first (tools/convert2hf.py)'
         )
+    has_score = any(map(is_score, wanted))
+    wanted = {name: wanted[name] for name in held}
     check_tensors(path, wanted)
     for name in stored:
-        if name not in wanted:
+        if name not in wanted and not (has_score and name == 'model.lm_head.weight'):
             raise ValueError(
                 f'{path} is a checkpoint of another model: it holds {name!r}, '
                 'which this model does not have'

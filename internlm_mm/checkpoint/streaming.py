@@ -68,7 +68,7 @@ def hf_model(folder: Path) -> tuple[nn.Module, HFWeights]:
         ValueError: If the names or shapes of the weights are not the model's.
     """
     # Only converting needs transformers, which takes seconds to import.
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     said = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
     with torch.device('meta'):
@@ -80,7 +80,9 @@ def hf_model(folder: Path) -> tuple[nn.Module, HFWeights]:
             config = AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+            classifies = str(said.get('architectures')).endswith("ForSequenceClassification']")
+            kind = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+            model = kind.from_config(config, dtype=torch.float32).eval()
     for path, module in list(model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             model.set_submodule(path, type(module)(config))

@@ -30,7 +30,7 @@ def hash_weights(model: nn.Module) -> str:
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         data = whole.detach().cpu().contiguous()
         found.update(f'{name} {data.dtype} {list(data.shape)}\n'.encode())
-        found.update(data.reshape(-1).view(torch.uint8).numpy())
+        found.update(data.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

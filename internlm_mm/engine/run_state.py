@@ -18,7 +18,7 @@ from internlm_mm.optim.param_groups import check_same_groups
 from internlm_mm.parallel.adapters import follow_base
 from internlm_mm.parallel.mesh import Layout
 from internlm_mm.parallel.strategy import HybridParallelStrategy
-from internlm_mm.utils.adapters import is_adapter
+from internlm_mm.utils.adapters import is_adapter, is_score, names_held
 from internlm_mm.utils.shards import zeros_cut_like
 
 
@@ -64,7 +64,8 @@ class RunState:
         tensors = {f'model.{k}': v for k, v in strategy.model_state_dict().items()}
         if self.base is not None:
             state['base'] = self.base.as_json()
-            tensors = {name: value for name, value in tensors.items() if is_adapter(name)}
+            own = (name for name in tensors if is_adapter(name) or is_score(name))
+            tensors = {name: tensors[name] for name in own}
         if save_optimizer:
             tensors |= self.optimizer_tensors()
             tensors |= {f'rng.{strategy.rank}.{k}': v for k, v in random_state().items()}
@@ -124,12 +125,10 @@ class RunState:
         return state
 
     def _held(self, path: Path) -> dict[str, Tensor]:
-        """What of the model a checkpoint holds: all, or of one with adapters these or the rest."""
+        """What of the model a checkpoint holds; see `names_held`."""
         tensors = {f'model.{k}': v for k, v in self.strategy.model_state_dict().items()}
-        if not any(map(is_adapter, tensors)):
-            return tensors
-        kinds = {is_adapter(name) for name in read_tensor_index(path) if name.startswith('model.')}
-        return {name: tensor for name, tensor in tensors.items() if is_adapter(name) in kinds}
+        stored = (name for name in read_tensor_index(path) if name.startswith('model.'))
+        return {name: tensors[name] for name in names_held(tensors, stored)}
 
     def load_weights(self, read: Callable[[str], Tensor], adapters: bool = False) -> None:
         """Take this rank's part of every weight; one of them is in memory whole at a time.
@@ -141,7 +140,7 @@ class RunState:
         if self.strategy.gather_ahead is not None:
             self.strategy.gather_ahead.drop()  # copies of the weights from before
         for name, tensor in self.strategy.model_state_dict().items():
-            if is_adapter(name) != adapters:
+            if is_adapter(name) != adapters or is_score(name):
                 continue
             held = local_part(name, tensor)
             if held is not None:

@@ -25,6 +25,8 @@ class Generator:
     """
 
     def __init__(self, model: Any, tokenizer: Tokenizer | None, add_bos: bool = True) -> None:
+        if model.lm_head is None:
+            raise ValueError('this is a reward model: it gives scores to answers and writes none')
         self.model = model
         self.add_bos = add_bos
         self.tokenizer = tokenizer

@@ -17,7 +17,7 @@ train_dataloader = dict(
         seq_len=4096,  # both answers of a pair, with their prompts
         chat_template='internlm2',  # the one that the model was fine-tuned with
         packing='best_fit',  # several pairs a row; None: one each
-        overlong='error',  # 'truncate' cuts pairs that are longer than a row, 'skip' leaves them out
+        overlong='error',  # of a pair longer than a row; 'truncate' cuts it, 'skip' leaves it out
         on_error='raise',  # 'skip' leaves malformed records out and counts them
     ),
     num_workers=2,
