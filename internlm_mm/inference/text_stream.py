@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence
 
 _INCOMPLETE = '\ufffd'  # what the first bytes of a longer character decode to
 
+_CHARACTER = 4  # tokens that a character may have: its bytes
+_WAIT = 4 * _CHARACTER  # tokens after which what is no text yet, or mere space, is no beginning
+
 
 class TextStream:
     """Text of tokens, given out as soon as no later token can change it.
 
     Held back are the first bytes of a character and what may become a stop string. A token costs
-    the decoding of the few tokens since the last piece of text, not of all.
+    the decoding of some dozens of tokens at most, not of all, also in runs of bytes that are no
+    text, of spaces, and of tokens without text.
 
     Args:
         decode: Token ids to text.
@@ -26,7 +30,8 @@ class TextStream:
         self.stopped = False
         self._decode = decode
         self._stop = stop
-        self._ids: list[int] = []  # those from `context` on
+        self._ids: list[int] = []  # the last ones, the first of them as context of the others
+        self._context = 0  # ids that are context and nothing else
         self._known = 0  # ids whose text is known
         self._known_text = ''
         self._held = ''
@@ -36,17 +41,44 @@ class TextStream:
         if self.stopped:
             return ''
         self._ids.append(token)
-        text = self._decode(self._ids)
-        if text.endswith(_INCOMPLETE):
+        known, text = self._certain(self._decode(self._ids))
+        if known == self._known:
             return ''
         piece = text[len(self._known_text) :]
         if piece.strip():
             # Decoders strip or join only at the beginning, so the ids of this piece, which is no
             # mere space, are context enough for those that follow.
-            del self._ids[: self._known]
-            text = self._decode(self._ids)
-        self._known, self._known_text = len(self._ids), text
+            self._context = known - self._known
+            self._forget(0, self._known, known)
+        elif known - self._context > _WAIT:
+            self._forget(self._context, known - _CHARACTER, known)
+        else:
+            self._known, self._known_text = known, text
         return self._release(piece)
+
+    def _certain(self, text: str) -> tuple[int, str]:
+        """How many of the ids no later one can change, and their text.
+
+        Args:
+            text: Of all ids.
+        """
+        if not text.endswith(_INCOMPLETE):
+            return len(self._ids), text
+        if len(self._ids) - self._known > _WAIT:  # no character: it will not become text
+            latest = len(self._ids) - _CHARACTER
+            cuts = range(latest, latest - _CHARACTER, -1)
+            begins = ((self._decode(self._ids[:cut]), cut) for cut in cuts)
+            found = [(len(begin), cut, begin) for begin, cut in begins if text.startswith(begin)]
+            if found:  # a cut within a character makes marks of its bytes: more of them
+                _, cut, begin = min(found)
+                return cut, begin
+        return self._known, self._known_text
+
+    def _forget(self, begin: int, end: int, known: int) -> None:
+        """Give up ids whose text is known, so that `known` of those before are left."""
+        del self._ids[begin:end]
+        self._known = known - (end - begin)
+        self._known_text = self._decode(self._ids[: self._known])
 
     def finish(self) -> str:
         """The rest of the text, once the last token has been pushed."""

@@ -83,6 +83,53 @@ def test_a_token_costs_few(tokenizer):
     assert max(decoded) < 20
 
 
+def degenerate(tokenizer):
+    """Runs that give no text for long: one byte, half a character, spaces, tokens without text."""
+    byte = {value: tokenizer.token_id(f'<0x{value:02X}>') for value in (0x80, 0xE6, 0x9B, 0xB8)}
+    space = tokenizer.encode('x ' + '  ' * 40)[-1]
+    half = [byte[0xE6], byte[0x9B]]
+    return {
+        'bytes': [byte[0x80]] * 200,
+        'halves': half * 100,
+        'spaces': [space] * 200,
+        'spaces in front of a word': [space] * 200 + tokenizer.encode('def'),
+        'words, then spaces': tokenizer.encode('def f(x)') + [space] * 200,
+        'nothing': [2] * 200,
+        'after a word': tokenizer.encode('done') + half * 100 + tokenizer.encode(' done'),
+        'and a character': half * 50 + [*half, byte[0xB8]] + tokenizer.encode('done'),
+        'replacements': tokenizer.encode('\ufffd' * 70 + ' x'),
+    }
+
+
+@pytest.mark.parametrize(
+    'kind',
+    [
+        'bytes', 'halves', 'spaces', 'spaces in front of a word', 'words, then spaces', 'nothing',
+        'after a word', 'and a character', 'replacements',
+    ],
+)  # fmt: skip
+def test_runs_without_text_cost_no_more(tokenizer, kind):
+    ids = degenerate(tokenizer)[kind]
+    decoded = []
+    stream = TextStream(lambda ids: decoded.append(len(ids)) or tokenizer.decode(ids))
+    pieces = [stream.push(token) for token in ids]
+    assert sum(decoded) < 60 * len(ids) and max(decoded) < 60
+    assert ''.join([*pieces, stream.finish()]) == tokenizer.decode(ids)
+
+
+def test_runs_of_any_tokens_join_to_the_whole_text(tokenizer):
+    rng = random.Random(1)
+    first = 259 if isinstance(tokenizer, HFTokenizer) else 0
+    for _ in range(60):
+        runs = rng.randrange(1, 6)
+        some = [rng.randrange(first, tokenizer.vocab_size) for _ in range(3)]
+        ids = [token for _ in range(runs) for token in [rng.choice(some)] * rng.randrange(1, 50)]
+        decoded = []
+        stream = TextStream(lambda ids, seen=decoded: seen.append(ids) or tokenizer.decode(ids))
+        assert ''.join(pieces_of(stream, ids)) == tokenizer.decode(ids)
+        assert max(map(len, decoded)) < 60
+
+
 def first_stop(text, stops):
     """Where the stop string that is complete first begins, by looking at every beginning."""
     for end in range(len(text) + 1):
