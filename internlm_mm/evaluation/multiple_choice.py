@@ -54,6 +54,21 @@ TEXT_FORMS = {
 }
 """Prompts that the texts of options follow, by language."""
 
+CHAT_LETTER_FORMS = {
+    'en': PromptForm(
+        question='{question}\n{options}Answer with the letter of the right option.',
+        option='{letter}. {text}\n',
+    ),
+    'zh': PromptForm(
+        question='{question}\n{options}请直接回答正确选项的字母。',
+        option='{letter}. {text}\n',
+    ),
+}
+"""Turns that list the options, by language."""
+
+CHAT_TEXT_FORMS = {'en': PromptForm(), 'zh': PromptForm()}
+"""Turns that the texts of options answer: the question alone."""
+
 INTROS = {
     'mmlu': 'The following are multiple choice questions (with answers) about {subject}.\n\n',
     'ceval': '以下是中国关于{subject}考试的单项选择题，请选出其中的正确答案。\n\n',
@@ -134,7 +149,12 @@ class MultipleChoice(Task):
         self.scoring, self.normalise, self.max_samples = scoring, normalise, max_samples
         self.template = None if chat_template is None else build_template(chat_template)
         form = QUESTION_FORMATS[format]
-        forms = LETTER_FORMS if scoring == 'letters' else TEXT_FORMS
+        listing, bare = (
+            (LETTER_FORMS, TEXT_FORMS)
+            if self.template is None
+            else (CHAT_LETTER_FORMS, CHAT_TEXT_FORMS)
+        )
+        forms = listing if scoring == 'letters' else bare
         default = change_form(forms[form.language], {'intro': INTROS.get(format, '')})
         self.form = change_form(default, prompt)
         self._source = Source(self.name, form, form.has_header, on_error, placed)

@@ -1,0 +1,186 @@
+"""Tasks of a run: on every layout what one process finds, during training, and refused early."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from internlm_mm.engine.dry_run import dry_run
+from internlm_mm.engine.task_evaluation import build_tasks, check_evaluation
+from internlm_mm.evaluation import MultipleChoice
+from internlm_mm.parallel.mesh import Layout
+from internlm_mm.utils.config_reader import ConfigError
+from tests.helpers import tiny_config, tiny_runner
+from tests.questions import write_gsm8k, write_jsonl, write_mmlu
+from tests.trained import train_tokenizer
+
+FLOAT64 = dict(param='float64', reduce='float64')
+SPREAD = ['data_shard', 'data_replicate', 'tensor', 'context', 'pipeline']
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('data')
+    train_tokenizer(folder / 'tokenizer')
+    write_mmlu(folder / 'mmlu')
+    write_gsm8k(folder / 'gsm8k')
+    return folder
+
+
+def choice(data: Path, **options) -> dict:
+    path = str(data / 'mmlu')
+    return dict(
+        type='MultipleChoice', path=path, format='mmlu', split='test', shots=1, shots_from='dev'
+    ) | options  # fmt: skip
+
+
+def written(data: Path, **options) -> dict:
+    path = str(data / 'gsm8k')
+    return dict(
+        type='GeneratedAnswer', path=path, format='gsm8k', split='test', max_new_tokens=8
+    ) | options  # fmt: skip
+
+
+def changes(data: Path, tasks: list[dict], **more) -> dict:
+    tokenizer = dict(type='SentencePieceTokenizer', path=str(data / 'tokenizer'))
+    return {
+        'model__vocab_size': 400,
+        'model__max_seq_len': 256,
+        'tokenizer': tokenizer,
+        'val_dataloader': None,
+        'val_cfg__tasks': tasks,
+        'val_cfg__task_batch_size': 3,
+        'strategy__precision': FLOAT64,
+        **more,
+    }
+
+
+def found_by(folder: Path, data: Path, tasks: list[dict], **more) -> dict[str, float]:
+    return tiny_runner(folder, **changes(data, tasks, **more)).val()
+
+
+def records_of(folder: Path, name: str) -> list[dict]:
+    lines = (folder / f'{name}.jsonl').read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope='module')
+def alone(data, tmp_path_factory) -> tuple[dict, list[dict], list[dict]]:
+    folder = tmp_path_factory.mktemp('alone')
+    metrics = found_by(folder, data, [choice(data), written(data)])
+    folder = folder / 'evaluation'
+    return metrics, records_of(folder, 'mmlu'), records_of(folder, 'gsm8k')
+
+
+@pytest.mark.parametrize('axis', SPREAD)
+def test_two_processes_find_what_one_does(axis: str, alone, data, two_ranks, tmp_path) -> None:
+    metrics, chosen, texts = alone
+    tasks = [choice(data)] + ([written(data)] if axis != 'pipeline' else [])
+    parallel = {axis: 2}
+    first, second = two_ranks(found_by, tmp_path, data, tasks, strategy__parallel=parallel)
+    assert first == second == {key: metrics[key] for key in first}
+    for ours, theirs in zip(records_of(tmp_path / 'evaluation', 'mmlu'), chosen, strict=True):
+        assert ours.pop('log_probs') == pytest.approx(theirs['log_probs'], rel=1e-10)
+        assert ours == {key: value for key, value in theirs.items() if key != 'log_probs'}
+    if axis != 'pipeline':
+        assert records_of(tmp_path / 'evaluation', 'gsm8k') == texts
+        assert any(record['output'] for record in texts)
+
+
+def test_perplexity_and_tasks_together_on_a_pipeline(data, two_ranks, tmp_path) -> None:
+    # What an evaluation sums changes its shape from one to the other.
+    rows = dict(type='RandomTokens', vocab_size=64, seq_len=32, num_rows=6, seed=7)
+    loader = dict(type='EvalLoader', dataset=rows, micro_batch_size=2)
+    more = dict(val_dataloader=loader)
+    expected = found_by(tmp_path / 'one', data, [choice(data)], **more)
+    assert {'loss', 'token_accuracy', 'mmlu/accuracy'} <= expected.keys()
+    parallel = {'pipeline': 2}
+    for found in two_ranks(
+        found_by, tmp_path / 'two', data, [choice(data)], strategy__parallel=parallel, **more
+    ):
+        assert found == pytest.approx(expected, rel=1e-10)
+
+
+def test_while_training(data, tmp_path: Path) -> None:
+    hook = dict(type='EvaluationHook', interval=2, at_start=True)
+    more = dict(custom_hooks=[hook], train_cfg__max_iters=4, strategy__precision=None)
+    runner = tiny_runner(tmp_path, **changes(data, [choice(data), written(data)], **more))
+    runner.train()
+    folders = sorted(path.name for path in (tmp_path / 'evaluation').iterdir())
+    assert folders == ['iter_0', 'iter_2', 'iter_4']
+    (hook,) = [one for one in runner.hooks if type(one).__name__ == 'EvaluationHook']
+    assert list(hook.history) == [0, 2, 4]
+    for step, metrics in hook.history.items():
+        assert set(metrics) == {
+            'mmlu/accuracy', 'mmlu/accuracy_by_subject', 'gsm8k/accuracy', 'gsm8k/answered'
+        }  # fmt: skip
+        records = records_of(tmp_path / 'evaluation' / f'iter_{step}', 'mmlu')
+        assert metrics['mmlu/accuracy'] == sum(record['right'] for record in records) / 8
+    scores = [
+        records_of(tmp_path / 'evaluation' / name, 'mmlu')[0]['log_probs'] for name in folders
+    ]
+    assert scores[0] != scores[1] != scores[2], 'the weights have moved'
+    assert runner.model.training
+    (log,) = tmp_path.glob('*/*.log')
+    assert 'evaluation at 4 | mmlu/accuracy 0.' in log.read_text()
+
+
+def test_a_dry_run_reads_the_tasks(data, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, **changes(data, [choice(data)]))
+    assert 'task       mmlu: 8 samples' in dry_run(config)
+    write_jsonl(tmp_path / 'bad.jsonl', [{'question': 'x', 'options': ['a', 'b'], 'answer': 'C'}])
+    task = dict(type='MultipleChoice', path=str(tmp_path / 'bad.jsonl'), format='options')
+    config = tiny_config(tmp_path, **changes(data, [choice(data), task]))
+    message = r"val_cfg\.tasks\.1: options: .*bad\.jsonl:1, answer 'C': expected A to B"
+    with pytest.raises(ValueError, match=message):
+        dry_run(config)
+
+
+def test_writing_needs_the_whole_model(data, tmp_path: Path) -> None:
+    options = {'tasks': [choice(data), written(data)]}
+    message = r'val_cfg\.tasks\.1 writes texts.*not with strategy\.parallel\.pipeline=2'
+    with pytest.raises(ValueError, match=message):
+        check_evaluation(None, options, Layout(pipeline=2))
+    check_evaluation(None, options, Layout(tensor=2, data_shard=2))
+    config = tiny_config(
+        tmp_path, **changes(data, options['tasks'], strategy__parallel={'pipeline': 2})
+    )
+    with pytest.raises(ValueError, match=message):
+        dry_run(config)
+
+
+@pytest.mark.parametrize(
+    ('task', 'message'),
+    [
+        (
+            dict(type='MultipelChoice'),
+            r"val_cfg\.tasks\.0\.type='MultipelChoice'.*'MultipleChoice'",
+        ),
+        (dict(path='x', format='mmlu'), r'val_cfg\.tasks\.0 has no type'),
+        ('mmlu', r"val_cfg\.tasks\.0='mmlu': expected dict\(type=CLASS"),
+        (
+            dict(type='MultipleChoice', path='x', format='mmlu', shot=5),
+            r"val_cfg\.tasks\.0\.shot=5: MultipleChoice has no option 'shot'.*'shots'",
+        ),
+        (
+            dict(type='MultipleChoice', path='x', format='mmul'),
+            r"val_cfg\.tasks\.0\.format='mmul': expected .*'mmlu'",
+        ),
+        (dict(type='MultipleChoice', path='x'), r'val_cfg\.tasks\.0: MultipleChoice needs format'),
+    ],
+)
+def test_configs_that_are_wrong(task, message: str, data, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tiny_config(tmp_path, **changes(data, [task]))
+
+
+def test_what_tasks_need(data, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'val_cfg\.tasks need a tokenizer'):
+        build_tasks([choice(data)], None, 64)
+    with pytest.raises(FileNotFoundError, match=r'val_cfg\.tasks\.0: path: no file or folder'):
+        found_by(tmp_path, data, [choice(data, path=str(tmp_path / 'nowhere'))])
+    with pytest.raises(ValueError, match=r"two are called 'mmlu'; give one of them another name="):
+        found_by(tmp_path, data, [choice(data), choice(data)])
+    with pytest.raises(ValueError, match=r'task_batch_size=0 must be at least 1'):
+        found_by(tmp_path, data, [choice(data)], val_cfg__task_batch_size=0)
+    assert MultipleChoice(data / 'mmlu', 'mmlu', name='other').name == 'other'
