@@ -35,33 +35,31 @@ def test_equals_the_greedy_text_of_transformers(chat_run: Path, tmp_path: Path) 
     convert_to_hf(chat_run, hf, dtype='float32')
     theirs = transformers.AutoTokenizer.from_pretrained(hf)
     model = transformers.AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32).eval()
-    data = write_gsm8k(tmp_path / 'gsm8k')
-    rows, shots = read_records(data / 'test.jsonl'), read_records(data / 'train.jsonl')[:1]
-    examples = [f'Question: {shot["question"]}\nAnswer: {shot["answer"]}' for shot in shots]
-    prompts, texts = [], []
-    for row in rows:
-        prompts.append('\n\n'.join([*examples, f'Question: {row["question"]}\nAnswer:']))
-        given = theirs(prompts[-1], return_tensors='pt')['input_ids']
+    starts = ['hello', 'def f1(x): return', 'A **tiny', '```python\ndef', 'Add two', '1 + 1 =']
+    rows = [{'question': start, 'answer': '42'} for start in starts]
+    data = write_jsonl(tmp_path / 'starts.jsonl', rows)
+    shot = write_jsonl(tmp_path / 'shot.jsonl', [{'question': '1', 'answer': '2'}])
+    prompts = [f'1=2;{start}=' for start in starts]
+    texts = []
+    for prompt in prompts:
+        given = theirs(prompt, return_tensors='pt')['input_ids']
         with torch.no_grad():
             whole = model.generate(given, max_new_tokens=24, do_sample=False)
-        texts.append(theirs.decode(whole[0, given.shape[1] :], skip_special_tokens=True))
-    # One that a text goes on to, from its second token on.
-    stop = next(letter for letter in texts[0] if texts[0].index(letter) > 1)
+        texts.append(theirs.decode(whole[0, given.shape[1] :], skip_special_tokens=False))
+    assert len(set(texts)) == len(texts)
+    stop = next(one for text in texts for one in text if text.index(one) > 2)
     config = write_config(
-        tmp_path / 'tasks.py', path=str(data), format='gsm8k', split='test', shots=1,
-        shots_from='train', max_new_tokens=24, stop=[stop],
+        tmp_path / 'tasks.py', path=str(data), format='question_answer', shots=1,
+        shots_from=str(shot), max_new_tokens=24, stop=[stop], extract=['last_number', 'whole'],
+        prompt=dict(question='{question}=', answer='{answer}', between=';'),
     )  # fmt: skip
     result = evaluate(config, checkpoint=chat_run, output=tmp_path / 'out')
-    records = read_records(tmp_path / 'out' / 'gsm8k.jsonl')
+    records = read_records(tmp_path / 'out' / 'question_answer.jsonl')
     assert [record['prompt'] for record in records] == prompts
     assert [record['output'] for record in records] == [text.partition(stop)[0] for text in texts]
-    assert len(records[0]['output']) > 1 and len(set(texts)) > 1
-    assert [record['answer'] for record in records] == [
-        row['answer'].partition('#### ')[2] for row in rows
-    ]
-    assert result['gsm8k/accuracy'] == sum(record['right'] for record in records) / 4
-    answered = sum(record['prediction'] is not None for record in records) / 4
-    assert result['gsm8k/answered'] == answered
+    assert result['question_answer/accuracy'] == 0.0
+    written = sum(bool(record['output'].strip()) for record in records)
+    assert result['question_answer/answered'] == written / len(rows)
 
 
 def test_a_chat_model_knows_its_answers(chat_run: Path, tmp_path: Path) -> None:
