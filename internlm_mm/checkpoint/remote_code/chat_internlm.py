@@ -152,12 +152,11 @@ class Chat:
 
         worker = Thread(target=work, daemon=True)
         worker.start()
-        ids: list[int] = []
+        text = _GrowingText(tokenizer, self._stops(tokenizer)['eos_token_id'] or ())
         shown = ''
         try:
             while isinstance(item := tokens.queue.get(), list):
-                ids += item
-                response = self._response(tokenizer, ids)
+                response = self._until_mark(text.grow(item))
                 if response not in ('', shown) and not self._may_change(response):
                     shown = response
                     yield response, [*(history or ()), (query, response)]
@@ -202,7 +201,10 @@ class Chat:
         """Text of what was generated, without its end."""
         stops = self._stops(tokenizer)['eos_token_id'] or ()
         length = next((place for place, index in enumerate(ids) if index in stops), len(ids))
-        text = tokenizer.decode(ids[:length], skip_special_tokens=True)
+        return self._until_mark(tokenizer.decode(ids[:length], skip_special_tokens=True))
+
+    def _until_mark(self, text: str) -> str:
+        """What is before the first mark that ends a response."""
         return re.split('|'.join(map(re.escape, self.stop_marks)), text)[0]
 
     def _may_change(self, text: str) -> bool:
@@ -237,6 +239,45 @@ class _Tokens(BaseStreamer):
 
     def end(self) -> None:
         """Nothing: the thread says itself when it is done."""
+
+
+class _GrowingText:
+    """Text of tokens that come one by one, each decoded with the few before it, not with all.
+
+    Args:
+        tokenizer: Decodes.
+        stops: Tokens after which nothing counts.
+    """
+
+    _LONGEST, _KEPT = 48, 16  # tokens that are decoded at most, and kept as context
+
+    def __init__(self, tokenizer: Any, stops: Sequence[int]) -> None:
+        self._tokenizer, self._stops = tokenizer, stops
+        self._ids: list[int] = []  # the last ones
+        self._before = ''  # the text of those before
+        self._stopped = False
+
+    def grow(self, ids: Sequence[int]) -> str:
+        """Take tokens; return the text of all."""
+        for index in ids:
+            self._stopped = self._stopped or index in self._stops
+            if not self._stopped:
+                self._ids.append(index)
+        text = self._decode(self._ids)
+        # What ends in half a character may yet become another text, but not for long.
+        longest = self._LONGEST * (2 if text.endswith('\ufffd') else 1)
+        if len(self._ids) > longest:
+            # Not within a character. Decoders strip the beginning, so it is the end that counts.
+            for kept in range(self._KEPT, self._KEPT + 4):
+                end = self._decode(self._ids[-kept:])
+                if text.endswith(end):
+                    self._before += text[: len(text) - len(end)]
+                    self._ids, text = self._ids[-kept:], end
+                    break
+        return self._before + text
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def _token_id(tokenizer: Any, text: str) -> int | None:

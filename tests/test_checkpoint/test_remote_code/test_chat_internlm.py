@@ -74,6 +74,30 @@ def test_stream_chat(model, internlm_tokenizer):
     assert all(history == [('a', 'b'), ('hello', response)] for response, history in pairs)
 
 
+@pytest.mark.parametrize(
+    'text',
+    ['def text(): 你好 😀 ok\n' * 12, ' ' * 2400 + 'x', '你好' * 40, 'a \ufffd\ufffd b' * 25],
+    ids=['words', 'spaces', 'characters', 'marks'],
+)
+def test_a_token_of_a_long_response_costs_few(model, internlm_tokenizer, text, monkeypatch):
+    options = says(internlm_tokenizer, text) | {'max_new_tokens': 2000}
+    decode, decoded = internlm_tokenizer.decode, []
+
+    def watch(ids, **arguments):
+        decoded.append(len(ids))
+        return decode(ids, **arguments)
+
+    monkeypatch.setattr(internlm_tokenizer, 'decode', watch)
+    pairs = list(model.stream_chat(internlm_tokenizer, 'hello', [], **options))
+    assert pairs[-1] == (text, [('hello', text)])
+    for shorter, longer in itertools.pairwise(response for response, _ in pairs):
+        assert longer.startswith(shorter) and len(longer) > len(shorter)
+    count = options['logits_processor'][0].asked
+    assert count > 100
+    assert sorted(decoded)[-1] == count - 1  # the whole, in the end
+    assert sum(decoded) < 100 * count and sorted(decoded)[-2] < 100
+
+
 def test_both_draw_the_same(model, internlm_tokenizer):
     options = dict(history=[], max_new_tokens=20)
     torch.manual_seed(1)
