@@ -7,7 +7,7 @@ import logging
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from mmengine.logging import print_log
 
@@ -65,8 +65,32 @@ def read_examples(
     Raises:
         ValueError: If there is no such format, none fits, or the file itself is damaged.
     """
-    if format != 'auto':
-        check_format(format)
+    check_format(format)
+    yield from read_formed(path, format, detect_format, _read, keep_going)
+
+
+Formed = TypeVar('Formed')
+
+
+def read_formed(
+    path: str | Path,
+    format: str,
+    detect: Callable[[Mapping[str, Any]], str],
+    read: Callable[[Record, str], Formed],
+    keep_going: bool,
+) -> Iterator[Formed | ValueError]:
+    """What `read` makes of each record of a file, and in the place of one it refuses its error.
+
+    Args:
+        path: As in `read_examples`.
+        format: The name of a form; 'auto' is what `detect` says of the first record.
+        detect: The name of a record's form.
+        read: What becomes of a record in a form.
+        keep_going: As in `read_examples`.
+
+    Raises:
+        ValueError: If none fits, or the file itself is damaged.
+    """
     damage: list[ValueError] = []
     on_damage = damage.append if keep_going else None
     for number, record in enumerate(read_records(path, on_damage=on_damage)):
@@ -76,7 +100,7 @@ def read_examples(
             if not isinstance(record.value, dict):
                 raise ValueError(f'an object is expected, not {kind(record.value)}')
             if format == 'auto' and not number:
-                format = detect_format(record.value)
+                format = detect(record.value)
                 print_log(f'{path}: read as {format!r}', logger='current', level=logging.INFO)
         except ValueError as error:
             if format == 'auto':
@@ -84,7 +108,7 @@ def read_examples(
             yield ValueError(f'{record.place}: {error}')
             continue
         try:
-            yield _read(record, format)
+            yield read(record, format)
         except ValueError as error:
             yield ValueError(f'{record.place}, {error}')
     yield from damage

@@ -87,7 +87,7 @@ def _pairs(config: Mapping[str, Any], tokenizer: Tokenizer | None, limit: int | 
     marks = Marks()
     for path in (path for files in _files(config).values() for path in files):
         try:
-            pairs = read_preferences(path, config['format'])
+            pairs = read_preferences(path, config['format'], keep_going=True)
             for pair in itertools.islice(pairs, limit):
                 if isinstance(pair, ValueError):
                     report.problems.append(str(pair))

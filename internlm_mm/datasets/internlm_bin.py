@@ -8,6 +8,7 @@ numpy array [samples, 2]: where each line starts, in bytes, and how many tokens 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from mmengine.logging import print_log
 
 from internlm_mm.datasets.packed import PackedRows, check_packing
 from internlm_mm.datasets.row_order import check_order
@@ -24,6 +26,8 @@ from internlm_mm.datasets.token_cache import cached_folder, hash_contents
 from internlm_mm.datasets.token_file import TokenFile, TokenFileWriter
 from internlm_mm.registry import DATASETS
 from internlm_mm.tokenizers import build_template
+
+DROPPED_NAME = 'dropped.json'
 
 
 class BinSample(NamedTuple):
@@ -54,7 +58,7 @@ class InternLMBinDataset(PackedRows):
             with. It changes no row; chat and export find it in the checkpoint's config.
         packing: 'documents' puts samples end to end and cuts them where rows end, as InternLM
             does; 'best_fit' puts whole samples together; None makes each a row.
-        min_length: Samples of fewer tokens are left out.
+        min_length: Samples of fewer tokens are left out; the log says how many.
         weights: Share of each domain, by name, in any unit; None reads every row once an epoch.
         shuffle: False keeps the order, for evaluation.
         seed: Another seed, another order.
@@ -91,16 +95,30 @@ class InternLMBinDataset(PackedRows):
             'metas': hash_contents(meta for path in paths if (meta := _meta(path)).is_file()),
             'vocab_size': vocab_size,
             'min_length': min_length,
+            'files': [DROPPED_NAME],
         }
 
         def make(folder: Path) -> None:
+            dropped = {}
             for name, files in domains.items():
                 with TokenFileWriter(
                     folder / name, vocab_size=vocab_size, has_loss_mask=True
                 ) as writer:
-                    _copy(files, writer, min_length)
+                    dropped[name] = _copy(files, writer, min_length)
+            text = json.dumps(dropped, indent=2, ensure_ascii=False)
+            (folder / DROPPED_NAME).write_text(text + '\n', encoding='utf-8')
 
         folder = cached_folder(cache_dir, source, make)
+        dropped = json.loads((folder / DROPPED_NAME).read_text(encoding='utf-8'))
+        self.num_dropped = sum(dropped.values())
+        for name, count in dropped.items():
+            if count:
+                print_log(
+                    f'{name}: {count:,} samples of fewer than min_length={min_length} tokens are '
+                    'left out',
+                    logger='current',
+                    level=logging.INFO,
+                )
         super().__init__(
             {name: TokenFile(folder / name) for name in domains},
             seq_len=seq_len,
@@ -260,15 +278,19 @@ def samples_of(file: TokenFile) -> Iterator[BinSample]:
         yield BinSample(ids, np.ones_like(ids, np.uint8) if mask is None else mask[start:stop])
 
 
-def _copy(files: Iterable[Path], writer: TokenFileWriter, min_length: int) -> None:
+def _copy(files: Iterable[Path], writer: TokenFileWriter, min_length: int) -> int:
+    """How many samples are left out."""
+    dropped = 0
     for path in files:
         for number, (ids, loss_mask) in read_lines(path):
             if len(ids) < min_length:
+                dropped += 1
                 continue
             try:
                 writer.add(ids, loss_mask)
             except ValueError as error:
                 raise ValueError(f'{path}:{number}: {error}') from None
+    return dropped
 
 
 def _sample(line: bytes, place: str) -> BinSample:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmengine.logging import print_log
-
 from internlm_mm.datasets.conversation_formats import FORMATS as CONVERSATIONS
-from internlm_mm.datasets.conversation_formats import refuse_filled
-from internlm_mm.datasets.records import Record, read_records
+from internlm_mm.datasets.conversation_formats import read_formed, refuse_filled
+from internlm_mm.datasets.records import Record
 from internlm_mm.utils.suggest import did_you_mean
 
 Messages = list[dict[str, Any]]
@@ -39,34 +36,22 @@ class Preference(NamedTuple):
     format: str
 
 
-def read_preferences(path: str | Path, format: str = 'auto') -> Iterator[Preference | ValueError]:
+def read_preferences(
+    path: str | Path, format: str = 'auto', *, keep_going: bool = False
+) -> Iterator[Preference | ValueError]:
     """Preferences of one file, in order, and in the place of each that is malformed its error.
 
     Args:
         path: A .json, .jsonl, .jsonl.gz or .parquet file.
         format: One of `FORMATS`; 'auto' is what the keys of the file's first record say, which is
             logged.
+        keep_going: Whether a line that is no JSON gives an error in its place, too.
 
     Raises:
         ValueError: If there is no such format, none fits, or the file itself is damaged.
     """
     check_format(format)
-    for number, record in enumerate(read_records(path)):
-        try:
-            if not isinstance(record.value, dict):
-                raise ValueError(f'an object is expected, not {type(record.value).__name__}')
-            if format == 'auto' and not number:
-                format = detect_format(record.value)
-                print_log(f'{path}: read as {format!r}', logger='current', level=logging.INFO)
-        except ValueError as error:
-            if format == 'auto':
-                raise ValueError(f'{record.place}: {error}') from None
-            yield ValueError(f'{record.place}: {error}')
-            continue
-        try:
-            yield _read(record, format)
-        except ValueError as error:
-            yield ValueError(f'{record.place}, {error}')
+    yield from read_formed(path, format, detect_format, _read, keep_going)
 
 
 def check_format(format: str) -> None:

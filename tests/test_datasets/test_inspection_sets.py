@@ -49,17 +49,19 @@ PAIRS = [
         'p.jsonl:2, chosen and rejected are the',
     ),
     ({'prompt': 'q', 'chosen': 'a'}, "p.jsonl:3, field 'rejected' is missing"),
-    ({'prompt': 'q', 'chosen': 'a', 'rejected': ''}, 'p.jsonl:4, rejected, message 1: content is'),
-    ({'prompt': 'q', 'chosen': 'a', 'rejected': 'x' * 900}, 'p.jsonl:5: chosen and rejected have'),
+    ({'prompt': 'q', 'chosen': 'a', 'rejected': ''}, 'p.jsonl:5, rejected, message 1: content is'),
+    ({'prompt': 'q', 'chosen': 'a', 'rejected': 'x' * 900}, 'p.jsonl:6: chosen and rejected have'),
     (
         {'prompt': 'q', 'chosen': 'a<eoa>', 'rejected': 'b'},
-        "p.jsonl:6, chosen, message 0: content spells '<eoa>'",
+        "p.jsonl:7, chosen, message 0: content spells '<eoa>'",
     ),
 ]
 
 
 def test_pairs(tmp_path: Path, tokenizer) -> None:
-    (tmp_path / 'p.jsonl').write_text('\n'.join(json.dumps(record) for record, _ in PAIRS))
+    lines = [json.dumps(record) for record, _ in PAIRS]
+    lines.insert(3, '{"prompt": "q", "chosen": ')
+    (tmp_path / 'p.jsonl').write_text('\n'.join(lines))
     config = dict(
         type='PreferenceDataset',
         path=str(tmp_path / 'p.jsonl'),
@@ -68,14 +70,15 @@ def test_pairs(tmp_path: Path, tokenizer) -> None:
     )
     report = inspect(config, tokenizer)
     wanted = [message for _, message in PAIRS if message is not None]
+    wanted.insert(2, 'p.jsonl:4: not JSON')
     assert len(report.problems) == len(wanted)
     for problem, message in zip(report.problems, wanted, strict=True):
         assert message in problem
     assert report.conversations == 2 and len(report.lengths) == 4
     assert report.messages == {'prompt': 2, 'chosen': 2, 'rejected': 2}
-    assert report.lines()[0] == '2 pairs, 0 of them longer than a row; 5 problems'
-    skipped = inspect({**config, 'overlong': 'skip'}, tokenizer, 5)
-    assert skipped.cut == 1 and skipped.is_part and len(skipped.problems) == 3
+    assert report.lines()[0] == '2 pairs, 0 of them longer than a row; 6 problems'
+    skipped = inspect({**config, 'overlong': 'skip'}, tokenizer, 6)
+    assert skipped.cut == 1 and skipped.is_part and len(skipped.problems) == 4
     (tmp_path / 'p.jsonl').write_text('{"text": 1}')
     assert "the keys 'text' are of no form" in inspect(config, tokenizer).problems[0]
 

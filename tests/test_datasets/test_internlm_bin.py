@@ -104,11 +104,15 @@ def test_no_token_is_lost(tmp_path_factory, samples: list[list[int]], packing) -
     assert learned == sorted(t for sample in samples for t in sample[1:] if t > 0)
 
 
-def test_min_length_and_vocabulary(tmp_path: Path) -> None:
+def test_min_length_and_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    log = 'internlm_mm.datasets.internlm_bin.print_log'
+    monkeypatch.setattr(log, lambda text, **options: said.append(text))
     path = write_as_internlm(tmp_path / 'a.bin', SAMPLES)
     options = dict(seq_len=8, cache_dir=tmp_path / 'cache')
     dataset = InternLMBinDataset(path, vocab_size=70_002, min_length=4, **options)
-    assert dataset.num_tokens == 13
+    assert dataset.num_tokens == 13 and dataset.num_dropped == 1
+    assert said == ['a: 1 samples of fewer than min_length=4 tokens are left out']
     assert dataset.template is None
     named = InternLMBinDataset(path, vocab_size=70_002, chat_template='internlm', **options)
     assert named.template is not None and named.template.name == 'internlm'
