@@ -71,6 +71,7 @@ VARIANTS = {
         'model.rope_scaling.rope_type=dynamic',
         'model.rope_scaling.factor=2.0',
     ],
+    'adapters': ['model.num_heads=4', 'model.adapter.rank=4', 'model.adapter.dora=True'],
     'one document a row': ['train_dataloader.dataset.document_lengths=None'],
 }
 
