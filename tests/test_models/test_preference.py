@@ -38,11 +38,11 @@ def row_of(pairs, references=None, domain: int | None = None) -> Row:
             labels += [*shown[1:], IGNORE_INDEX]
             lengths.append(len(document))
     row = pack_row(
-        np.array(tokens), np.array(labels), np.array(lengths), seq_len=SEQ, max_docs=6,
+        np.array(tokens), np.array(labels), np.array(lengths), seq_len=SEQ, max_docs=8,
         domain_id=domain, num_domains=0 if domain is None else 2,
     )  # fmt: skip
     if references is not None:
-        references = np.pad(np.array(references, np.float32), (0, 6 - len(references)))
+        references = np.pad(np.array(references, np.float32), (0, 8 - len(references)))
     return replace(row, num_pairs=len(pairs), references=references)
 
 
@@ -169,7 +169,7 @@ def test_rows_that_fill_up_a_batch_count_for_nothing() -> None:
 def test_the_batch_counts_pairs() -> None:
     batch = batch_of()
     assert batch.num_targets == 5 and batch.is_paired
-    assert batch.references.shape == (3, 6)
+    assert batch.references.shape == (3, 8)
 
 
 def test_without_adapters_the_model_is_its_own_reference() -> None:

@@ -1,0 +1,123 @@
+"""Objectives over pairs: every layout and every accumulation gives one process's gradients.
+
+The reference is the model alone, over the whole step at once. Rows hold one, two or three pairs and
+some are empty, so that neither rows nor ranks nor micro-batches count alike.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from internlm_mm.datasets.packing import Row, collate_rows, untrained_row
+from internlm_mm.registry import MODELS
+from tests.strategies import OPTIM, strategy
+from tests.test_models.helpers import SIZES, randomize
+from tests.test_models.test_preference import pairs_of, row_of
+
+LENGTHS = [
+    [(4, 5, 3), (6, 2, 9)],
+    [(9, 7, 2)],
+    [(3, 1, 4), (2, 4, 4), (5, 3, 2)],
+    [(3, 1, 8), (5, 4, 4)],
+    [(2, 12, 12)],
+    [(1, 1, 2), (3, 1, 4), (2, 4, 4)],
+    [(4, 5, 3)],
+    [(7, 2, 3), (1, 9, 1)],
+]
+LORA = dict(type='LoRA', rank=4, alpha=8.0, targets=['*_proj'])
+KINDS = {
+    'dpo': dict(objective=dict(type='DPO', beta=0.3, reference='precomputed', sft_weight=0.2)),
+    'ipo': dict(objective=dict(type='IPO', reference='precomputed')),
+    'lora': dict(objective=dict(type='DPO', beta=0.3), adapter=LORA),
+    'simpo': dict(objective=dict(type='SimPO')),
+    'reward': dict(objective=dict(type='PairwiseReward', center=0.1)),
+    'lora_reward': dict(objective=dict(type='PairwiseReward'), adapter=LORA),
+}
+
+
+def rows_of(kind: str) -> list[Row]:
+    draw = np.random.default_rng(7)
+    needs = KINDS[kind]['objective'].get('reference') == 'precomputed'
+    rows = []
+    for pairs in pairs_of(LENGTHS):
+        references = draw.uniform(-60, -5, 2 * len(pairs))
+        rows.append(row_of(pairs, references if needs else None))
+    rows[4] = untrained_row(rows[4])
+    return rows
+
+
+def model_of(kind: str) -> torch.nn.Module:
+    model = MODELS.build(dict(type='InternLM', **SIZES, **KINDS[kind]))
+    return randomize(model, 0.2).double()
+
+
+def reference(kind: str) -> dict:
+    model, batch = model_of(kind), collate_rows(rows_of(kind))
+    sums = model(batch)
+    (sums['loss'] / batch.num_targets).backward()
+    return {
+        'sums': {key: value.detach() for key, value in sums.items()},
+        'gradients': {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
+    }
+
+
+def step(kind: str, micro_rows: int, parallel: dict, options: dict) -> dict:
+    """One step through a strategy."""
+    built = strategy(
+        parallel=parallel, precision={'param': 'float64', 'reduce': 'float64'}, **options
+    )
+    built.prepare(model_of(kind), optim_wrapper=OPTIM)
+    rows, share = rows_of(kind), len(LENGTHS) // built.data_world_size
+    own = rows[built.data_rank * share : (built.data_rank + 1) * share]
+    batches = [collate_rows(own[i : i + micro_rows]) for i in range(0, share, micro_rows)]
+    targets = sum(batch.num_targets for batch in batches) if built.is_data_leader else 0
+    (divisor,) = built.sum_over_ranks([targets])
+    sums = built.forward_backward(batches, divisor)
+    gradients = {
+        name: p.grad.full_tensor() if hasattr(p.grad, 'full_tensor') else p.grad
+        for name, p in built.model.named_parameters()
+        if p.grad is not None
+    }
+    return {'sums': sums, 'gradients': gradients, 'divisor': divisor}
+
+
+def assert_same(found: dict, wanted: dict) -> None:
+    assert found['divisor'] == 14
+    for key, value in wanted['sums'].items():
+        torch.testing.assert_close(found['sums'][key].double(), value.double(), msg=key)
+    assert found['gradients'].keys() == wanted['gradients'].keys()
+    for name, value in wanted['gradients'].items():
+        assert value.norm() > 0, name
+        error = ((found['gradients'][name] - value).norm() / value.norm()).item()
+        assert error < 1e-9, f'{name}: {error:.1e}'
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('micro_rows', [1, 2, 8])
+def test_accumulation(kind: str, micro_rows: int) -> None:
+    assert_same(step(kind, micro_rows, {}, {}), reference(kind))
+
+
+LAYOUTS = [
+    (kind, parallel, options)
+    for kind in KINDS
+    for parallel, options in (
+        ({'data_shard': 2}, {}),
+        ({'data_replicate': 2}, {'recompute': 1.0}),
+        ({'data_shard': 2}, {'reshard': 'layer'}),
+        ({'tensor': 2}, {}),
+    )
+    if not (parallel == {'tensor': 2} and 'reward' in kind)
+]
+
+
+@pytest.mark.parametrize(('kind', 'parallel', 'options'), LAYOUTS, ids=str)
+def test_two_processes(two_ranks, kind: str, parallel: dict, options: dict) -> None:
+    wanted = reference(kind)
+    for found in two_ranks(step, kind, 2, parallel, options):
+        assert_same(found, wanted)
+
+
+def test_a_reward_model_has_no_vocabulary_to_split(two_ranks) -> None:
+    with pytest.raises(RuntimeError, match='PairwiseReward has no seam for a split vocabulary'):
+        two_ranks(step, 'reward', 2, {'tensor': 2}, {})
