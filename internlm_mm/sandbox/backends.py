@@ -28,6 +28,8 @@ NAMES = ('bubblewrap', 'landlock', 'plain')
 # Numbers of users that no system gives to anybody, and those of systemd's transient services.
 _USERS = ((1_879_048_192, 2_147_483_647), (61_184, 65_520))
 _INSIDE = '/run/sandbox'
+# Of /proc: they tell of the host.
+_HIDDEN = ('cmdline', 'kallsyms', 'keys', 'modules', 'timer_list')
 
 
 class SandboxError(RuntimeError):
@@ -182,6 +184,9 @@ def bubblewrap(tools: Tools, features: frozenset[str]) -> Command:
         options += ['--dev-bind', f'/dev/{name}', f'/dev/{name}']
     for target, name in (('fd', ''), ('fd/0', 'stdin'), ('fd/1', 'stdout'), ('fd/2', 'stderr')):
         options += ['--symlink', f'/proc/self/{target}', f'/dev/{name or "fd"}']
+    for name in _HIDDEN:
+        if Path(f'/proc/{name}').exists():
+            options += ['--ro-bind', '/dev/null', f'/proc/{name}']
     # One file system for all that can be written, so that one size holds for all.
     options += ['--symlink', '/work/.shm', '/dev/shm', '--symlink', '/work/.tmp', '/tmp']
     options += ['--remount-ro', '/dev']

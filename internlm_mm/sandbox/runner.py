@@ -1,6 +1,7 @@
 """A worker that runs: its processes, what they use, and the proof that they are confined."""
 
 import json
+import select
 import time
 from pathlib import Path
 
@@ -65,6 +66,11 @@ class LiveWorker:
             self.end()
             raise StartError(f'{error}: {words}' if words else str(error)) from None
         self.start_seconds = time.monotonic() - began
+
+    @property
+    def alive(self) -> bool:
+        """Whether the interpreter is still there."""
+        return not select.select([self.processes.death], [], [], 0)[0]
 
     def exchange(self) -> Exchange:
         """The traffic of the next cell."""

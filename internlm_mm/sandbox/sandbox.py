@@ -1,5 +1,7 @@
 """Sandboxes: sessions in which programs that a model wrote can do no harm."""
 
+import atexit
+import fcntl
 import logging
 import os
 import queue
@@ -18,7 +20,7 @@ from internlm_mm.sandbox import backends
 from internlm_mm.sandbox.backends import NAMES, SandboxError, Tools, check_name, explain, missing
 from internlm_mm.sandbox.cgroup import find_parent
 from internlm_mm.sandbox.confine import landlock_version
-from internlm_mm.sandbox.environment import compile_inside, find_python
+from internlm_mm.sandbox.environment import Python, compile_inside, find_python
 from internlm_mm.sandbox.limits import Limits
 from internlm_mm.sandbox.process import Command, StartError
 from internlm_mm.sandbox.proof import Traps
@@ -27,6 +29,8 @@ from internlm_mm.sandbox.session import Session
 from internlm_mm.sandbox.usage import remove_tree
 
 LOG = logging.getLogger(__name__)
+
+_PREFIX = 'internlm_mm-sandbox-'
 
 BANNER = """\
 ******************************************************************************
@@ -40,7 +44,8 @@ class Sandbox:
 
     Args:
         backend: 'bubblewrap', 'landlock', or 'auto': the first of these that this machine has.
-        python: Interpreter or virtual environment that cells run in; see `find_python`.
+        python: Interpreter or virtual environment that cells run in, as `find_python` takes it,
+            or what it gave.
         limits: Of every session.
         spare: Sessions that are kept started, so that the next chat does not wait.
         max_sessions: Most sessions at a time.
@@ -61,7 +66,7 @@ class Sandbox:
     def __init__(
         self,
         backend: str = 'auto',
-        python: str | Path | None = None,
+        python: str | Path | Python | None = None,
         limits: Limits | None = None,
         spare: int = 1,
         max_sessions: int = 16,
@@ -85,9 +90,12 @@ class Sandbox:
         self._closed = False
         self._jobs: queue.Queue[tuple[Callable[[], Any], Future[Any]] | None] = queue.Queue()
         self._traps: Traps | None = None
-        self._folder = _open_folder()
+        self._owner = os.getpid()
+        self._folder, self._hold = _open_folder()
+        atexit.register(self.close)
         try:
-            tools = Tools(find_python(python), self._folder / 'inside', self.limits)
+            found = python if isinstance(python, Python) else find_python(python)
+            tools = Tools(found, self._folder / 'inside', self.limits)
             self._tools = tools
             if sys.platform == 'linux':
                 compile_inside(tools.python, tools.folder)
@@ -118,12 +126,15 @@ class Sandbox:
         return session
 
     def close(self) -> None:
-        """End all sessions and remove all files; may be called again."""
+        """End all sessions and remove all files; may be called again. So does the program's end."""
+        if os.getpid() != self._owner:
+            return  # a copy of the process that made it
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             sessions = list(self._sessions)
+        atexit.unregister(self.close)
         for session in sessions:
             session.close()
         if hasattr(self, '_keeper'):
@@ -134,6 +145,7 @@ class Sandbox:
         if self._traps is not None:
             self._traps.close()
         remove_tree(self._folder)
+        os.close(self._hold)
 
     def __enter__(self) -> 'Sandbox':
         return self
@@ -198,6 +210,9 @@ class Sandbox:
         with self._lock:
             self._check_open()
             worker = self._spares.pop() if self._spares else None
+        if worker is not None and not worker.alive:
+            worker.end()  # somebody has killed it
+            worker = None
         try:
             if worker is None:
                 worker = self._in_keeper(partial(self._start, self.backend))
@@ -256,16 +271,38 @@ class Sandbox:
                     session.rest(self.idle_seconds)
 
 
-def _open_folder() -> Path:
-    """A new folder that every user may enter, for what sessions read."""
+def _open_folder() -> tuple[Path, int]:
+    """A new folder that every user may enter, for what sessions read; and a lock on it."""
     tried = []
     for place in (tempfile.gettempdir(), '/tmp', '/var/tmp', '/dev/shm'):
         above = Path(place).resolve()
         if not above.is_dir() or not os.access(above, os.W_OK):
             continue
         if os.getuid() != 0 or all(part.stat().st_mode & 1 for part in (above, *above.parents)):
-            folder = Path(tempfile.mkdtemp(prefix='internlm_mm-sandbox-', dir=above))
+            _remove_stale(above)
+            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=above))
+            hold = os.open(folder / 'lock', os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(hold, fcntl.LOCK_EX)
             folder.chmod(0o755)
-            return folder
+            return folder, hold
         tried.append(str(above))
     raise SandboxError(f'sandbox: no folder for temporary files that all users may enter: {tried}')
+
+
+def _remove_stale(above: Path) -> None:
+    """Remove folders of sandboxes whose process was killed: nobody holds their lock."""
+    for folder in above.glob(f'{_PREFIX}*'):
+        try:
+            info = folder.lstat()
+            if info.st_uid != os.getuid() or time.time() - info.st_mtime < 60:
+                continue
+            hold = os.open(folder / 'lock', os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(hold, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_tree(folder)
+        except OSError:
+            pass  # it is held
+        finally:
+            os.close(hold)

@@ -10,11 +10,14 @@ from tests.sandbox_host import ORDINARY, Host
 
 AS_ROOT = os.getuid() == 0
 WAYS = [
-    (backend, who) for backend in ('bubblewrap', 'landlock') for who in ('as-it-is', 'ordinary')
+    ('bubblewrap', 'as-it-is'),
+    ('landlock', 'ordinary'),
+    pytest.param(('bubblewrap', 'ordinary'), marks=pytest.mark.slow),
+    pytest.param(('landlock', 'as-it-is'), marks=pytest.mark.slow),
 ]
 
 
-@pytest.fixture(scope='module', params=WAYS, ids=lambda way: '-'.join(way))
+@pytest.fixture(scope='module', params=WAYS, ids='-'.join)
 def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     """A process that holds a sandbox with one session."""
     backend, who = request.param
