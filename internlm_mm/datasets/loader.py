@@ -122,7 +122,9 @@ class TokenLoader:
     def __iter__(self) -> Iterator[list[Batch]]:
         # Workers start here, not at the first step, so that they read while the model is prepared.
         indices = self._indices(self._iteration, self._rows)
-        reader = _read(self.dataset, indices, self.num_workers, self.pin_memory)
+        # A step asks for all its batches at once: those of a whole one are read ahead, and more.
+        ahead = 1 + max(self.micro_batch_counts)
+        reader = _read(self.dataset, indices, self.num_workers, self.pin_memory, ahead)
         return self._steps(reader, self._iteration)
 
     def _indices(self, first: int, rows: int) -> Iterator[range]:
@@ -223,14 +225,20 @@ class _Indices:
 
 
 def _read(
-    dataset: RowDataset, indices: Iterator[range], num_workers: int, pin_memory: bool
+    dataset: RowDataset,
+    indices: Iterator[range],
+    num_workers: int,
+    pin_memory: bool,
+    ahead: int = 1,
 ) -> Iterator[Batch]:
+    """Batches in the order of `indices`; workers read at least `ahead` of them ahead."""
     loader: DataLoader = DataLoader(
         dataset,  # type: ignore[arg-type]  # any map-style dataset will do
         batch_sampler=_Indices(indices),  # type: ignore[arg-type]
         collate_fn=collate_rows,
         num_workers=num_workers,
         pin_memory=pin_memory,
+        prefetch_factor=max(2, -(-ahead // num_workers)) if num_workers else None,
         worker_init_fn=_obey_parent_only,
         # Its own generator: a DataLoader draws a seed for its workers, by default from the global
         # one, and a resumed run would then draw other numbers than one that went through.

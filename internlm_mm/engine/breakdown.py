@@ -7,6 +7,7 @@ KINDS counts, so that communication is what no computation hides, and the parts 
 import json
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,7 +94,8 @@ def break_down(events: Iterable[_Event]) -> dict[str, Any]:
 
     Returns:
         `steps`, how many; `step_ms`, the mean; `parts_ms`, by KINDS, which sum to it;
-        `communication_ms`, exposed or not.
+        `communication_ms`, exposed or not; `kernels`, on a GPU those that took most time, each with
+        its kind, milliseconds and calls a step.
 
     Raises:
         ValueError: If no step is marked.
@@ -112,12 +114,14 @@ def break_down(events: Iterable[_Event]) -> dict[str, Any]:
         thread = next(event['tid'] for event in marked if event['name'] == STEP)
         spans = list(_cpu_spans(complete, thread))
     parts = partition([*spans, *host], steps)
+    kernels = _longest(complete, steps)
     busy = [span for span in spans if span.kind == COMMUNICATION]
     return {
         'steps': len(steps),
         'step_ms': sum(end - start for start, end in steps) / len(steps) / 1e3,
         'parts_ms': {kind: parts[kind] / len(steps) / 1e3 for kind in KINDS},
         'communication_ms': partition(busy, steps)[COMMUNICATION] / len(steps) / 1e3,
+        **({'kernels': kernels} if kernels else {}),
     }
 
 
@@ -147,6 +151,27 @@ def partition(spans: Iterable[Span], windows: Sequence[tuple[float, float]]) -> 
         active[which] += change
         before = time
     return dict(zip(KINDS, totals, strict=True))
+
+
+def _longest(
+    events: Sequence[_Event], steps: Sequence[tuple[float, float]], count: int = 40
+) -> list[dict[str, Any]]:
+    """The kernels of the steps that took most time, whatever ran beside them."""
+    time, calls = Counter[str](), Counter[str]()
+    for event in events:
+        inside = any(start <= event['ts'] < end for start, end in steps)
+        if event.get('cat') in ('kernel', 'gpu_memcpy', 'gpu_memset') and inside:
+            time[event['name']] += event['dur']
+            calls[event['name']] += 1
+    return [
+        {
+            'name': name,
+            'kind': kernel_kind(name),
+            'ms': spent / len(steps) / 1e3,
+            'calls': calls[name] / len(steps),
+        }
+        for name, spent in time.most_common(count)
+    ]
 
 
 def _ranges(events: Iterable[_Event], name: str) -> list[tuple[float, float]]:

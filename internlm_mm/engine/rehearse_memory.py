@@ -14,6 +14,7 @@ from internlm_mm.parallel.place import Techniques
 from internlm_mm.parallel.recompute import SELECTIVE
 from internlm_mm.planner import ModelSizes, RunSizes, StateSize
 from internlm_mm.planner.memory import rank_parameters
+from internlm_mm.utils.loss_chunk import loss_chunk
 
 SIZES = (
     'hidden_size',
@@ -68,6 +69,9 @@ def run_sizes(
     stages = plan.layers if plan else (tuple(names),)
     param, reduce = techniques.param_dtype.itemsize, techniques.reduce_dtype.itemsize
     selective = techniques.recompute == SELECTIVE
+    objective = getattr(model, 'objective', None)
+    # As the loss decides on a GPU, which is what is rehearsed.
+    in_place = getattr(objective, 'label_smoothing', None) == 0 and layout.tensor == 1
     masked = not has_kernel if layout.context > 1 else packed and has_mask
     return RunSizes(
         seq_len=step['seq_len'],
@@ -91,7 +95,8 @@ def run_sizes(
         schedule=plan.schedule if plan else '1f1b',
         mask=param if masked else 0,
         context_kernel=has_kernel,
-        chunk_tokens=getattr(getattr(model, 'objective', None), 'chunk_tokens', step['seq_len']),
+        chunk_tokens=loss_chunk(getattr(objective, 'chunk_tokens', step['seq_len']), in_place),
+        loss_in_place=in_place,
         moments=_moments(optimizer),
         states=_states(optimizer, model, max(4, param)),
         # Without fused kernels AdamW holds the denominators of all parameters at once.

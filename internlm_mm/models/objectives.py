@@ -21,17 +21,18 @@ class NextToken(nn.Module):
     Args:
         label_smoothing: Share of the target spread evenly over the vocabulary, in [0, 1). It is
             applied in training only, so that evaluation reports the plain loss.
-        chunk_tokens: Tokens whose logits are held in memory at a time.
+        chunk_tokens: Tokens whose logits are held in memory at a time; None as many as suit the
+            device (`utils/loss_chunk.py`).
 
     Raises:
         ValueError: If an argument is out of its range.
     """
 
-    def __init__(self, label_smoothing: float = 0.0, chunk_tokens: int = 1024) -> None:
+    def __init__(self, label_smoothing: float = 0.0, chunk_tokens: int | None = None) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
             raise ValueError(f'label_smoothing={label_smoothing} is not in [0, 1)')
-        if chunk_tokens < 1:
+        if chunk_tokens is not None and chunk_tokens < 1:
             raise ValueError(f'chunk_tokens={chunk_tokens} must be at least 1')
         self.label_smoothing = label_smoothing
         self.chunk_tokens = chunk_tokens

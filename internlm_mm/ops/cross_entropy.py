@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from internlm_mm.structures import IGNORE_INDEX
+from internlm_mm.utils.loss_chunk import loss_chunk
 
 
 class VocabularyShard(NamedTuple):
@@ -34,13 +36,14 @@ def linear_cross_entropy(
     weight: Tensor,
     labels: Tensor,
     label_smoothing: float = 0.0,
-    chunk: int = 1024,
+    chunk: int | None = None,
     shard: VocabularyShard | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy of `hidden @ weight.T`, chunk by chunk over the tokens.
 
     Gradients are computed in forward, while a chunk's logits are at hand, and scaled in backward;
-    the most that is held of logits is `chunk * vocab`. Logits are normalised, and the gradient of
+    the most that is held of logits is `chunk * vocab`, which on a GPU their gradient replaces in
+    place. Logits are normalised, and the gradient of
     `weight` accumulated, in float32 also where the inputs are half precision (float64 in float64).
 
     Args:
@@ -49,7 +52,7 @@ def linear_cross_entropy(
         labels: Token to predict, `IGNORE_INDEX` where none, [tokens], int64.
         label_smoothing: Share of the target spread evenly over the vocabulary, in [0, 1), as in
             `torch.nn.functional.cross_entropy`.
-        chunk: Tokens whose logits are held at a time.
+        chunk: Tokens whose logits are held at a time; None as `loss_chunk` says.
         shard: Which rows of the head `weight` holds, where processes share the vocabulary; None
             for all of them. Two small collectives a chunk stand for the whole logits. Losses are
             those of the whole vocabulary; the gradient of `hidden` is this shard's part of a sum.
@@ -60,6 +63,8 @@ def linear_cross_entropy(
 
     Source: losses over a split vocabulary, https://arxiv.org/abs/1909.08053, section 3.
     """
+    if not torch.is_grad_enabled():  # which a function of autograd cannot tell from inside
+        hidden, weight = hidden.detach(), weight.detach()
     return _LinearCrossEntropy.apply(hidden, weight, labels, label_smoothing, chunk, shard)
 
 
@@ -86,6 +91,8 @@ def linear_token_losses(
     Returns:
         The loss of each token, 0 where it is ignored, float32 [tokens], differentiable.
     """
+    if not torch.is_grad_enabled():
+        hidden, weight = hidden.detach(), weight.detach()
     return _LinearTokenLosses.apply(hidden, weight, labels, chunk, shard)
 
 
@@ -108,37 +115,50 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         labels: Tensor,
         label_smoothing: float,
-        chunk: int,
+        chunk: int | None,
         shard: VocabularyShard | None,
     ) -> tuple[Tensor, Tensor]:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         wide = torch.promote_types(hidden.dtype, torch.float32)
         losses = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
+        grad_weight = None
+        in_place = _gradient_kernel(hidden, label_smoothing, shard) if need_hidden else None
+        chunk = loss_chunk(chunk, in_place is not None)
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             rows = hidden[part]
             ignored = labels[part] == IGNORE_INDEX
             target = labels[part].masked_fill(ignored, 0).unsqueeze(1)
             logits = rows @ weight.T
-            scores = (
-                _score(logits, target, wide, label_smoothing)
-                if shard is None
-                else _score_shard(logits, target, wide, shard)
-            )
-            losses[part] = _losses(scores, label_smoothing)
+            if in_place is not None:
+                losses[part] = -in_place(logits, target.squeeze(1))
+                grad_logits = logits
+            else:
+                scores = (
+                    _score(logits, target, wide, label_smoothing)
+                    if shard is None
+                    else _score_shard(logits, target, wide, shard)
+                )
+                losses[part] = _losses(scores, label_smoothing)
+                if need_hidden or need_weight:
+                    grad_logits = _grad_logits(scores, label_smoothing, hidden.dtype)
+                del scores
+            del logits  # or they would lie beside the next chunk's
             losses[part].masked_fill_(ignored, 0.0)
             if not (need_hidden or need_weight):
                 continue
-            grad_logits = _grad_logits(scores, label_smoothing, hidden.dtype)
             # Ignored tokens are taken out here, where rows are short, and not in the logits.
             hide = ignored.unsqueeze(1)
             if grad_hidden is not None:
                 torch.mm(grad_logits, weight, out=grad_hidden[part]).masked_fill_(hide, 0.0)
-            if grad_weight is not None:
-                _add_product(grad_weight, grad_logits, rows.masked_fill(hide, 0.0))
-            del logits, scores, grad_logits  # or they would lie beside the next chunk's
+            if need_weight:
+                grad_weight = _add_product(
+                    grad_weight, grad_logits, rows.masked_fill(hide, 0.0), wide
+                )
+            del grad_logits
+        if need_weight and grad_weight is None:  # there are no tokens
+            grad_weight = torch.zeros_like(weight, dtype=wide)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(losses)
@@ -195,14 +215,17 @@ class _LinearTokenLosses(torch.autograd.Function):
             return grad_hidden, None, None, None, None
         hidden, weight, labels = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=grad_losses.dtype)
+        grad_weight = None
         for part, ignored, scores in _chunks(hidden, weight, labels, ctx.chunk, ctx.shard):
             shares = grad_losses[part].masked_fill(ignored, 0.0).unsqueeze(1)
             grad_logits = _grad_logits(scores, 0.0, hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(grad_logits, weight, out=grad_hidden[part])
                 torch.mul(grad_hidden[part], shares, out=grad_hidden[part])
-            _add_product(grad_weight, grad_logits, (hidden[part] * shares).to(hidden.dtype))
+            weighed = (hidden[part] * shares).to(hidden.dtype)
+            grad_weight = _add_product(grad_weight, grad_logits, weighed, grad_losses.dtype)
+        if grad_weight is None:  # there are no tokens
+            grad_weight = torch.zeros_like(weight)
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None
 
 
@@ -294,11 +317,36 @@ def _grad_logits(scores: _Scores, label_smoothing: float, dtype: torch.dtype) ->
     return grad.scatter_(1, scores.target, target_grad)
 
 
-def _add_product(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
-    """`total += grad_logits.T @ hidden`, where `total` may be wider than the inputs."""
-    if grad_logits.dtype == total.dtype:
-        total.addmm_(grad_logits.T, hidden)
-    elif total.is_cuda:
-        torch.addmm(total, grad_logits.T, hidden, out_dtype=total.dtype, out=total)
-    else:
-        total += grad_logits.T @ hidden
+def _add_product(
+    total: Tensor | None, grad_logits: Tensor, hidden: Tensor, wide: torch.dtype
+) -> Tensor:
+    """`total + grad_logits.T @ hidden` in place, where `wide` may be wider than the inputs."""
+    if grad_logits.dtype == wide:
+        product = grad_logits.T
+        return product @ hidden if total is None else total.addmm_(product, hidden)
+    if grad_logits.is_cuda:
+        # The head is large: not to fill it with zeros first is a pass over it less.
+        if total is None:
+            return torch.mm(grad_logits.T, hidden, out_dtype=wide)
+        return torch.addmm(total, grad_logits.T, hidden, out_dtype=wide, out=total)
+    product = grad_logits.T @ hidden
+    return product.to(wide) if total is None else total.add_(product)
+
+
+def _gradient_kernel(
+    hidden: Tensor, label_smoothing: float, shard: VocabularyShard | None
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """What puts gradients in the place of logits here, if anything does."""
+    if not hidden.is_cuda or label_smoothing or shard is not None or hidden.dtype == torch.float64:
+        return None
+    return softmax_gradient_kernel()
+
+
+@cache
+def softmax_gradient_kernel() -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The kernel, where Triton is installed, as it is beside every torch for CUDA."""
+    try:
+        from internlm_mm.ops.softmax_gradient import softmax_gradient_
+    except ImportError:
+        return None
+    return softmax_gradient_

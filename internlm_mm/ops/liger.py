@@ -19,7 +19,7 @@ def liger_cross_entropy(
     weight: Tensor,
     labels: Tensor,
     label_smoothing: float = 0.0,
-    chunk: int = 1024,  # noqa: ARG001  Liger chooses its own
+    chunk: int | None = None,  # noqa: ARG001  Liger chooses its own
     shard: VocabularyShard | None = None,
 ) -> tuple[Tensor, None]:
     """Summed cross-entropy of `hidden @ weight.T`. Arguments as `linear_cross_entropy`.

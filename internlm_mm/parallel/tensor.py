@@ -201,7 +201,7 @@ def sharded_cross_entropy(
     weight: DTensor,
     labels: Tensor,
     label_smoothing: float = 0.0,
-    chunk: int = 1024,
+    chunk: int | None = None,
     *,
     mesh: DeviceMesh,
 ) -> tuple[Tensor, Tensor]:

@@ -126,9 +126,12 @@ def logits_bytes(sizes: ModelSizes, run: RunSizes) -> int:
 
     While a chunk's log-probabilities are computed: its logits, in half precision also their fp32
     copy, and the log-probabilities in fp32 or wider; besides, of the chunk before, its
-    log-probabilities and its gradient, which in wide precisions are one tensor.
+    log-probabilities and its gradient, which in wide precisions are one tensor. Where a kernel puts
+    the gradient in their place, there is nothing but the logits.
     """
     chunk = min(run.chunk_tokens, run.tokens)
+    if run.loss_in_place:
+        return chunk * sizes.vocab_size * run.param_bytes
     half = run.param_bytes < 4
     now = run.param_bytes + run.master_bytes * (2 if half else 1)
     before = run.master_bytes + (run.param_bytes if half else 0)

@@ -63,6 +63,7 @@ class RunSizes:
             where kernels need none.
         context_kernel: Whether context parallelism uses a kernel that works chunk by chunk.
         chunk_tokens: Tokens whose logits are held at a time.
+        loss_in_place: Whether the gradient of logits takes their place, as on a GPU.
         moments: Numbers that the optimizer keeps for each parameter.
         states: What it keeps for the parameters of these names, where it is something else.
         optimizer_copies: Further numbers for each parameter while the optimizer steps; 0 if fused.
@@ -89,6 +90,7 @@ class RunSizes:
     mask: int = 0
     context_kernel: bool = False
     chunk_tokens: int = 1024
+    loss_in_place: bool = False
     moments: int = 2
     states: Mapping[str, 'StateSize'] = field(default_factory=dict)
     optimizer_copies: int = 0

@@ -1,8 +1,10 @@
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -35,6 +37,19 @@ class Numbered:
     def __getitem__(self, index: int) -> Row:
         ids = np.full(SEQ, index)
         return Row(input_ids=ids, labels=ids, lengths=np.array([SEQ]), max_docs=1)
+
+
+class Counted(Numbered):
+    """Counts the rows that were read, in whatever process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = multiprocessing.get_context('fork').Value('i', 0)
+
+    def __getitem__(self, index: int) -> Row:
+        with self.reads.get_lock():
+            self.reads.value += 1
+        return super().__getitem__(index)
 
 
 class Failing(Numbered):
@@ -296,3 +311,16 @@ def test_micro_batches_of_every_step() -> None:
     assert loader.micro_batch_counts == [1, 3, 4]
     seen = {loader.micro_batches(iteration) for iteration in range(20)}
     assert seen == set(loader.micro_batch_counts)
+
+
+@pytest.mark.parametrize('num_workers', [1, 2])
+def test_workers_read_a_whole_step_ahead(num_workers: int) -> None:
+    """Or a step of many batches would wait for most of them, however fast they are read."""
+    dataset = Counted()
+    loader = TokenLoader(dataset, global_batch_size=10, micro_batch_size=1, num_workers=num_workers)
+    steps = iter(loader)
+    next(steps)
+    deadline = time.monotonic() + 30
+    while dataset.reads.value < 20 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert dataset.reads.value >= 20

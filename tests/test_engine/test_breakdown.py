@@ -172,6 +172,10 @@ def test_a_trace_of_a_gpu_by_hand() -> None:
         }
     )
     assert found['communication_ms'] == pytest.approx(0.350)
+    longest = found['kernels']
+    assert [one['ms'] for one in longest] == pytest.approx([0.3, 0.2, 0.2, 0.15, 0.05, 0.04])
+    first = dict(name='nvjet_tst_128x256', kind='matmul', ms=0.3, calls=1.0)
+    assert longest[0] == first and longest[-1]['kind'] == 'attention'
 
 
 def test_a_trace_of_a_cpu_by_hand() -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from internlm_mm.ops import cross_entropy
 from internlm_mm.ops.cross_entropy import (
     VocabularyShard,
     linear_cross_entropy,
@@ -49,6 +50,33 @@ def test_value_and_gradients(smoothing, chunk, scale):
     assert loss.dtype == token_losses.dtype == torch.float32
     assert loss.shape == () and not token_losses.requires_grad
     assert h.grad[labels == IGNORE_INDEX].abs().max() == 0
+
+
+@pytest.mark.parametrize('chunk', [8, 1000])
+def test_a_kernel_that_puts_gradients_in_place(monkeypatch, chunk):
+    seen = []
+
+    def in_place(logits, targets):
+        seen.append(len(logits))
+        log_probs = F.log_softmax(logits, -1)
+        target = log_probs.gather(1, targets.unsqueeze(1))
+        logits.copy_(log_probs.exp().scatter_add(1, targets.unsqueeze(1), -torch.ones_like(target)))
+        return target.squeeze(1)
+
+    monkeypatch.setattr(cross_entropy, '_gradient_kernel', lambda *_: in_place)
+    h, w, labels = inputs()
+    loss, token_losses = linear_cross_entropy(h, w, labels, chunk=chunk)
+    loss.backward()
+    h64, w64, expected = oracle(h, w, labels, 0.0)
+    expected.sum().backward()
+    torch.testing.assert_close(token_losses.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(h.grad.double(), h64.grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(w.grad.double(), w64.grad, rtol=1e-5, atol=1e-5)
+    assert sum(seen) == len(labels)
+    with torch.no_grad():  # logits of a validation need no gradient, and none is computed
+        seen.clear()
+        linear_cross_entropy(h, w, labels, chunk=chunk)
+    assert not seen
 
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])

@@ -78,6 +78,8 @@ def test_logits_are_a_chunk(param_bytes: int, chunk: int, each: int) -> None:
     assert logits_bytes(SIZES, run) == min(chunk, 32) * 64 * each
     split = run_of(param_bytes=param_bytes, chunk_tokens=chunk, tensor=2)
     assert logits_bytes(SIZES, split) == min(chunk, 32) * 32 * each
+    in_place = run_of(param_bytes=param_bytes, chunk_tokens=chunk, loss_in_place=True)
+    assert logits_bytes(SIZES, in_place) == min(chunk, 32) * 64 * param_bytes
 
 
 def pipeline(schedule: str, ranks: int, per_rank: int, micro_batches: int) -> RunSizes:
