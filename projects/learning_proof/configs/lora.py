@@ -1,0 +1,11 @@
+"""Adapters over the frozen base model, on the same conversations."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .sft import *
+
+from internlm_mm.models import LoRA
+
+model.update(adapter=dict(type=LoRA, rank=32, alpha=64.0))
+optim_wrapper.optimizer.update(lr=4e-3)

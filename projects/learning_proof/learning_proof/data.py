@@ -1,0 +1,137 @@
+"""Everything a seed trains on, as files in the forms that any user would bring."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from internlm_mm.datasets.preprocessing import preprocess
+from internlm_mm.tokenizers import build_template
+from internlm_mm.tokenizers.training import train_tokenizer
+from learning_proof.tasks import BRACKETS, LETTERS, TASKS, Case, draw_cases, plain_texts
+
+TEMPLATE = 'internlm2'
+BRACKETED_SHARE = 0.3
+"""Share of the conversations whose answer is in brackets: both forms are right."""
+HELD_OUT_SEED = 0
+"""All seeds are asked the same held-out questions."""
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How much data a seed gets.
+
+    Attributes:
+        texts: Plain texts of each domain.
+        cases: Conversations of each task to train on.
+        pairs: Pairs of answers of each task.
+        held_out: Questions of each task to be asked.
+    """
+
+    texts: int = 20_000
+    cases: int = 6_000
+    pairs: int = 1_000
+    held_out: int = 200
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a seed's data lie."""
+
+    root: Path
+
+    @property
+    def text(self) -> Path:
+        return self.root / 'text'
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.root / 'tokenizer'
+
+    @property
+    def tokens(self) -> Path:
+        return self.root / 'tokens'
+
+    @property
+    def chat(self) -> Path:
+        return self.root / 'chat'
+
+    @property
+    def preferences(self) -> Path:
+        return self.root / 'preferences'
+
+    @property
+    def cache(self) -> Path:
+        return self.root / 'cache'
+
+
+def held_out_cases(amounts: Amounts) -> list[Case]:
+    """The questions that every model is asked."""
+    return [
+        case
+        for task in TASKS
+        for case in draw_cases(task, amounts.held_out, held_out=True, seed=HELD_OUT_SEED)
+    ]
+
+
+def write_data(root: Path, amounts: Amounts, seed: int) -> Files:
+    """Write texts, tokenizer, token files and conversations of a seed."""
+    files = Files(root)
+    for name, texts in plain_texts(amounts.texts, seed).items():
+        _write_lines(files.text / f'{name}.jsonl', ({'text': text} for text in texts))
+    make_tokenizer(files.tokenizer)
+    preprocess(
+        [files.text], files.tokens, tokenizer=files.tokenizer, num_workers=0, show_progress=False
+    )
+    rng = random.Random(seed)
+    for task in TASKS:
+        cases = draw_cases(task, amounts.cases, held_out=False, seed=seed)
+        _write_lines(
+            files.chat / 'train' / f'{task}.jsonl',
+            (conversation(case, rng.random() < BRACKETED_SHARE) for case in cases),
+        )
+        pairs = draw_cases(task, amounts.pairs, held_out=False, seed=seed + 1_000_000)
+        _write_lines(files.preferences / 'train' / f'{task}.jsonl', map(preference, pairs))
+        asked = draw_cases(task, amounts.held_out, held_out=True, seed=HELD_OUT_SEED)
+        _write_lines(files.chat / 'held_out' / f'{task}.jsonl', map(conversation, asked))
+        _write_lines(files.preferences / 'held_out' / f'{task}.jsonl', map(preference, asked))
+    return files
+
+
+def make_tokenizer(folder: Path) -> None:
+    """A vocabulary of single characters, the template's marks, and the words of templates."""
+    words = [*build_template(TEMPLATE).marks, 'user', 'assistant', *TASKS]
+    characters = f'{LETTERS}0123456789+= \n' + ''.join(BRACKETS)
+    train_tokenizer(
+        [characters * 10],
+        folder,
+        vocab_size=259 + len(words) + len(set(characters)),
+        user_defined_symbols=words,
+        character_coverage=1.0,
+    )
+
+
+def conversation(case: Case, bracketed: bool = False) -> dict[str, Any]:
+    """A record of one question and its answer."""
+    answer = case.bracketed if bracketed else case.answer
+    return {
+        'messages': [
+            {'role': 'user', 'content': case.question},
+            {'role': 'assistant', 'content': answer},
+        ]
+    }
+
+
+def preference(case: Case) -> dict[str, str]:
+    """A record of one question and two right answers, of which that in brackets is preferred."""
+    return {'prompt': case.question, 'chosen': case.bracketed, 'rejected': case.answer}
+
+
+def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('w', encoding='utf-8') as file:
+        file.writelines(json.dumps(record) + '\n' for record in records)
