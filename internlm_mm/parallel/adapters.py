@@ -24,6 +24,7 @@ from torch.distributed.tensor import (
 from torch.distributed.tensor.parallel import ParallelStyle
 
 from internlm_mm.ops import low_rank_linear, row_norms
+from internlm_mm.utils.seeds import name_seed
 
 _TOKENS = Shard(1)  # of [rows, seq, hidden]
 
@@ -85,6 +86,18 @@ def round_frozen(model: nn.Module, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
+
+
+def part_ways(model: nn.Module, seed: int, rank: int) -> None:
+    """Let ranks drop different inputs, where any are dropped: else all rows would lose the same.
+
+    Args:
+        model: This rank's part.
+        seed: The run's.
+        rank: Of all.
+    """
+    if any(module.dropout for module in adapted_layers(model)):
+        torch.manual_seed(name_seed(seed, f'dropout of rank {rank}'))
 
 
 def left_whole(model: nn.Module, shards: int, reshard: str, offload: bool) -> set[nn.Parameter]:

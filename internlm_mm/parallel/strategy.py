@@ -9,6 +9,7 @@ import torch.distributed as dist
 from mmengine.optim import BaseOptimWrapper
 from torch import Tensor, nn
 
+from internlm_mm.parallel.adapters import part_ways
 from internlm_mm.parallel.data import GatherAhead
 from internlm_mm.parallel.fit import check_layout
 from internlm_mm.parallel.float8 import check_float8, scales_first
@@ -242,6 +243,7 @@ class HybridParallelStrategy(SavingStrategy):
         if placed.float8 is not None:
             self.logger.info(f'float8 {placed.float8}')
         placed.materialize(self.seed, self.device, self.techniques.offload)
+        part_ways(placed.model, self.seed, self.rank)
         if placed.plan is not None:
             assert self.mesh is not None and self.mesh.pipeline is not None
             self._pipeline = Pipeline(

@@ -140,3 +140,23 @@ def test_every_stage_trains_something() -> None:
     check_stages(model, iter([('0',), ('1', '2', '3')]))
     with pytest.raises(ValueError, match=r'nothing is trained in stage 1 \(layers 2 to 3\)'):
         check_stages(model, iter([('0', '1'), ('2', '3')]))
+
+
+def losses_with_dropout(dropout: float) -> list[float]:
+    """Of the same rows, twice."""
+    built = strategy(parallel={'data_replicate': 2})
+    model = dict(MODEL, adapter=dict(ADAPTER, dropout=dropout))
+    built.prepare(model, optim_wrapper=OPTIM)
+    for name, parameter in built.model.named_parameters():
+        if 'lora_B' in name:
+            nn.init.normal_(parameter.to_local())
+    batch = make_batch([[10, 6]], vocab_size=32)
+    with torch.no_grad():
+        return [built.model(batch)['loss'].item() for _ in range(2)]
+
+
+def test_ranks_drop_different_inputs(two_ranks) -> None:
+    first, second = two_ranks(losses_with_dropout, 0.5)
+    assert len({*first, *second}) == 4
+    first, second = two_ranks(losses_with_dropout, 0.0)
+    assert len({*first, *second}) == 1
