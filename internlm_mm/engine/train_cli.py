@@ -15,6 +15,7 @@ import torch.distributed as dist
 from mmengine.config import Config
 
 from internlm_mm.engine.dry_run import dry_run
+from internlm_mm.engine.last_words import tell_once
 from internlm_mm.engine.lost_ranks import LostRanks, watch_ranks
 from internlm_mm.engine.rehearse import rehearse
 from internlm_mm.engine.rehearse_report import render
@@ -136,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if started:
             traceback.print_exc()
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f'{type(error).__name__}: {message}', file=sys.stderr, flush=True)
+        tell_once(f'{type(error).__name__}: {message}')
         _ask_the_others(watch, error)
         return _leave(1)
     except KeyboardInterrupt:
