@@ -45,10 +45,10 @@ def check_alignment(
         raise ValueError(
             f'strategy.parallel.context={layout.context}: {name} needs whole answers on a rank'
         )
-    if layout.pipeline > 1 and reference is not None:
+    if layout.pipeline > 1:
         raise ValueError(
-            f'strategy.parallel.pipeline={layout.pipeline}: {name} asks a frozen model, which is '
-            'not done in stages'
+            f'strategy.parallel.pipeline={layout.pipeline}: {name} does not work in stages; '
+            'data_shard and tensor do'
         )
     has_adapters = any('.lora_A.' in name for name, _ in model.named_parameters())
     if reference == 'adapters_off' and not has_adapters:

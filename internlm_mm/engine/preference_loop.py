@@ -18,6 +18,8 @@ class PreferenceLoop(PerplexityLoop):
         runner: Owns strategy and hooks.
         dataloader: Config of a loader that passes once over a dataset of pairs, or a built one.
         evaluator: Must be None; MMEngine's signature.
+        tasks: As of `PerplexityLoop`.
+        task_batch_size: Likewise.
     """
 
     def _metrics(self, means: Mapping[str, Any]) -> dict[str, float]:
