@@ -17,6 +17,7 @@ from mmengine.config import Config
 from internlm_mm.engine.dry_run import dry_run
 from internlm_mm.engine.last_words import tell_once
 from internlm_mm.engine.lost_ranks import LostRanks, watch_ranks
+from internlm_mm.engine.made_folders import MadeFolders
 from internlm_mm.engine.rehearse import rehearse
 from internlm_mm.engine.rehearse_report import render
 from internlm_mm.engine.start import adopt_model
@@ -110,7 +111,7 @@ def resolve_config(args: argparse.Namespace) -> Config:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code."""
     args = parse_args(argv)
-    runner = watch = None
+    runner = watch = made = None
     try:
         is_rehearsal = _is_rehearsal(args)
         config = resolve_config(args)
@@ -123,7 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 Path(args.rehearse_json).write_text(json.dumps(report, indent=1) + '\n')
             print(render(report))
             return 0
-        read_launch(config.launcher)  # a wrong launcher is found before anything is written
+        launch = read_launch(config.launcher)  # a wrong one is found before anything is written
+        made = MadeFolders(config.work_dir) if launch.rank == 0 else None
         runner = RUNNERS.build(config)
         dist_cfg = (config.get('env_cfg') or {}).get('dist_cfg') or {}
         watch = watch_ranks(
@@ -136,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         started = runner is not None and getattr(runner, '_has_loaded', False)
         if started:
             traceback.print_exc()
+        elif made is not None:
+            made.take_back(getattr(runner, 'log_dir', None))
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         tell_once(f'{type(error).__name__}: {message}')
         _ask_the_others(watch, error)
