@@ -1,9 +1,11 @@
 """A rank's part of a job of many GPUs, built without any: meta device, pretended process group."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +21,7 @@ from internlm_mm.datasets.sampler import BatchSizeRampup, check_division
 from internlm_mm.engine.memory_budget import attends_by_mask, decide
 from internlm_mm.engine.preflight import check_run, give_tokenizer, propose_fit
 from internlm_mm.engine.rehearse_memory import model_sizes, run_sizes, unknown_parameters
+from internlm_mm.engine.start import check_start, choose_start
 from internlm_mm.parallel.context import check_documents
 from internlm_mm.parallel.fit import check_layout
 from internlm_mm.parallel.mesh import AXES, Layout, ParallelMesh, resolve_layout
@@ -29,6 +32,8 @@ from internlm_mm.parallel.recompute import check_recompute
 from internlm_mm.planner import ModelSizes, RunSizes, predict_memory
 from internlm_mm.registry import DATASETS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from internlm_mm.utils.shards import local_tensor
+
+LOG = logging.getLogger(__name__)
 
 TECHNIQUES = ('recompute', 'compile', 'attention', 'context_attention', 'pipeline', 'offload')
 """Keys of `strategy` that `place_model` is told as they are."""
@@ -47,9 +52,9 @@ def rehearse(
             differ and all else is alike.
 
     Returns:
-        Types of JSON: 'layout', 'model', 'step', 'data', 'techniques', 'stages' (who holds which
-        layers) and 'ranks', each with 'coordinate', 'groups', 'shapes', 'parameters' and 'memory'
-        in bytes.
+        Types of JSON: 'layout', 'model', 'start' (what it begins from, if anything), 'step',
+        'data', 'techniques', 'stages' (who holds which layers) and 'ranks', each with
+        'coordinate', 'groups', 'shapes', 'parameters' and 'memory' in bytes.
 
     Raises:
         ValueError: And friends: what the job itself would raise before its first step.
@@ -64,6 +69,7 @@ def rehearse(
     with propose_fit(config):
         layout = resolve_layout(strategy.get('parallel'), world_size, local_size)
     step, data = _step(config, model, layout)
+    start_text = _start(config, model)
     asked = _techniques(strategy)
     is_budget = check_recompute(asked.recompute) is None
     techniques = replace(asked, recompute=0.0) if is_budget else asked
@@ -110,6 +116,7 @@ def rehearse(
             'parameters': sum(parameter.numel() for parameter in model.parameters()),
         },
         'layout': layout.as_dict(),
+        'start': start_text,
         'step': step,
         'data': data,
         'techniques': {
@@ -233,6 +240,21 @@ def _data(config: Config) -> tuple[Any, dict[str, str]]:
     if getattr(dataset, 'max_docs', 2) == 1:
         data['documents'] = 'one a row'
     return dataset, data
+
+
+def _start(config: Config, model: nn.Module) -> str | None:
+    """What the job would begin from, compared with the model if it is here; None for nothing."""
+    try:
+        start = choose_start(
+            config.get('resume', False), config.get('load_from'), Path(config.work_dir), True, LOG
+        )
+    except FileNotFoundError as error:
+        return f'not checked: {str(error).splitlines()[0].split(";")[0]}'
+    if start is None:
+        return None
+    for one in start.chain():
+        check_start(one, model, config, LOG)
+    return f'{", ".join(start.content)} of {start.path}'
 
 
 def _check_optimizer(config: Config, model: nn.Module, techniques: Techniques) -> Any:

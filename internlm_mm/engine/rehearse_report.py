@@ -68,6 +68,7 @@ def _head(report: Mapping[str, Any]) -> list[str]:
         f'{step["tokens"] // report["world_size"]:,} tokens a GPU',
         f'data       {report["data"]["checked"]}; rows of {step["seq_len"]} tokens, '
         f'documents {report["data"]["documents"]}',
+        *([f'start      {report["start"]}'] if report['start'] else []),
     ]
 
 

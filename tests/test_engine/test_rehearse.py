@@ -6,6 +6,7 @@ import pytest
 import torch.distributed as dist
 
 from internlm_mm.engine.rehearse import pretended_group, rehearse
+from internlm_mm.engine.rehearse_report import render
 from internlm_mm.engine.train_cli import parse_args, resolve_config
 from internlm_mm.parallel.mesh import Layout, ParallelMesh
 from internlm_mm.utils.shards import local_tensor
@@ -193,3 +194,27 @@ def test_a_process_of_a_job_does_not_rehearse() -> None:
     ):
         pass
     assert not dist.is_initialized()
+
+
+def test_what_the_run_begins_from_is_told(tmp_path: Path) -> None:
+    saving = {'default_hooks__checkpoint': {'type': 'StepCheckpointHook', 'interval': 2}}
+    tiny_runner(tmp_path / 'old', train_cfg__max_iters=2, **saving).train()
+    here = {'load_from': str(tmp_path / 'old')}
+    report = rehearse(tiny_config(tmp_path / 'new', **here), 1)
+    assert report['start'] == f'model of {tmp_path / "old" / "iter_2"}'
+    assert f'start      model of {tmp_path / "old"}' in render(report)
+    report = rehearse(tiny_config(tmp_path / 'old', resume=True), 1)
+    assert report['start'].startswith('model, optimizer, data, scheduler of ')
+    with pytest.raises(ValueError, match=r"another model: .*'model\.embed_tokens\.weight'"):
+        rehearse(tiny_config(tmp_path / 'new', model__hidden_size=64, **here), 1)
+
+
+def test_what_is_not_here_to_begin_from_is_told(tmp_path: Path) -> None:
+    for changes in (SMALL, SMALL | {'resume': True}):
+        report = rehearse(tiny_config(tmp_path / 'new', **changes), 2)
+        assert report['start'] is None and 'start      ' not in render(report)
+    for key in ('load_from', 'resume'):
+        report = rehearse(tiny_config(tmp_path / 'new', **SMALL, **{key: '/data/none'}), 2)
+        assert report['start'].startswith('not checked: ') and '/data/none' in report['start']
+        assert 'start      not checked: ' in render(report)
+    assert not (tmp_path / 'new').exists()
