@@ -197,6 +197,9 @@ def _start_lines(
 def _model_lines(model: nn.Module, seq_len: int) -> list[str]:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     lines = [f'model      {type(model).__name__}, {parameters:,} parameters']
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if trained < parameters:
+        lines[0] += f', of which {trained:,} are trained'
     flops = model_flops(model, seq_len)
     if flops is not None:
         lines.append(
@@ -209,20 +212,27 @@ def _model_lines(model: nn.Module, seq_len: int) -> list[str]:
 def _layout_lines(config: Config, layout: Layout, model: nn.Module) -> list[str]:
     strategy = config.get('strategy', {})
     precision = {'param': 'float32', 'reduce': 'float32', **(strategy.get('precision') or {})}
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    counts = [0, 0]
+    for parameter in model.parameters():
+        counts[parameter.requires_grad] += parameter.numel()
+    frozen, trained = (count / (layout.pipeline * layout.tensor) for count in counts)
     master = 8 if precision['param'] == 'float64' else 4
-    # AdamW: masters and two moments, all sharded; gradients in the reduction's dtype.
-    part = parameters / (layout.pipeline * layout.tensor)
+    # AdamW: masters and two moments, all sharded; gradients in the reduction's dtype. What is
+    # frozen has none of these.
     shards = layout.data_shard * layout.context
-    states = part * 3 * master / shards
-    gathered = part * dtype_of(precision['param']).itemsize if shards > 1 else 0
-    gradients = part * dtype_of(precision['reduce']).itemsize / shards
+    states = trained * 3 * master / shards
+    itemsize = dtype_of(precision['param']).itemsize
+    whole = shards == 1 or strategy.get('reshard') == 'never'
+    gathered = (trained + (0 if whole else frozen)) * itemsize if shards > 1 else 0
+    held = frozen * itemsize / (1 if whole else shards)
+    gradients = trained * dtype_of(precision['reduce']).itemsize / shards
     processes = f'{layout.world_size} processes' if layout.world_size > 1 else 'one process'
     return [
         f'layout     {layout} on {processes}; '
         f'compute in {precision["param"]}, reduce in {precision["reduce"]}',
         f'memory     {_bytes(states)} masters and moments, '
         f'{_bytes(gradients)} gradients'
+        + (f', {_bytes(held)} frozen weights' if frozen else '')
         + (f', {_bytes(gathered)} gathered weights' if gathered else '')
         + ' a rank, and activations',
     ]

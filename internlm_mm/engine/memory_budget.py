@@ -65,9 +65,12 @@ def decide(model: nn.Module, run: RunSizes, techniques: Techniques) -> tuple[flo
     assert isinstance(budget, Mapping)
     sizes = model_sizes(model)
     if sizes is None or _is_unknown(model, sizes, run):
+        frozen = not all(parameter.requires_grad for parameter in model.parameters())
+        why = 'has frozen weights, which' if frozen else 'is no decoder of the sizes that'
         raise ValueError(
-            f'strategy.recompute={dict(budget)}: {type(model).__name__} is no decoder of the '
-            'sizes that the planner knows; give the share of layers to recompute, 0 to 1'
+            f'strategy.recompute={dict(budget)}: {type(model).__name__} {why} the planner '
+            f'{"does not reckon with" if frozen else "knows"}; give the share of layers to '
+            'recompute, 0 to 1'
         )
     return fit_recompute(sizes, run, budget['budget_gib'])
 

@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from internlm_mm.engine.dry_run import dry_run
 from internlm_mm.engine.train_cli import main, parse_args, resolve_config
+from internlm_mm.registry import MODELS
 from tests.helpers import tiny_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -111,3 +113,16 @@ def test_rows_of_an_evaluation_fit_the_layout_too(tmp_path: Path, axis: str) -> 
     config.strategy['parallel'] = {axis: 2}
     with pytest.raises(ValueError, match=rf'{axis}=2.*val_dataloader'):
         dry_run(config)
+
+
+def test_frozen_weights_have_no_masters(tmp_path: Path) -> None:
+    half = dict(strategy__precision__param='bfloat16')
+    config = tiny_config(tmp_path, model__adapter__rank=4, **half)
+    with torch.device('meta'):
+        parameters = list(MODELS.build(config.model).parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    frozen = sum(p.numel() for p in parameters) - trained
+    text = dry_run(config)
+    assert f'{frozen + trained:,} parameters, of which {trained:,} are trained' in text
+    states, weights = (f'{size / 2**20:.1f} MiB' for size in (12 * trained, 2 * frozen))
+    assert f'{states} masters and moments' in text and f'{weights} frozen weights' in text

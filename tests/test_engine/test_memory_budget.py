@@ -127,3 +127,9 @@ def test_training_is_the_same(tmp_path: Path, form: str) -> None:
     assert runner.strategy.techniques.recompute == (0.5 if form == 'budget' else form)
     for name, value in weights[0].items():
         assert torch.equal(weights[1][name], value), name
+
+
+def test_frozen_weights_are_told_of(tmp_path: Path) -> None:
+    budget = dict(model__adapter__rank=4, strategy__recompute__budget_gib=10)
+    with pytest.raises(ValueError, match='has frozen weights, which the planner does not reckon'):
+        tiny_runner(tmp_path, **budget).prepare_training()
