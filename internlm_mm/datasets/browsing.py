@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
@@ -84,7 +85,7 @@ class Sheet(NamedTuple):
 
     def table(self) -> Table:
         """For a terminal."""
-        table = Table(title=self.title, title_justify='left')
+        table = Table(title=self.title, title_justify='left', box=SIMPLE, padding=(0, 1, 0, 0))
         for number, column in enumerate(self.columns):
             table.add_column(column, justify='right' if number and column else 'left')
         for row in self.rows:

@@ -22,8 +22,9 @@ body { margin: 0 auto; max-width: 75rem; padding: 1rem; background: var(--page);
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.3rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
 h2 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: 0; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+dl { display: flex; flex-wrap: wrap; gap: .1rem 1.5rem; margin: 0; }
+dt, dd { display: inline; margin: 0; overflow-wrap: anywhere; } dt { color: var(--soft); }
+p { margin: .3rem 0; }
 .sheets { display: flex; flex-wrap: wrap; gap: 0 2rem; }
 .sheet { max-width: 100%; overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -117,7 +118,7 @@ def render_page(
     """
     domains = sorted({row.domain for row in rows if row.domain})
     names = ''.join(f'<option>{_text(name)}</option>' for name in domains)
-    known = ''.join(f'<dt>{_text(k)}</dt><dd>{_text(v)}</dd>' for k, v in facts.items())
+    known = ''.join(f'<div><dt>{_text(k)}</dt> <dd>{_text(v)}</dd></div>' for k, v in facts.items())
     said = ''.join(f'<p>{_text(line)}</p>\n' for line in lines)
     return f"""<!DOCTYPE html>
 <html lang="en">

@@ -81,11 +81,11 @@ class Survey:
             (
                 'domain',
                 'rows',
-                'documents a row',
+                'documents',
                 'learned',
                 'context',
                 'padding',
-                'cut at the end',
+                'cut',
             ),
             [
                 (
