@@ -49,7 +49,7 @@ class PairObjective(nn.Module):
         reference: Whether and where a frozen model's log-probabilities come from, one of
             `REFERENCES`; None where the loss needs none.
         sft_weight: Share of the chosen answer's own loss, per token, that is added.
-        chunk_tokens: Tokens whose logits are held in memory at a time.
+        chunk_tokens: Tokens whose logits are held in memory at a time; None for 1024.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -58,7 +58,7 @@ class PairObjective(nn.Module):
     takes_pairs = True
 
     def __init__(
-        self, reference: str | None, sft_weight: float = 0.0, chunk_tokens: int = 1024
+        self, reference: str | None, sft_weight: float = 0.0, chunk_tokens: int | None = None
     ) -> None:
         super().__init__()
         if reference is not None and reference not in REFERENCES:
@@ -66,7 +66,7 @@ class PairObjective(nn.Module):
             raise ValueError(f'reference={reference!r} is none of {", ".join(REFERENCES)}.{hint}')
         if sft_weight < 0:
             raise ValueError(f'sft_weight={sft_weight} must not be negative')
-        if chunk_tokens < 1:
+        if chunk_tokens is not None and chunk_tokens < 1:
             raise ValueError(f'chunk_tokens={chunk_tokens} must be at least 1')
         self.reference, self.sft_weight, self.chunk_tokens = reference, sft_weight, chunk_tokens
         self.tells_log_probs = False
@@ -172,7 +172,7 @@ class DPO(PairObjective):
         average_log_prob: Whether log-ratios are divided by the length of their answers, so that
             long answers weigh no more than short ones (the length-normalised DPO of Tulu 3).
         sft_weight: Weight of the chosen answer's own loss, per token (the NLL term of RPO).
-        chunk_tokens: Tokens whose logits are held in memory at a time.
+        chunk_tokens: Tokens whose logits are held in memory at a time; None for 1024.
 
     Source: https://arxiv.org/abs/2305.18290; conservative DPO,
     https://ericmitchell.ai/cdpo.pdf; length-normalised, https://arxiv.org/abs/2411.15124;
@@ -186,7 +186,7 @@ class DPO(PairObjective):
         label_smoothing: float = 0.0,
         average_log_prob: bool = False,
         sft_weight: float = 0.0,
-        chunk_tokens: int = 1024,
+        chunk_tokens: int | None = None,
     ) -> None:
         super().__init__(_named(reference), sft_weight, chunk_tokens)
         _check_positive(beta=beta)
@@ -221,7 +221,7 @@ class IPO(PairObjective):
         average_log_prob: Whether log-ratios are divided by the length of their answers, as the
             authors and TRL do; the paper's formula has sums.
         sft_weight: As of `DPO`.
-        chunk_tokens: Tokens whose logits are held in memory at a time.
+        chunk_tokens: Tokens whose logits are held in memory at a time; None for 1024.
 
     Source: https://arxiv.org/abs/2310.12036.
     """
@@ -232,7 +232,7 @@ class IPO(PairObjective):
         reference: str = 'adapters_off',
         average_log_prob: bool = True,
         sft_weight: float = 0.0,
-        chunk_tokens: int = 1024,
+        chunk_tokens: int | None = None,
     ) -> None:
         super().__init__(_named(reference), sft_weight, chunk_tokens)
         _check_positive(beta=beta)
@@ -259,7 +259,7 @@ class SimPO(PairObjective):
         beta: Scale of the rewards.
         gamma: By how much the chosen reward is to exceed the rejected one.
         sft_weight: As of `DPO`.
-        chunk_tokens: Tokens whose logits are held in memory at a time.
+        chunk_tokens: Tokens whose logits are held in memory at a time; None for 1024.
 
     Source: https://arxiv.org/abs/2405.14734.
     """
@@ -269,7 +269,7 @@ class SimPO(PairObjective):
         beta: float = 2.0,
         gamma: float = 1.0,
         sft_weight: float = 0.0,
-        chunk_tokens: int = 1024,
+        chunk_tokens: int | None = None,
     ) -> None:
         super().__init__(None, sft_weight, chunk_tokens)
         _check_positive(beta=beta)

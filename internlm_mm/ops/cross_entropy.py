@@ -72,7 +72,7 @@ def linear_token_losses(
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
-    chunk: int = 1024,
+    chunk: int | None = None,
     shard: VocabularyShard | None = None,
 ) -> Tensor:
     """Cross-entropy of `hidden @ weight.T` of every token, for losses that are no plain sum of it.
@@ -93,6 +93,7 @@ def linear_token_losses(
     """
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()
+    chunk = loss_chunk(chunk, in_place=False)
     return _LinearTokenLosses.apply(hidden, weight, labels, chunk, shard)
 
 

@@ -220,7 +220,7 @@ def sharded_cross_entropy(
 
 
 def sharded_greedy_tokens(
-    hidden: Tensor, weight: DTensor, chunk: int = 1024, *, mesh: DeviceMesh
+    hidden: Tensor, weight: DTensor, chunk: int | None = None, *, mesh: DeviceMesh
 ) -> Tensor:
     """`greedy_tokens` with the head's rows spread over `mesh`; arguments as above."""
     local, shard = _own_rows(weight, mesh)
@@ -228,7 +228,12 @@ def sharded_greedy_tokens(
 
 
 def sharded_token_losses(
-    hidden: Tensor, weight: DTensor, labels: Tensor, chunk: int = 1024, *, mesh: DeviceMesh
+    hidden: Tensor,
+    weight: DTensor,
+    labels: Tensor,
+    chunk: int | None = None,
+    *,
+    mesh: DeviceMesh,
 ) -> Tensor:
     """`linear_token_losses` with the head's rows spread over `mesh`; arguments as above."""
     local, shard = _own_rows(weight, mesh)

@@ -6,8 +6,8 @@ import torch
 from internlm_mm.ops import VocabularyShard, greedy_tokens
 
 
-@pytest.mark.parametrize('chunk', [1, 7, 1024])
-def test_equals_argmax(chunk: int) -> None:
+@pytest.mark.parametrize('chunk', [1, 7, 1024, None])
+def test_equals_argmax(chunk: int | None) -> None:
     hidden, weight = torch.randn(20, 8), torch.randn(33, 8)
     expected = (hidden @ weight.T).argmax(1)
     assert torch.equal(greedy_tokens(hidden, weight, chunk), expected)
