@@ -117,6 +117,7 @@ class TaskEvaluation:
             one_each=ring,
         )
         self.tasks = build_tasks(tasks, runner.tokenizer, self.scorer.longest)
+        _check_objective(self.tasks, runner.model)
         self.reports: dict[str, Report] = {}
 
     def run(self, folder: Path) -> dict[str, float]:
@@ -164,6 +165,18 @@ class TaskEvaluation:
         with torch.device('meta'):
             model = MODELS.build(said)
         return copy_whole(strategy.model, model, strategy.device, strategy.param_dtype)
+
+
+def _check_objective(tasks: Sequence[Task], model: nn.Module) -> None:
+    """Refuse to compare log-probabilities by a model that learns something else."""
+    objective = getattr(model, 'objective', None)
+    scored = [task.name for task in tasks if not task.generates]
+    if scored and not hasattr(objective, 'greedy_tokens'):
+        raise ValueError(
+            f'val_cfg.tasks: {", ".join(scored)} compares log-probabilities, which the objective '
+            f'{type(objective).__name__} does not sum: run it on checkpoints with tools/test.py, '
+            'which takes NextToken'
+        )
 
 
 def _name_of(kind: Any) -> Any:

@@ -28,7 +28,8 @@ def copy_whole(
         ValueError: If the two have other parameters.
     """
     target.to(dtype).to_empty(device=device)
-    own = source.state_dict()
+    # An objective is of no use to who reads the copy, and may have parameters.
+    own = {k: v for k, v in source.state_dict().items() if not k.startswith('objective.')}
     wanted = target.state_dict()
     odd = sorted(own.keys() ^ wanted.keys())
     if odd:

@@ -149,6 +149,26 @@ def test_writing_needs_the_whole_model(data, tmp_path: Path) -> None:
         dry_run(config)
 
 
+def test_objectives_that_sum_something_else(data, tmp_path: Path) -> None:
+    more = dict(model__objective=dict(type='SimPO'))
+    message = r'val_cfg\.tasks: mmlu compares log-probabilities, which the objective SimPO does not'
+    with pytest.raises(ValueError, match=message):
+        found_by(tmp_path, data, [choice(data), written(data)], **more)
+    assert 'gsm8k/accuracy' in found_by(tmp_path, data, [written(data)], **more)
+
+
+def test_adapters_take_part(data, two_ranks, tmp_path: Path) -> None:
+    adapter = dict(type='LoRA', rank=2, alpha=4.0, targets=['*_proj'])
+    more = dict(model__adapter=adapter)
+    tasks = [choice(data), written(data)]
+    expected = found_by(tmp_path / 'one', data, tasks, **more)
+    parallel = {'data_shard': 2}
+    found, _ = two_ranks(
+        found_by, tmp_path / 'two', data, tasks, strategy__parallel=parallel, **more
+    )
+    assert found == expected
+
+
 @pytest.mark.parametrize(
     ('task', 'message'),
     [
