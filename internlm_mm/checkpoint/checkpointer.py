@@ -21,7 +21,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from internlm_mm.checkpoint.disk import copy_folder, sync_folder, write_file
+from internlm_mm.checkpoint.disk import copy_folder, write_file
 from internlm_mm.checkpoint.planner import LoadPlanner, SavePlanner
 from internlm_mm.checkpoint.step_folders import (
     MANIFEST_FILE,
@@ -39,6 +38,9 @@ from internlm_mm.checkpoint.step_folders import (
     verify,
 )
 from internlm_mm.checkpoint.storage import SafetensorsReader, SafetensorsWriter
+from internlm_mm.utils.publish import publish, set_aside
+
+_REMOVED = '{}.removed'  # what is on its way out is called; see `_sweep`
 
 
 class Checkpointer:
@@ -87,7 +89,7 @@ class Checkpointer:
         if distributed:
             dist.barrier(group=self._control_group())
         writer = SafetensorsWriter(
-            staging, lambda files: publish(staging, path, files, texts, folders or {})
+            staging, lambda files: publish_checkpoint(staging, path, files, texts, folders or {})
         )
         arguments: dict[str, Any] = {
             'storage_writer': writer,
@@ -139,15 +141,7 @@ class Checkpointer:
 
 def remove_checkpoint(path: Path) -> None:
     """Delete a checkpoint; once begun it can no longer be taken for a whole one."""
-    shutil.rmtree(set_aside(path, 'removed'))
-
-
-def set_aside(path: Path, why: str) -> Path:
-    """Rename `iter_N` to `iter_N.WHY`, where nobody looks; with a number if that exists."""
-    names = (f'{path.name}.{why}{number or ""}' for number in count())
-    renamed = next(path.with_name(name) for name in names if not path.with_name(name).exists())
-    os.replace(path, renamed)
-    return renamed
+    shutil.rmtree(set_aside(path, _REMOVED))
 
 
 def _sweep(work_dir: Path) -> None:
@@ -162,7 +156,7 @@ def _sweep(work_dir: Path) -> None:
             shutil.rmtree(left_over, ignore_errors=True)
 
 
-def publish(
+def publish_checkpoint(
     staging: Path,
     path: Path,
     files: dict[str, tuple[int, int]],
@@ -177,13 +171,7 @@ def publish(
         files |= {f'{name}/{file}': written for file, written in copied.items()}
     manifest = {name: {'size': size, 'crc32': crc} for name, (size, crc) in sorted(files.items())}
     write_file(staging / MANIFEST_FILE, json.dumps({'files': manifest}, indent=1).encode())
-    sync_folder(staging)
-    # By renames alone: an older one of the same step goes only when the new one is there.
-    older = set_aside(path, 'removed') if path.exists() else None
-    os.replace(staging, path)
-    sync_folder(path.parent)
-    if older is not None:
-        shutil.rmtree(older)
+    publish(staging, path, _REMOVED)
 
 
 def _silence_single_process() -> None:

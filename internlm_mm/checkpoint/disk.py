@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from internlm_mm.utils.publish import sync_folder
+
 try:
     from zlib_ng.zlib_ng import crc32
 except ImportError:  # where it is not installed, the same numbers take longer
@@ -115,12 +117,3 @@ def files_crc32(paths: Sequence[Path]) -> list[int]:
     """CRC-32 of several files, read side by side: neither reading nor summing hold the lock."""
     with ThreadPoolExecutor(max_workers=8) as pool:
         return list(pool.map(file_crc32, paths))
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames and new names in a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch import Tensor
 from internlm_mm.checkpoint.pickled import check_pickled, dtype_named, open_tensors
 from internlm_mm.checkpoint.storage import METADATA_FILE
 from internlm_mm.checkpoint.tensor_file import Entry, plan_shards, write_tensor_file
+from internlm_mm.utils.publish import publish
 from internlm_mm.utils.weight_layout import Stored, WeightLayout
 
 DTYPES = ('float32', 'float16', 'bfloat16')
@@ -55,14 +55,7 @@ def publish_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    if out.exists():
-        replaced = out.with_name(out.name + '.replaced')
-        shutil.rmtree(replaced, ignore_errors=True)
-        os.replace(out, replaced)
-        os.replace(staging, out)
-        shutil.rmtree(replaced)
-    else:
-        os.replace(staging, out)
+    publish(staging, out)
 
 
 _CONVERTED = ('model_tp*.pt', 'adapter_config.json')

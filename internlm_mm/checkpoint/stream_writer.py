@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from internlm_mm.checkpoint.checkpointer import publish
+from internlm_mm.checkpoint.checkpointer import publish_checkpoint
 from internlm_mm.checkpoint.disk import write_file
 from internlm_mm.checkpoint.step_folders import STATE_FILE
 from internlm_mm.checkpoint.storage import FORMAT_VERSION, METADATA_FILE
@@ -91,4 +91,6 @@ def write_weights_checkpoint(
             }
     text = json.dumps({'version': FORMAT_VERSION, 'tensors': tensors}).encode()
     files[METADATA_FILE] = write_file(staging / METADATA_FILE, text)
-    publish(staging, path, files, {**texts, STATE_FILE: json.dumps(state, indent=1)}, folders)
+    publish_checkpoint(
+        staging, path, files, {**texts, STATE_FILE: json.dumps(state, indent=1)}, folders
+    )

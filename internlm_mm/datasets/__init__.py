@@ -9,7 +9,8 @@ from internlm_mm.datasets.preference import PreferenceDataset
 from internlm_mm.datasets.pretrain import PretrainDataset
 from internlm_mm.datasets.random_tokens import RandomTokens
 from internlm_mm.datasets.sampler import BatchSizeRampup
-from internlm_mm.datasets.token_file import TokenFile, TokenFileWriter
+from internlm_mm.datasets.token_file import TokenFile
+from internlm_mm.datasets.token_writer import TokenFileWriter
 
 __all__ = [
     'BatchSizeRampup',

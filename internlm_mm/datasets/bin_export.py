@@ -26,8 +26,10 @@ from internlm_mm.datasets.preprocessing import (
     domains_of,
     preprocess,
 )
-from internlm_mm.datasets.token_file import TokenFile, TokenFileWriter, publish
+from internlm_mm.datasets.token_file import TokenFile
+from internlm_mm.datasets.token_writer import TokenFileWriter
 from internlm_mm.tokenizers import build_template, load_tokenizer
+from internlm_mm.utils.publish import publish
 
 BIN_NAME = 'dataset.bin'  # as InternLM's own tools call it
 

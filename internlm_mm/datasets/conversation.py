@@ -18,7 +18,8 @@ from internlm_mm.datasets.packed import PackedRows, check_packing
 from internlm_mm.datasets.preprocessing import domains_of
 from internlm_mm.datasets.row_order import check_order
 from internlm_mm.datasets.token_cache import cached_folder, hash_contents
-from internlm_mm.datasets.token_file import TokenFile, TokenFileWriter
+from internlm_mm.datasets.token_file import TokenFile
+from internlm_mm.datasets.token_writer import TokenFileWriter
 from internlm_mm.registry import DATASETS, TOKENIZERS
 from internlm_mm.tokenizers import Tokenizer, build_template, load_tokenizer
 from internlm_mm.utils.suggest import did_you_mean

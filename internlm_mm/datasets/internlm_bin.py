@@ -23,7 +23,8 @@ from mmengine.logging import print_log
 from internlm_mm.datasets.packed import PackedRows, check_packing
 from internlm_mm.datasets.row_order import check_order
 from internlm_mm.datasets.token_cache import cached_folder, hash_contents
-from internlm_mm.datasets.token_file import TokenFile, TokenFileWriter
+from internlm_mm.datasets.token_file import TokenFile
+from internlm_mm.datasets.token_writer import TokenFileWriter
 from internlm_mm.registry import DATASETS
 from internlm_mm.tokenizers import build_template
 

@@ -22,7 +22,8 @@ from internlm_mm.datasets.preference_formats import Preference, check_format, re
 from internlm_mm.datasets.preprocessing import domains_of
 from internlm_mm.datasets.row_order import check_order
 from internlm_mm.datasets.token_cache import cached_folder, hash_contents
-from internlm_mm.datasets.token_file import TokenFile, TokenFileWriter
+from internlm_mm.datasets.token_file import TokenFile
+from internlm_mm.datasets.token_writer import TokenFileWriter
 from internlm_mm.registry import DATASETS
 from internlm_mm.tokenizers import Tokenizer, build_template
 from internlm_mm.tokenizers.chat_spelling import Encoded

@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from internlm_mm.datasets.documents import find_domains, fraction_of, read_documents
-from internlm_mm.datasets.token_file import TokenFileWriter, publish
+from internlm_mm.datasets.token_writer import TokenFileWriter
 from internlm_mm.tokenizers import Tokenizer, load_tokenizer
+from internlm_mm.utils.publish import publish
 
 SUMMARY_NAME = 'preprocessing.json'
 SPLITS = ('train', 'validation')

@@ -19,7 +19,7 @@ from internlm_mm.datasets.documents import read_documents
 from internlm_mm.datasets.loader import TokenLoader
 from internlm_mm.datasets.preprocessing import preprocess
 from internlm_mm.datasets.pretrain import PretrainDataset
-from internlm_mm.datasets.token_file import TokenFileWriter
+from internlm_mm.datasets.token_writer import TokenFileWriter
 
 Clock = Callable[[], float]
 

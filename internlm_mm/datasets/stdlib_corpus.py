@@ -10,7 +10,7 @@ import tokenize
 from pathlib import Path
 
 from internlm_mm.datasets.documents import fraction_of
-from internlm_mm.datasets.token_file import publish
+from internlm_mm.utils.publish import publish
 
 DOMAINS = {
     'tests': ('test', 'tests', 'idle_test', 'lib2to3'),

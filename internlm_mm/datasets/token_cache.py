@@ -15,7 +15,7 @@ from typing import Any
 
 from mmengine.logging import print_log
 
-from internlm_mm.datasets.token_file import publish
+from internlm_mm.utils.publish import publish
 
 SOURCE_NAME = 'source.json'
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as some
 from internlm_mm.datasets import ConversationDataset, PretrainDataset, RandomTokens
 from internlm_mm.datasets.packed import PackedRows
 from internlm_mm.datasets.survey import facts, packings, records, sheets, survey
-from internlm_mm.datasets.token_file import TokenFile, TokenFileWriter
+from internlm_mm.datasets.token_file import TokenFile
+from internlm_mm.datasets.token_writer import TokenFileWriter
 from tests.conversations import PLAIN, internlm_model
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from internlm_mm.datasets.internlm_bin import samples_of, write_bin
-from internlm_mm.datasets.token_file import TokenFile, TokenFileWriter
+from internlm_mm.datasets.token_file import TokenFile
+from internlm_mm.datasets.token_writer import TokenFileWriter
 from internlm_mm.tokenizers import load_tokenizer
 from tests.conversations import PLAIN, internlm_model
 from tools.browse_dataset import main

@@ -5,9 +5,10 @@ from typing import Any
 
 from mmengine.hooks import Hook
 
-from internlm_mm.checkpoint.checkpointer import remove_checkpoint, set_aside
+from internlm_mm.checkpoint.checkpointer import remove_checkpoint
 from internlm_mm.checkpoint.step_folders import list_checkpoints, step_of, verify
 from internlm_mm.registry import HOOKS
+from internlm_mm.utils.publish import set_aside
 
 
 @HOOKS.register_module()
@@ -76,7 +77,7 @@ class StepCheckpointHook(Hook):
             return
         for path in list_checkpoints(runner.work_dir):
             if step_of(path) > runner.iter:
-                renamed = set_aside(path, 'abandoned')
+                renamed = set_aside(path, '{}.abandoned')
                 runner.logger.warning(
                     f'{path} is beyond iteration {runner.iter}, where training begins: '
                     f'renamed to {renamed.name}'
