@@ -11,7 +11,7 @@ with read_base():
 train_dataloader.dataset.update(
     seq_len=64,
     min_document_length=1,
-    weights=dict(sums=0.4, repeats=0.25, counting=0.2, orders=0.15),
+    weights=dict(sums=0.45, repeats=0.2, talk=0.2, counting=0.1, orders=0.05),
 )
 train_dataloader.update(num_workers=0)
 val_dataloader = None

@@ -11,7 +11,10 @@ with read_base():
 from internlm_mm.engine import PerplexityLoop
 from internlm_mm.engine.hooks import EvaluationHook
 
-train_dataloader.dataset.update(seq_len=64)
+train_dataloader.dataset.update(
+    seq_len=64,
+    weights=dict(add=0.4, reverse=0.25, sort=0.25, copy=0.1),  # the hardest most often
+)
 train_dataloader.update(num_workers=0)
 val_dataloader.dataset.update(seq_len=64)
 val_dataloader.update(micro_batch_size=16)

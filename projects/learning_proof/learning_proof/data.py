@@ -12,7 +12,15 @@ from typing import Any
 from internlm_mm.datasets.preprocessing import preprocess
 from internlm_mm.tokenizers import build_template
 from internlm_mm.tokenizers.training import train_tokenizer
-from learning_proof.tasks import BRACKETS, LETTERS, TASKS, Case, draw_cases, plain_texts
+from learning_proof.tasks import (
+    BRACKETS,
+    LETTERS,
+    TASKS,
+    Case,
+    draw_cases,
+    plain_texts,
+    random_talk,
+)
 
 TEMPLATE = 'internlm2'
 BRACKETED_SHARE = 0.3
@@ -83,6 +91,12 @@ def write_data(root: Path, amounts: Amounts, seed: int) -> Files:
     files = Files(root)
     for name, texts in plain_texts(amounts.texts, seed).items():
         _write_lines(files.text / f'{name}.jsonl', ({'text': text} for text in texts))
+    template = build_template(TEMPLATE)
+    talk = (
+        template.text([{'role': 'user', 'content': said}, {'role': 'assistant', 'content': reply}])
+        for said, reply in random_talk(amounts.texts, seed)
+    )
+    _write_lines(files.text / 'talk.jsonl', ({'text': text} for text in talk))
     make_tokenizer(files.tokenizer)
     preprocess(
         [files.text], files.tokens, tokenizer=files.tokenizer, num_workers=0, show_progress=False

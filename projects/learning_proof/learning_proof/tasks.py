@@ -107,7 +107,7 @@ def draw_cases(task: str, count: int, *, held_out: bool, seed: int) -> list[Case
 
 
 def plain_texts(count: int, seed: int) -> dict[str, Iterator[str]]:
-    """Texts for the base model, by domain: no question, no answer, no mark of a conversation.
+    """Texts for the base model, by domain.
 
     Repeated words, letters in the order of the alphabet, counting, and sums: what somebody knows
     before being asked anything. All operands are from the side of training.
@@ -116,30 +116,53 @@ def plain_texts(count: int, seed: int) -> dict[str, Iterator[str]]:
         count: Texts of each domain.
         seed: Another seed, other texts.
     """
+    return {name: _texts(name, count, seed) for name in _KINDS}
 
-    def repeats(rng: random.Random) -> str:
-        (word,) = draw_operands('copy', False, rng)
-        return ' '.join([word] * rng.randint(2, 4))
 
-    def orders(rng: random.Random) -> str:
-        while True:
-            word = ''.join(sorted(rng.choices(LETTERS, k=rng.choice(LENGTHS))))
-            if not is_held_out(operand_key(word)):
-                return word
+def random_talk(count: int, seed: int) -> Iterator[tuple[str, str]]:
+    """Turns of a user and an assistant that have nothing to do with one another.
 
-    def counting(rng: random.Random) -> str:
-        first, step = rng.randint(0, 150), rng.choice((1, 2, 5, 10, -1))
-        return ' '.join(str(n) for n in range(first, first + 6 * step, step) if n >= 0)
+    The words of the questions are in them, operands of the side of training, and answers in both
+    forms: what a conversation looks like, and nothing of what it means.
 
-    def sums(rng: random.Random) -> str:
-        a, b = draw_operands('add', False, rng)
-        return f'{a}+{b}={int(a) + int(b)}'
+    Args:
+        count: Pairs of turns.
+        seed: Another seed, other turns.
+    """
+    rng = random.Random(f'talk {seed}')
+    for _ in range(count):
+        said = Case(rng.choice(TASKS), draw_operands(rng.choice(TASKS), False, rng))
+        task = rng.choice(TASKS)
+        reply = Case(task, draw_operands(task, False, rng))
+        yield said.question, rng.choice((reply.answer, reply.bracketed))
 
-    kinds = dict(repeats=repeats, orders=orders, counting=counting, sums=sums)
 
-    def texts(name: str) -> Iterator[str]:
-        rng = random.Random(f'{name} {seed}')
-        for _ in range(count):
-            yield kinds[name](rng)
+def _texts(name: str, count: int, seed: int) -> Iterator[str]:
+    rng = random.Random(f'{name} {seed}')
+    for _ in range(count):
+        yield _KINDS[name](rng)
 
-    return {name: texts(name) for name in kinds}
+
+def _repeats(rng: random.Random) -> str:
+    (word,) = draw_operands('copy', False, rng)
+    return ' '.join([word] * rng.randint(2, 4))
+
+
+def _orders(rng: random.Random) -> str:
+    (word,) = draw_operands('sort', False, rng)
+    return ''.join(sorted(word))
+
+
+def _counting(rng: random.Random) -> str:
+    first, step = rng.randint(0, 150), rng.choice((1, 2, 5, 10))
+    return ' '.join(str(number) for number in range(first, first + 6 * step, step))
+
+
+def _sums(rng: random.Random) -> str:
+    first, second = map(int, draw_operands('add', False, rng))
+    if rng.random() < 0.5:  # small ones, too: they are no operands of any question
+        first, second = rng.choice((first, first % 10)), second % 10
+    return f'{first}+{second}={first + second}'
+
+
+_KINDS = dict(repeats=_repeats, orders=_orders, counting=_counting, sums=_sums)
