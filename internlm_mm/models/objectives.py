@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from internlm_mm.ops import greedy_tokens, linear_cross_entropy
 from internlm_mm.registry import OBJECTIVES
 from internlm_mm.structures import IGNORE_INDEX, Batch
+from internlm_mm.utils.loss_chunk import loss_chunk
 
 CrossEntropy = Callable[..., tuple[Tensor, Tensor | None]]
 """As `linear_cross_entropy`; None in place of the losses of single tokens where it has none."""
@@ -88,4 +89,5 @@ class NextToken(nn.Module):
 
     def _is_right(self, hidden: Tensor, head_weight: Tensor, labels: Tensor) -> Tensor:
         """Whether each label is the likeliest token, [tokens], bool."""
-        return self.greedy_tokens(hidden, head_weight, self.chunk_tokens) == labels
+        chunk = loss_chunk(self.chunk_tokens, in_place=False)
+        return self.greedy_tokens(hidden, head_weight, chunk) == labels
