@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 
 # Extras with kernels that run on GPUs alone.
-FOR_GPUS = {'flash4', 'fp8', 'liger'}
+FOR_GPUS = {'flash4', 'fp8', 'liger', 'qlora'}
 
 
 def read(path: str) -> str:

@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 # Distributions that are no requirement and are therefore imported where they are used.
 OPTIONAL = {
+    'bitsandbytes',
     'flash_attn',
     'flash_attn_interface',
     'gguf',

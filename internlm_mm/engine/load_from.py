@@ -114,3 +114,20 @@ def base_of(start: Start | None, model: Any) -> Base | None:
         return describe_base(first.path, first.foreign)
     holds_all = any(is_adapter(name) for name in read_model_state(first.path))
     return None if holds_all else describe_base(first.path)
+
+
+def check_base(base: Base | None, model: Any) -> None:
+    """Refuse frozen weights in 4 bits that nobody else holds as they are.
+
+    Args:
+        base: From `base_of`.
+        model: The run's, whole.
+
+    Raises:
+        ValueError: Saying what to set.
+    """
+    if base is None and any(getattr(module, 'four_bit', False) for module in model.modules()):
+        raise ValueError(
+            'model.adapter.four_bit=True rounds frozen weights, and checkpoints hold the adapters '
+            'alone: set load_from to the weights that they belong to'
+        )

@@ -15,7 +15,7 @@ from internlm_mm.checkpoint.peft_files import read_peft
 from internlm_mm.checkpoint.step_folders import TOKENIZER_FOLDER, read_state
 from internlm_mm.engine.alignment import check_alignment
 from internlm_mm.engine.building import BuildingRunner
-from internlm_mm.engine.load_from import Start, base_of
+from internlm_mm.engine.load_from import Start, base_of, check_base
 from internlm_mm.engine.memory_budget import settle_recompute
 from internlm_mm.engine.preflight import build_data_part, check_run, check_writable, propose_fit
 from internlm_mm.engine.run_state import RunState
@@ -27,6 +27,7 @@ from internlm_mm.engine.start import (
     together,
 )
 from internlm_mm.engine.task_evaluation import check_evaluation
+from internlm_mm.parallel.adapters import round_weights
 from internlm_mm.parallel.context import check_documents
 from internlm_mm.registry import RUNNERS, TOKENIZERS
 from internlm_mm.utils.config import dump_config
@@ -242,6 +243,7 @@ class LLMRunner(BuildingRunner):
                 for one in self._start.chain()
             ]
         self._base = agree(lambda: base_of(self._start, self.model))
+        check_base(self._base, self.model)
 
     def _keep_seed(self) -> None:
         """Go on with the seed of the run that is resumed: it decides the order of the data."""
@@ -261,6 +263,7 @@ class LLMRunner(BuildingRunner):
         if self._start is not None and not self._has_loaded:
             for start, source in self._taken:
                 self._take(start, source)
+        round_weights(self.model)
         self._has_loaded = True
 
     def _take(self, start: Start, source: Source | None) -> None:

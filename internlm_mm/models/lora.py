@@ -1,4 +1,4 @@
-"""Low-rank adapters over the linear layers of a model: LoRA and DoRA.
+"""Low-rank adapters over the linear layers of a model: LoRA, DoRA, QLoRA.
 
 A config lays them over any model with one key, and everything else of the model is frozen:
 
@@ -19,7 +19,14 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from internlm_mm.ops import LowRank, low_rank_linear, merge_low_rank, row_norms
+from internlm_mm.ops import (
+    FourBitWeight,
+    LowRank,
+    low_rank_linear,
+    merge_low_rank,
+    row_norms,
+    to_four_bit,
+)
 from internlm_mm.registry import ADAPTERS
 from internlm_mm.utils.suggest import did_you_mean
 
@@ -39,12 +46,14 @@ class LoRA:
         dropout: Share of an adapter's inputs that are zeroed in training.
         rslora: Whether scale is alpha / sqrt(rank), which keeps the change as strong at high ranks.
         dora: Whether the length of each row of the changed weights is learnt apart (DoRA).
+        four_bit: Whether the frozen weights under adapters are held in 4 bits (QLoRA), rounded when
+            they have been loaded.
 
     Raises:
         ValueError: If a number is out of range.
 
     Source: https://arxiv.org/abs/2106.09685; rslora, https://arxiv.org/abs/2312.03732; DoRA,
-    https://arxiv.org/abs/2402.09353.
+    https://arxiv.org/abs/2402.09353; QLoRA, https://arxiv.org/abs/2305.14314.
     """
 
     def __init__(
@@ -56,6 +65,7 @@ class LoRA:
         dropout: float = 0.0,
         rslora: bool = False,
         dora: bool = False,
+        four_bit: bool = False,
     ) -> None:
         if rank < 1:
             raise ValueError(f'model.adapter.rank={rank} must be at least 1')
@@ -66,7 +76,7 @@ class LoRA:
         if isinstance(targets, str) or not targets:
             raise ValueError(f'model.adapter.targets={targets!r}: expected a list of patterns')
         self.rank, self.alpha, self.targets = rank, alpha, tuple(targets)
-        self.dropout, self.rslora, self.dora = dropout, rslora, dora
+        self.dropout, self.rslora, self.dora, self.four_bit = dropout, rslora, dora, four_bit
 
     @property
     def scale(self) -> float:
@@ -92,6 +102,7 @@ class LoRA:
             base = model.get_submodule(name)
             assert isinstance(base, nn.Linear)
             layer = LoRALinear(base, self.rank, self.scale, self.dropout, self.dora)
+            layer.four_bit = self.four_bit
             model.set_submodule(name, layer)
         return model
 
@@ -148,7 +159,10 @@ class LoRALinear(nn.Linear):
 
     Attributes:
         is_on: Whether the change is applied; see `adapters_off`.
+        four_bit: Whether the weight is to be held in 4 bits; see `round_weight`.
     """
+
+    scales: Tensor | None
 
     def __init__(
         self, base: nn.Linear, rank: int, scale: float, dropout: float, dora: bool
@@ -164,7 +178,8 @@ class LoRALinear(nn.Linear):
             if device.type != 'meta':
                 self.lora_magnitude_vector.weight.data.copy_(row_norms(base.weight))
         self.scale, self.dropout = scale, dropout
-        self.is_on = True
+        self.is_on, self.four_bit = True, False
+        self.register_buffer('scales', None, persistent=False)
 
     def change(self) -> LowRank | None:
         """The change that is applied now, of this module's own tensors; None if there is none."""
@@ -181,7 +196,16 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the changed layer. x: [..., in]; result: [..., out]."""
-        return low_rank_linear(x, self.weight, self.bias, self.change())
+        weight: Tensor | FourBitWeight = self.weight
+        if self.scales is not None:
+            weight = FourBitWeight(weight, self.scales, (self.out_features, self.in_features))
+        return low_rank_linear(x, weight, self.bias, self.change())
+
+    def round_weight(self) -> None:
+        """Hold the weight in 4 bits from here on. It must be this rank's whole."""
+        rounded = to_four_bit(self.weight)
+        self.weight = nn.Parameter(rounded.packed, requires_grad=False)
+        self.scales = rounded.scales
 
 
 class AdapterWeight(nn.Module):

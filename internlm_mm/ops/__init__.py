@@ -15,6 +15,7 @@ from internlm_mm.ops.cross_entropy import (
 from internlm_mm.ops.flash4 import flash4_attention
 from internlm_mm.ops.flash_packages import flash2_attention, flash3_attention
 from internlm_mm.ops.flex import flexible_attention
+from internlm_mm.ops.four_bit import FourBitWeight, to_four_bit
 from internlm_mm.ops.greedy import greedy_tokens
 from internlm_mm.ops.kv_cache import KVCache, LayerCache
 from internlm_mm.ops.liger import liger_cross_entropy
@@ -26,6 +27,7 @@ from internlm_mm.ops.swiglu import swiglu
 
 __all__ = [
     'Documents',
+    'FourBitWeight',
     'KVCache',
     'LayerCache',
     'LowRank',
@@ -50,4 +52,5 @@ __all__ = [
     'rope_table',
     'row_norms',
     'swiglu',
+    'to_four_bit',
 ]

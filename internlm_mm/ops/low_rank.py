@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from internlm_mm.ops.four_bit import FourBitWeight
+
 
 class LowRank(NamedTuple):
     """A change of a weight by `scale * up @ down`.
@@ -31,7 +33,7 @@ class LowRank(NamedTuple):
 
 def low_rank_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | FourBitWeight,
     bias: Tensor | None,
     change: LowRank | None,
     add_up: Callable[[Tensor], Tensor] | None = None,
@@ -40,7 +42,7 @@ def low_rank_linear(
 
     Args:
         x: [..., in].
-        weight: [out, in].
+        weight: [out, in], or that in 4 bits.
         bias: [out], or None.
         change: Of `weight`; None for none.
         add_up: Where all of these but `up` and `magnitude` are a part of the columns, in: adds up
@@ -53,31 +55,38 @@ def low_rank_linear(
     https://arxiv.org/abs/2402.09353, section 4.
     """
     if change is None:
-        return F.linear(x, weight, bias)
+        return _linear(x, weight, bias)
     given = F.dropout(x, change.dropout) if change.dropout else x
     changed = F.linear(F.linear(given, change.down) * change.scale, change.up)
     if change.magnitude is None:
-        return F.linear(x, weight, bias) + changed
+        return _linear(x, weight, bias) + changed
     norms = row_norms(weight, change, add_up)
     factor = change.magnitude / norms.to(change.magnitude.dtype)
     if change.dropout:
-        product = F.linear(x, weight) + (factor - 1) * F.linear(given, weight)
+        product = _linear(x, weight) + (factor - 1) * _linear(given, weight)
         out = product + factor * changed
     else:
-        out = factor * (F.linear(x, weight) + changed)
+        out = factor * (_linear(x, weight) + changed)
+    return out if bias is None else out + bias
+
+
+def _linear(x: Tensor, weight: Tensor | FourBitWeight, bias: Tensor | None = None) -> Tensor:
+    if isinstance(weight, Tensor):
+        return F.linear(x, weight, bias)
+    out = weight.multiply(x)
     return out if bias is None else out + bias
 
 
 @torch.no_grad()
 def row_norms(
-    weight: Tensor,
+    weight: Tensor | FourBitWeight,
     change: LowRank | None = None,
     add_up: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """How long the rows of a changed weight come out; a constant for gradients.
 
     Args:
-        weight: [out, in].
+        weight: [out, in], or that in 4 bits.
         change: Of `weight`; None for none.
         add_up: As in `low_rank_linear`.
 
@@ -86,6 +95,8 @@ def row_norms(
 
     Source: that it is a constant, https://arxiv.org/abs/2402.09353, section 4.3.
     """
+    if isinstance(weight, FourBitWeight):
+        weight = weight.whole(torch.float32)
     wide = torch.promote_types(weight.dtype, torch.float32)
     whole = weight.to(wide)
     if change is not None:

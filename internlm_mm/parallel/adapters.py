@@ -24,6 +24,9 @@ from torch.distributed.tensor import (
 from torch.distributed.tensor.parallel import ParallelStyle
 
 from internlm_mm.ops import low_rank_linear, row_norms
+from internlm_mm.ops.four_bit import FOUR_BIT
+from internlm_mm.ops.needs import obstacles
+from internlm_mm.parallel.mesh import Layout
 from internlm_mm.utils.seeds import name_seed
 
 _TOKENS = Shard(1)  # of [rows, seq, hidden]
@@ -57,6 +60,47 @@ def check_adapters(model: nn.Module, fuse: bool, float8: bool) -> None:
         f'{key} does not go with model.adapter: it takes linear layers as they are, without '
         'adapters. Leave it out'
     )
+
+
+def check_four_bit(
+    model: nn.Module, layout: Layout, reshard: str, offload: bool, dtype: torch.dtype
+) -> None:
+    """Refuse frozen weights in 4 bits where they would be cut, or cannot be made.
+
+    Args:
+        model: With adapters or not.
+        layout: Of the job.
+        reshard: See `internlm_mm.parallel.data.RESHARD`.
+        offload: Whether parameters live in host memory.
+        dtype: What layers compute in.
+
+    Raises:
+        ValueError: Naming the key.
+    """
+    if not any(module.four_bit for module in adapted_layers(model)):
+        return
+    found = obstacles(FOUR_BIT, 'cpu', dtype)
+    shards = layout.data_shard * layout.context
+    if layout.tensor > 1:
+        found.append(f'does not go with strategy.parallel.tensor={layout.tensor}')
+    if shards > 1 and reshard != 'never':
+        found.append(
+            f'is held whole on every rank, and {shards} ranks share parameters: set '
+            "strategy.parallel.data_shard=1, or strategy.reshard='never'"
+        )
+    if offload:
+        found.append('does not go with strategy.offload=True')
+    if dtype == torch.float64:
+        found.append("does not go with strategy.precision.param='float64'")
+    if found:
+        raise ValueError(f'model.adapter.four_bit=True {"; ".join(found)}')
+
+
+def round_weights(model: nn.Module) -> None:
+    """Hold frozen weights in 4 bits where the model asks for it, once all have been loaded."""
+    for module in adapted_layers(model):
+        if module.four_bit and module.scales is None:
+            module.round_weight()
 
 
 def check_stages(model: nn.Module, stages: Iterator[tuple[str, ...]]) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from internlm_mm.parallel.adapters import (
     check_adapters,
+    check_four_bit,
     check_stages,
     follow_base,
     round_frozen,
@@ -128,6 +129,7 @@ def place_model(
     if techniques.float8 is not None:
         check_partners(layout.tensor, techniques.kernels.fuse)
     check_adapters(model, techniques.kernels.fuse, techniques.float8 is not None)
+    check_four_bit(model, layout, techniques.reshard, techniques.offload, techniques.param_dtype)
     round_frozen(model, techniques.param_dtype)
     plan = rounded = None
     stages = {0: model}

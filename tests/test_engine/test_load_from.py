@@ -121,6 +121,36 @@ def test_adapters_of_peft_are_laid_over(base: Path, tmp_path: Path) -> None:
     assert config.model['adapter']['rank'] == 4 and config.model['adapter']['dora'] is True
 
 
+def test_frozen_weights_in_four_bits(base: Path, tmp_path: Path) -> None:
+    pytest.importorskip('bitsandbytes')
+    adapter = dict(rank=4, four_bit=True)
+    options = SAVE | dict(model__adapter=adapter, load_from=str(base / 'hf'))
+    runner = tiny_runner(tmp_path / 'run', **options)
+    runner.train()
+    layer = runner.model.layers['0'].mlp.up_proj
+    assert layer.weight.dtype == torch.uint8 and layer.weight.numel() == 48 * 32 // 2
+    straight = weights(runner)
+    assert all('.lora_' in name for name in read_model_state(tmp_path / 'run' / 'iter_4'))
+    shutil.rmtree(tmp_path / 'run' / 'iter_4')
+    runner = tiny_runner(tmp_path / 'run', resume=True, **options)
+    runner.train()
+    assert_equal(weights(runner), straight)
+    assert load_model(tmp_path / 'run').layers['0'].mlp.up_proj.weight.shape == (48, 32)
+
+
+def test_four_bits_need_a_base_and_a_package(base: Path, tmp_path: Path, monkeypatch) -> None:
+    adapter = dict(model__adapter=dict(rank=4, four_bit=True))
+    with pytest.raises(ValueError, match='set load_from to the weights that they belong to'):
+        tiny_runner(tmp_path, **adapter).prepare_training()
+    adapter['load_from'] = str(base / 'hf')
+    offload = dict(strategy__offload=True, **adapter)
+    with pytest.raises(ValueError, match=r'four_bit=True .*does not go with strategy\.offload'):
+        tiny_runner(tmp_path, **offload).prepare_training()
+    monkeypatch.setattr('internlm_mm.ops.needs.find_spec', lambda name: None)
+    with pytest.raises(ValueError, match=r"is not installed: pip install 'internlm_mm\[qlora\]'"):
+        tiny_runner(tmp_path, **adapter).prepare_training()
+
+
 def test_what_does_not_belong_together_is_told(base: Path, tmp_path: Path) -> None:
     tiny_runner(tmp_path / 'run', load_from=str(base / 'work'), **ADAPTER).train()
     with pytest.raises(ValueError, match=r'holds adapters, and this model has none: set model\.ad'):

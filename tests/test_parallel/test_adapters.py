@@ -7,11 +7,14 @@ from torch.distributed.tensor import DTensor
 
 from internlm_mm.models import InternLM, LoRA
 from internlm_mm.parallel.adapters import (
+    adapted_layers,
     check_adapters,
+    check_four_bit,
     check_stages,
     left_whole,
     round_frozen,
 )
+from internlm_mm.parallel.mesh import Layout
 from internlm_mm.registry import MODELS
 from tests.strategies import MODEL, OPTIM, strategy
 from tests.test_models.helpers import make_batch
@@ -131,6 +134,28 @@ def test_techniques_that_pass_adapters_by_are_refused(meta) -> None:
     check_adapters(nn.Linear(2, 2), fuse=True, float8=True)
     with pytest.raises(ValueError, match=r'strategy\.kernels\.fuse=True does not go with'):
         strategy(kernels={'fuse': True}).prepare(dict(MODEL, adapter=ADAPTER))
+
+
+@pytest.mark.parametrize(
+    'layout, options, message',
+    [
+        (Layout(tensor=2), {}, r'does not go with strategy\.parallel\.tensor=2'),
+        (Layout(data_shard=2), {}, r"2 ranks share parameters: set .*reshard='never'"),
+        (Layout(), {'offload': True}, r'does not go with strategy\.offload=True'),
+        (Layout(), {'dtype': torch.float64}, r"strategy\.precision\.param='float64'"),
+    ],
+    ids=['tensor', 'shards', 'offload', 'float64'],
+)
+def test_what_four_bits_do_not_go_with(monkeypatch, meta, layout, options, message) -> None:
+    monkeypatch.setattr('internlm_mm.parallel.adapters.obstacles', lambda *_: [])  # as installed
+    options = {'reshard': 'step', 'offload': False, 'dtype': torch.bfloat16} | options
+    check_four_bit(meta, layout, **options)
+    for module in adapted_layers(meta):
+        module.four_bit = True
+    with pytest.raises(ValueError, match=rf'model\.adapter\.four_bit=True .*{message}'):
+        check_four_bit(meta, layout, **options)
+    check_four_bit(meta, Layout(pipeline=2), 'step', False, torch.bfloat16)
+    check_four_bit(meta, Layout(data_shard=2), 'never', False, torch.bfloat16)
 
 
 def test_every_stage_trains_something() -> None:
