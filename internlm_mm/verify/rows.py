@@ -28,12 +28,17 @@ class UnevenRows:
         seed: Given to `dataset` where it has none of its own.
 
     Raises:
-        ValueError: If the rows are shorter than `seq_len`.
+        ValueError: If the rows are shorter than `seq_len`, or have pairs of answers.
     """
 
     def __init__(self, dataset: Any, *, seq_len: int, seed: int = 0) -> None:
         if isinstance(dataset, Mapping):
             dataset = DATASETS.build(dict(dataset), default_args={'seed': seed})
+        if getattr(dataset, 'is_paired', False):
+            raise ValueError(
+                'rows of pairs of answers cannot be cut down: verify the layout with a config of '
+                'the same model that has conversations or texts'
+            )
         if seq_len > dataset.seq_len:
             raise ValueError(f'seq_len={seq_len}, but rows have {dataset.seq_len} tokens')
         self.dataset = dataset

@@ -80,3 +80,11 @@ def test_rows_whose_beginning_has_no_loss_get_one() -> None:
 def test_rows_that_are_too_short() -> None:
     with pytest.raises(ValueError, match='seq_len=500, but rows have 400'):
         UnevenRows(LONG, seq_len=500)
+
+
+def test_rows_of_pairs_stay_whole() -> None:
+    class Pairs(RandomTokens):
+        is_paired = True
+
+    with pytest.raises(ValueError, match='rows of pairs of answers cannot be cut down'):
+        UnevenRows(Pairs(vocab_size=9, seq_len=20), seq_len=10)
