@@ -134,7 +134,8 @@ def choose_user() -> int | None:
     """
     if os.getuid() != 0:
         return None
-    mapped = [tuple(map(int, line.split())) for line in Path('/proc/self/uid_map').open()]
+    ranges = Path('/proc/self/uid_map').read_text().splitlines()
+    mapped = [tuple(map(int, line.split())) for line in ranges]
     taken = {entry.pw_uid for entry in pwd.getpwall()}
     for low, high in _USERS:
         for first, _, count in mapped:
