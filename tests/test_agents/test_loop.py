@@ -7,7 +7,8 @@ from internlm_mm.agents.tools import Toolbox, interpreter
 from internlm_mm.datasets.conversation_encoding import ConversationEncoder
 from internlm_mm.datasets.conversation_formats import Example
 from internlm_mm.inference.chat import Chat
-from internlm_mm.tokenizers import build_template
+from internlm_mm.sandbox import Sandbox, SandboxError
+from internlm_mm.tokenizers import build_template, load_tokenizer
 from tests.conversations import NAMES, call
 
 WITH_TOOLS = [name for name in NAMES if name != 'internlm']
@@ -131,7 +132,6 @@ def test_wrong_calls_are_answered_and_not_learned():
 
 @pytest.mark.parametrize('name', ['internlm_v1_1', 'internlm2', 'chatml'])
 def test_a_trace_is_a_record_to_train_on(name, exported):
-    from internlm_mm.tokenizers import load_tokenizer
 
     template, tokenizer = build_template(name), load_tokenizer(exported[name])
     broken = Script(template, [ADD]).lines[0].replace('"b": 2', '"b": ')
@@ -169,3 +169,26 @@ def test_what_cannot_begin(options, messages, error):
         agent('chatml', [], **options).run(messages)
     with pytest.raises(ValueError, match="'internlm' spells no functions"):
         agent('internlm', [])
+
+
+@pytest.mark.parametrize('name', ['internlm_v1_1', 'internlm2'])
+def test_the_sandbox_is_an_interpreter(name):
+    """Variables stay, errors come back to the model, and nothing else of this machine does."""
+    try:
+        sandbox = Sandbox(spare=0)
+    except SandboxError as error:
+        pytest.skip(str(error))
+    lines = [
+        {'content': 'first', 'tool_calls': [call('python', {'code': 'x = 17 * 23'}, 'a')]},
+        {'tool_calls': [call('python', {'code': 'y / 2'}, 'b')]},
+        {'tool_calls': [call('python', {'code': 'x'}, 'c')]},
+        {'content': 'It is 391.'},
+    ]
+    template = build_template(name)
+    with sandbox, sandbox.session() as session:
+        box = Toolbox([interpreter(session.run)])
+        trace = Agent(Script(template, lines), template, box).run(QUESTION)
+    assert trace.answer == 'It is 391.'
+    assert [result.status for result in trace.results] == ['ok', 'error', 'ok']
+    assert "NameError: name 'y' is not defined" in trace.results[1].text
+    assert trace.results[2].text == '391'
