@@ -83,35 +83,39 @@ def over_limit(disk: Disk, limits: Limits) -> str | None:
 def remove_tree(path: Path) -> None:
     """Remove a folder that a session wrote to: of any depth, closed to us or not.
 
-    Nobody writes to it any more. Folders inside folders are moved up first, so that their depth
-    does not matter.
+    Nobody writes to it any more. No link is followed, and no path is longer than a name.
     """
-    root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    mark = f'.removed-{os.urandom(8).hex()}'
-    serial = 0
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    here = os.open(path, flags)
+    way: list[str] = []
+    left = [_remove_files(here)]
     try:
-        while names := os.listdir(root):
-            for name in names:
-                if not _is_folder(name, root):
-                    os.unlink(name, dir_fd=root)
-                    continue
-                os.chmod(name, 0o700, dir_fd=root)
-                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
-                try:
-                    for below in os.listdir(inner):
-                        if _is_folder(below, inner):
-                            os.chmod(below, 0o700, dir_fd=inner)
-                            serial += 1
-                            above = f'{mark}-{serial}'
-                            os.rename(below, above, src_dir_fd=inner, dst_dir_fd=root)
-                        else:
-                            os.unlink(below, dir_fd=inner)
-                finally:
-                    os.close(inner)
-                os.rmdir(name, dir_fd=root)
+        while way or left[-1]:
+            if left[-1]:
+                way.append(left[-1].pop())
+                os.chmod(way[-1], 0o700, dir_fd=here)
+                below = os.open(way[-1], flags, dir_fd=here)
+                left.append(_remove_files(below))
+            else:
+                left.pop()
+                below = os.open('..', flags, dir_fd=here)
+                os.rmdir(way.pop(), dir_fd=below)
+            os.close(here)
+            here = below
     finally:
-        os.close(root)
+        os.close(here)
     os.rmdir(path)
+
+
+def _remove_files(folder: int) -> list[str]:
+    """Remove all but the folders in a folder; their names."""
+    folders = []
+    for name in os.listdir(folder):
+        if _is_folder(name, folder):
+            folders.append(name)
+        else:
+            os.unlink(name, dir_fd=folder)
+    return folders
 
 
 def _is_folder(name: str, folder: int) -> bool:

@@ -196,7 +196,8 @@ class Worker:
                 traceback.linecache.cache[name] = (len(code), None, lines, name)
             if isinstance(error, CellInterrupt):
                 frames = traceback.extract_tb(trace)
-                kept = [frame for frame in frames if not frame.filename.startswith('<sandbox ')]
+                ours = self._interrupt.__code__.co_filename
+                kept = [frame for frame in frames if frame.filename != ours]
                 text = 'Interrupted here:\n' + ''.join(traceback.format_list(kept))
             else:
                 text = ''.join(traceback.format_exception(type(error), error, trace))

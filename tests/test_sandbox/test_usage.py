@@ -1,0 +1,138 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from internlm_mm.sandbox import Limits
+from internlm_mm.sandbox.usage import (
+    Disk,
+    cpu_seconds,
+    file_system,
+    folder_tree,
+    memory_bytes,
+    over_limit,
+    remove_tree,
+)
+
+LIMITS = Limits(files=50, disk_mb=1)
+
+
+def look(folder: Path, processes: tuple[int, ...] = ()) -> Disk:
+    handle = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+    try:
+        return folder_tree(handle, processes, LIMITS)
+    finally:
+        os.close(handle)
+
+
+def test_a_tree(tmp_path: Path) -> None:
+    assert look(tmp_path) == Disk(0, 0) or look(tmp_path).files == 0
+    (tmp_path / 'a/b').mkdir(parents=True)
+    (tmp_path / 'a/b/file').write_bytes(bytes(100_000))
+    os.symlink('/usr', tmp_path / 'a/usr')
+    found = look(tmp_path)
+    blocks = sum(path.lstat().st_blocks for path in tmp_path.rglob('*')) * 512
+    assert found == Disk(blocks, 4) and blocks >= 100_000
+    assert over_limit(found, LIMITS) is None
+
+
+def test_trees_that_are_too_large(tmp_path: Path) -> None:
+    for number in range(60):
+        (tmp_path / str(number)).touch()
+    assert over_limit(look(tmp_path), LIMITS) == 'files'
+    big = tmp_path / 'big'
+    big.mkdir()
+    (big / 'file').write_bytes(bytes(2 << 20))
+    assert over_limit(look(big), LIMITS) == 'disk_mb'
+    deep = tmp_path / 'deep'
+    deep.joinpath(*'d' * 70).mkdir(parents=True)
+    assert over_limit(look(deep), LIMITS) == 'files'
+
+
+def test_files_that_are_deleted_and_still_open(tmp_path: Path) -> None:
+    with open(tmp_path / 'gone', 'wb') as file:
+        file.write(bytes(2 << 20))
+        file.flush()
+        (tmp_path / 'gone').unlink()
+        assert look(tmp_path).size == 0
+        assert over_limit(look(tmp_path, (os.getpid(),)), LIMITS) == 'disk_mb'
+
+
+def test_a_file_system_of_its_own() -> None:
+    handle = os.open('/dev/shm', os.O_PATH | os.O_DIRECTORY)
+    before = file_system(handle)
+    path = Path(f'/dev/shm/test-usage-{os.getpid()}')
+    try:
+        path.write_bytes(bytes(1 << 20))
+        after = file_system(handle)
+    finally:
+        path.unlink()
+        os.close(handle)
+    assert after.size - before.size >= 1 << 20 and after.files > before.files
+
+
+def test_memory_and_time_of_processes() -> None:
+    code = (
+        'import time\nblock = bytearray(60 << 20)\nend = time.process_time() + 0.3\n'
+        'while time.process_time() < end: pass\nprint(flush=True)\ntime.sleep(30)'
+    )
+    child = subprocess.Popen([sys.executable, '-S', '-c', code], stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert 0.25 <= cpu_seconds([child.pid]) < 3
+        plain = memory_bytes([child.pid], 1 << 40)
+        shared = memory_bytes([child.pid], 0)
+        for found in (plain, shared):
+            assert 60 << 20 < found < 120 << 20
+        assert shared <= plain
+    finally:
+        child.kill()
+        child.communicate()
+    assert cpu_seconds([2**30]) == 0 and memory_bytes([2**30], 0) == 0
+
+
+def test_what_is_shared_counts_once() -> None:
+    block = bytearray(80 << 20)
+    block[::4096] = b'x' * len(block[::4096])
+    children = []
+    try:
+        for _ in range(3):
+            children.append(os.fork())
+            if children[-1] == 0:
+                time.sleep(30)
+                os._exit(0)
+        time.sleep(0.1)
+        plain = memory_bytes(children, 1 << 40)
+        assert plain > 3 * (80 << 20)
+        assert memory_bytes(children, 0) < plain / 2
+    finally:
+        for child in children:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize('depth', [1, 40, 120])
+def test_removing_trees_of_any_depth(tmp_path: Path, depth: int) -> None:
+    kept = tmp_path / 'kept'
+    kept.write_text('kept')
+    root = tmp_path / 'root'
+    root.mkdir()
+    here = os.getcwd()
+    try:
+        os.chdir(root)
+        for level in range(depth):
+            Path('file').touch()
+            os.symlink(tmp_path, 'up')
+            os.symlink(kept, 'link')
+            os.mkdir('d', 0o700)
+            if level % 7 == 3:
+                os.mkdir('closed', 0)
+            os.chdir('d')
+    finally:
+        os.chdir(here)
+    remove_tree(root)
+    assert [path.name for path in tmp_path.iterdir()] == ['kept'] and kept.read_text() == 'kept'
