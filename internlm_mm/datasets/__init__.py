@@ -7,6 +7,7 @@ from internlm_mm.datasets.mixture import Mixture
 from internlm_mm.datasets.packing import Row, collate_rows, pack_row
 from internlm_mm.datasets.preference import PreferenceDataset
 from internlm_mm.datasets.pretrain import PretrainDataset
+from internlm_mm.datasets.random_pairs import RandomPairs
 from internlm_mm.datasets.random_tokens import RandomTokens
 from internlm_mm.datasets.sampler import BatchSizeRampup
 from internlm_mm.datasets.token_file import TokenFile
@@ -20,6 +21,7 @@ __all__ = [
     'Mixture',
     'PreferenceDataset',
     'PretrainDataset',
+    'RandomPairs',
     'RandomTokens',
     'Row',
     'TokenFile',
