@@ -81,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load_config(args.config, parse_cfg_options(args.cfg_options))
     config.launcher = args.launcher
     adopt_model(config)
+    if args.against and config.model.get('adapter') is not None:
+        print('error: --against bare: the bare loop knows no model.adapter', file=sys.stderr)
+        return 2
     # Long enough for every step; nothing is saved, evaluated or resumed while the clock runs.
     config.train_cfg.max_iters = 1_000_000
     config.default_hooks.checkpoint = None

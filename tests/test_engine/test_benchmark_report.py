@@ -1,6 +1,7 @@
 import hashlib
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -96,6 +97,16 @@ def test_a_report_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert honest_line(report) in text.splitlines()
     assert '1 steps were skipped' in text and 'spread 0.0%), 5.0% of it waiting for data' in text
     assert json.loads(json.dumps(report)) == report
+
+
+def test_frozen_weights_are_told_of() -> None:
+    runner = runner_of()
+    runner.flops_per_token = replace(runner.flops_per_token, trained_share=0.0054)
+    report = speed_report(runner, [2.0, 2.0], [outputs(), outputs()])
+    assert report['trained_share'] == 0.0054
+    told = '0.54% of the weights are trained: FLOPs of the others are those of forward and of'
+    assert told in render(report)
+    assert 'are trained' not in render(speed_report(runner_of(), [2.0, 2.0], [outputs()] * 2))
 
 
 def test_what_is_not_known_is_not_told() -> None:

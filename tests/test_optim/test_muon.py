@@ -379,3 +379,22 @@ def test_the_base_that_configs_inherit() -> None:
     assert {group['lr'] for group in wrapper.param_groups} == {3e-4}
     gradients_of(module, 0)
     assert wrapper.update_params()['skipped'] == 0
+
+
+def test_matrices_of_adapters_are_trained_as_others(tmp_path: Path) -> None:
+    optimizer = dict(type='MuonAdamW', lr=0.02, weight_decay=0.0)
+    runner = tiny_runner(
+        tmp_path, optim_wrapper__optimizer=optimizer, model__adapter__rank=4, randomness__seed=5
+    )
+    runner.train()
+    groups = runner.optim_wrapper.optimizer.param_groups
+    named = dict(runner.model.named_parameters())
+    trained = {name for name, parameter in named.items() if parameter.requires_grad}
+    assert len(groups[0]['params']) == len(trained) == 2 * 7 * 2 and groups[0]['muon']
+    assert not groups[1]['params'] and not groups[2]['params']
+    for name in trained:
+        assert named[name].isfinite().all() and named[name].abs().sum() > 0, name
+    fresh = tiny_runner(tmp_path / 'fresh', model__adapter__rank=4, randomness__seed=5)
+    fresh.prepare_training()
+    for name, parameter in fresh.model.named_parameters():
+        assert torch.equal(parameter, named[name]) == (name not in trained), name

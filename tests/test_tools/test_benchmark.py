@@ -37,3 +37,9 @@ def test_json_alone(
     assert report['of_matmul_full'] > 0 and 'breakdown' not in report
     assert report['bare']['steps'] == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_the_bare_loop_knows_no_adapters(capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = ['--cfg-options', 'model.adapter.rank=4']
+    assert main([*COMMAND, '--no-records', '--against', 'bare', *adapter]) == 2
+    assert 'the bare loop knows no model.adapter' in capsys.readouterr().err

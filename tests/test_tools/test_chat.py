@@ -4,8 +4,9 @@ import io
 
 import pytest
 
+from internlm_mm.checkpoint.peft_files import export_peft
 from internlm_mm.checkpoint.pretrained import convert_to_hf
-from tests.trained import trained_run
+from tests.trained import adapted_run, trained_run
 from tools.chat import main
 
 pytestmark = pytest.mark.filterwarnings('ignore:torch.distributed is disabled:UserWarning')
@@ -97,3 +98,17 @@ def test_errors_are_one_line(work_dir, arguments, message, capsys):
 def test_no_model(tmp_path, capsys):
     assert main([str(tmp_path / 'nothing'), '--prompt', 'x']) == 2
     assert 'nothing does not exist' in capsys.readouterr().err
+
+
+def test_adapters_are_merged_from_either_format(tmp_path, capsys):
+    hf, lora, _ = adapted_run(tmp_path)
+    export_peft(lora, tmp_path / 'peft')
+    hf.rename(tmp_path / 'moved')
+    options = ['--prompt', 'def f7(x)', '--max-new-tokens', '8', '--device', 'cpu', '--seed', '1']
+    assert main([str(lora), *options]) == 2
+    assert 'say with base where they are now' in capsys.readouterr().err
+    answers = []
+    for path in (lora, tmp_path / 'peft'):
+        assert main([str(path), *options, '--base', str(tmp_path / 'moved')]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] and answers[0].startswith('def f7(x)')

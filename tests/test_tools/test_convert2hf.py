@@ -4,9 +4,10 @@ import argparse
 import re
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.trained import trained_run
+from tests.trained import adapted_run, trained_run
 from tools.convert2hf import main, parse_size
 
 pytestmark = pytest.mark.filterwarnings('ignore:torch.distributed is disabled:UserWarning')
@@ -90,3 +91,22 @@ def test_sizes(text, size):
 def test_no_sizes(text):
     with pytest.raises(argparse.ArgumentTypeError, match='is no size'):
         parse_size(text)
+
+
+def test_adapters_are_merged_or_written_alone(tmp_path, capsys):
+    hf, work_dir, model = adapted_run(tmp_path)
+    assert main([str(work_dir), str(tmp_path / 'out'), '--dtype', 'float32']) == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
+    ids = torch.randint(300, (2, 30))
+    wanted = model.logits(ids)
+    assert (merged(ids).logits - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert main([str(work_dir), str(tmp_path / 'peft'), '--adapter']) == 0
+    written = (tmp_path / 'peft' / 'adapter_model.safetensors').stat().st_size
+    assert capsys.readouterr().out.splitlines()[-1] == f'adapter_bytes: {written}'
+    hf.rename(tmp_path / 'moved')
+    assert main([str(work_dir), str(tmp_path / 'again')]) == 2
+    assert 'say with base where they are now' in capsys.readouterr().err
+    moved = ['--base', str(tmp_path / 'moved')]
+    assert main([str(work_dir), str(tmp_path / 'again'), *moved]) == 0
+    assert main([str(tmp_path / 'work'), str(tmp_path / 'none'), '--adapter']) == 2
+    assert 'has no adapters: model.adapter is not in its config' in capsys.readouterr().err
