@@ -117,7 +117,7 @@ class TaskEvaluation:
             one_each=ring,
         )
         self.tasks = build_tasks(tasks, runner.tokenizer, self.scorer.longest)
-        _check_objective(self.tasks, runner.model)
+        _check_objective(self.tasks, runner.model, strategy.techniques.kernels.cross_entropy)
         self.reports: dict[str, Report] = {}
 
     def run(self, folder: Path) -> dict[str, float]:
@@ -167,10 +167,15 @@ class TaskEvaluation:
         return copy_whole(strategy.model, model, strategy.device, strategy.param_dtype)
 
 
-def _check_objective(tasks: Sequence[Task], model: nn.Module) -> None:
+def _check_objective(tasks: Sequence[Task], model: nn.Module, cross_entropy: str) -> None:
     """Refuse to compare log-probabilities by a model that learns something else."""
     objective = getattr(model, 'objective', None)
     scored = [task.name for task in tasks if not task.generates]
+    if scored and cross_entropy == 'liger':
+        raise ValueError(
+            f'val_cfg.tasks: {", ".join(scored)} compares log-probabilities, and '
+            "strategy.kernels.cross_entropy='liger' tells no losses of single tokens: use 'torch'"
+        )
     if scored and not hasattr(objective, 'greedy_tokens'):
         raise ValueError(
             f'val_cfg.tasks: {", ".join(scored)} compares log-probabilities, which the objective '

@@ -3,12 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from internlm_mm.engine.dry_run import dry_run
-from internlm_mm.engine.task_evaluation import build_tasks, check_evaluation
-from internlm_mm.evaluation import MultipleChoice
+from internlm_mm.engine.task_evaluation import _check_objective, build_tasks, check_evaluation
+from internlm_mm.evaluation import Generate, MultipleChoice, Play, Report, Task
+from internlm_mm.inference import Generator, Sampling
 from internlm_mm.parallel.mesh import Layout
+from internlm_mm.registry import TASKS
 from internlm_mm.utils.config_reader import ConfigError
 from tests.helpers import tiny_config, tiny_runner
 from tests.questions import write_gsm8k, write_jsonl, write_mmlu
@@ -155,6 +159,51 @@ def test_objectives_that_sum_something_else(data, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         found_by(tmp_path, data, [choice(data), written(data)], **more)
     assert 'gsm8k/accuracy' in found_by(tmp_path, data, [written(data)], **more)
+
+
+def test_a_kernel_that_tells_no_losses_of_tokens(data) -> None:
+    tasks = [MultipleChoice(data / 'mmlu', 'mmlu', split='test')]
+    with pytest.raises(ValueError, match=r"mmlu compares .*'liger' tells no losses"):
+        _check_objective(tasks, torch.nn.Linear(1, 1), 'liger')
+
+
+@TASKS.register_module()
+class Parrot(Task):
+    """Asks for a text twice, the second time behind the first."""
+
+    name = 'parrot'
+    generates = True
+
+    def __init__(self, words: list[str]) -> None:
+        self.words = words
+
+    def prepare(self, subject) -> None:
+        self.tokenizer = subject.tokenizer
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def play(self, index: int) -> Play:
+        prompt, outputs = self.words[index], []
+        for _ in range(2):
+            prompt += ''.join(outputs[-1:])
+            ids = np.array(self.tokenizer.encode(prompt), np.int32)
+            outputs += yield [Generate(ids, Sampling(max_new_tokens=4))]
+        return dict(prompt=prompt, prediction=outputs, answer=self.words[index], right=False)
+
+    def report(self, records) -> Report:
+        return Report({'accuracy': 0.0})
+
+
+def test_a_task_from_outside_of_two_turns(data, tmp_path: Path) -> None:
+    runner = tiny_runner(tmp_path, **changes(data, [dict(type='Parrot', words=['def', 'x'])]))
+    assert runner.val() == {'parrot/accuracy': 0.0}
+    generator = Generator(runner.model, runner.tokenizer, add_bos=False)
+    sampling = Sampling(max_new_tokens=4)
+    for record in records_of(tmp_path / 'evaluation', 'parrot'):
+        first = ''.join(generator.stream(record['answer'], sampling))
+        second = ''.join(generator.stream(record['answer'] + first, sampling))
+        assert record['prediction'] == [first, second]
 
 
 def test_adapters_take_part(data, two_ranks, tmp_path: Path) -> None:
