@@ -76,6 +76,7 @@ class Tools:
             'HOME': home,
             'TMPDIR': temporary,
             'MPLCONFIGDIR': f'{temporary}/.matplotlib',
+            'XDG_CACHE_HOME': f'{temporary}/.cache',
             'MPLBACKEND': 'Agg',
             'LANG': 'C.UTF-8',
             'PYTHONPATH': os.pathsep.join(packages),
@@ -233,10 +234,13 @@ def landlock(tools: Tools, scratch: Path, version: int) -> Command:
         version: Of Landlock; 0 for a session that is not confined at all.
     """
     user = choose_user()
-    _give(scratch, user)
     temporary = scratch / 'tmp'
-    temporary.mkdir(mode=0o700)
-    _give(temporary, user)
+    # Made here, because fontconfig sets the mode of what it makes, and nobody may do that inside.
+    cache = temporary / '.cache/fontconfig'
+    cache.mkdir(mode=0o700, parents=True)
+    for folder in (scratch, temporary, cache.parent, cache):
+        if user is not None:
+            os.chown(folder, user, user)
     writable = [str(scratch), '/dev/null', '/dev/zero', '/dev/full']
     python = tools.python
     readable = [str(tools.folder), '/dev/random', '/dev/urandom', python.base, *python.packages]
@@ -265,11 +269,6 @@ def landlock(tools: Tools, scratch: Path, version: int) -> Command:
         variables=frozenset(tools.environment('', '', ())),
         scratch=str(scratch),
     )
-
-
-def _give(folder: Path, user: int | None) -> None:
-    if user is not None:
-        os.chown(folder, user, user)
 
 
 def _count_threads(user: int, root: str = '/proc') -> int:

@@ -1,0 +1,19 @@
+import pytest
+
+from internlm_mm.sandbox import Sandbox, SandboxError
+from internlm_mm.sandbox.benchmark import load, measure
+
+
+def test_figures() -> None:
+    try:
+        ready, cold = Sandbox(spare=1), Sandbox(spare=0)
+    except SandboxError as error:
+        pytest.skip(str(error))
+    with ready, cold:
+        timings = measure(ready, cold, starts=3, cells=20)
+    assert [one.count for one in timings] == [3, 3, 20, 20]
+    for one in timings:
+        assert 0 < one.median <= one.high
+    kept, nothing, cell, _ = timings
+    assert cell.median < nothing.median and kept.median < nothing.median
+    assert 'load average' in load()
