@@ -253,16 +253,6 @@ def test_answers_of_a_batch_are_those_of_a_chat(quick) -> None:
         assert answer.removesuffix('…') == chat.answer(messages, sampling)
 
 
-def test_reports_are_written(quick, tmp_path: Path) -> None:
-    _, found, _ = quick
-    record = {'seeds': {'5': found}}
-    as_json, as_text, picture = report.write(tmp_path, record)
-    assert json.loads(as_json.read_text())['seeds']['5']['sft'] == found['sft']
-    assert as_text.read_text() == report.table({'5': found})
-    with Image.open(picture) as image:
-        assert image.size[0] > 1000
-
-
 @pytest.fixture
 def program() -> Iterator[ModuleType]:
     spec = importlib.util.spec_from_file_location('learning_proof_run', PROJECT / 'run.py')
@@ -277,13 +267,27 @@ def program() -> Iterator[ModuleType]:
         (['--seeds', '1', '1'], '--seeds 1 1: one is there twice'),
         (['--jobs', '0'], '--jobs 0 must be at least 1'),
         (['--out', '{filled}'], 'is not empty'),
+        (['--report', '--out', 'nowhere'], 'there is no nowhere/results.json'),
     ],
 )
 def test_mistakes_are_named(program, argv, words, write, capsys) -> None:
-    filled = write('old/results.json', '{}').parent
+    filled = write('old/results.md', '').parent
     with pytest.raises(SystemExit) as left:
         program.main([word.format(filled=filled) for word in argv])
     assert left.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_what_was_found_is_told_once_more(quick, program, tmp_path: Path, capsys) -> None:
+    _, found, _ = quick
+    record = {'seconds': 61.5, 'device': 'CPU', 'seeds': {'5': found}}
+    report.write_record(tmp_path / 'results.json', record)
+    assert program.main(['--report', '--out', str(tmp_path)]) == 1
+    *_, last = capsys.readouterr().out.splitlines()
+    missed = json.loads(last)['missed']
+    assert missed == report.judge({'5': found}) and 'seed 5: LoRA: exact' in missed[1]
+    assert report.table({'5': found}) in (tmp_path / 'results.md').read_text()
+    with Image.open(tmp_path / 'curves.png') as image:
+        assert image.size[0] > 1000
 
 
 @pytest.mark.slow

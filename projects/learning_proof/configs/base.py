@@ -15,6 +15,7 @@ train_dataloader.dataset.update(
 )
 train_dataloader.update(num_workers=0)
 val_dataloader = None
+train_cfg.update(max_iters=3000)
 optim_wrapper.optimizer.update(lr=3e-3)
 param_scheduler[0].update(warmup=50)
 default_hooks.checkpoint.update(interval=None)

@@ -1,4 +1,4 @@
-"""What was found, judged and told: one JSON file, one table, one picture."""
+"""What was found, judged and told: a JSON file, a table, a picture."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from learning_proof.tasks import TASKS
+
+RECORD = 'results.json'
 
 
 class Target(NamedTuple):
@@ -121,13 +123,9 @@ def draw(seeds: Mapping[str, Mapping[str, Any]], out: Path) -> None:
     figure.savefig(out, dpi=150, format='png')
 
 
-def write(folder: Path, record: Mapping[str, Any]) -> list[Path]:
-    """`results.json`, `results.md` and `curves.png` of a whole proof."""
-    paths = [folder / name for name in ('results.json', 'results.md', 'curves.png')]
-    paths[0].write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
-    paths[1].write_text(table(record['seeds']), encoding='utf-8')
-    draw(record['seeds'], paths[2])
-    return paths
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write what was found as JSON."""
+    path.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
 
 
 def _percent(share: float) -> str:

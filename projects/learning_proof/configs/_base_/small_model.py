@@ -18,4 +18,5 @@ model = dict(
     max_seq_len=128,
     rope_theta=10_000.0,
 )
+visualizer.update(vis_backends=[dict(type=LocalVisBackend)])
 train_cfg = dict(type=TokenTrainLoop, max_iters=1000, global_batch_size=32, micro_batch_size=32)
