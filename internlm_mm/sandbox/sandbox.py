@@ -209,17 +209,27 @@ class Sandbox:
         """A worker for a session: a spare one, or one that is started now."""
         with self._lock:
             self._check_open()
-            worker = self._spares.pop() if self._spares else None
-        if worker is not None and not worker.alive:
-            worker.end()  # somebody has killed it
-            worker = None
         try:
-            if worker is None:
-                worker = self._in_keeper(partial(self._start, self.backend))
+            # What is asked of the keeper waits until a spare that is being started is there.
+            worker = self._spare() or self._in_keeper(self._spare_or_new)
         except StartError as error:
             raise SandboxError(f'sandbox: {self.backend} does not start: {error}') from None
         self._jobs.put((self._refill, Future()))
         return worker
+
+    def _spare(self) -> LiveWorker | None:
+        """A worker that is kept started, if there is one and nobody has killed it."""
+        while True:
+            with self._lock:
+                if not self._spares:
+                    return None
+                worker = self._spares.pop()
+            if worker.alive:
+                return worker
+            worker.end()
+
+    def _spare_or_new(self) -> LiveWorker:
+        return self._spare() or self._start(self.backend)
 
     def _refill(self) -> None:
         while not self._closed and len(self._spares) < self.spare:
