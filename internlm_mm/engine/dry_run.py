@@ -19,7 +19,7 @@ from internlm_mm.engine.task_evaluation import build_tasks, check_evaluation
 from internlm_mm.parallel.attention import apply_attention, check_shared_attention
 from internlm_mm.parallel.context import check_documents
 from internlm_mm.parallel.fit import check_layout
-from internlm_mm.parallel.float8 import check_float8, check_partners
+from internlm_mm.parallel.float8 import check_float8, check_partners, rounded_weights
 from internlm_mm.parallel.kernels import check_kernels
 from internlm_mm.parallel.mesh import Layout, resolve_layout
 from internlm_mm.parallel.options import check_dist_cfg, check_loss_scale, check_options
@@ -212,9 +212,13 @@ def _model_lines(model: nn.Module, seq_len: int) -> list[str]:
 def _layout_lines(config: Config, layout: Layout, model: nn.Module) -> list[str]:
     strategy = config.get('strategy', {})
     precision = {'param': 'float32', 'reduce': 'float32', **(strategy.get('precision') or {})}
-    counts = [0, 0]
-    for parameter in model.parameters():
+    rounded = rounded_weights(
+        model, check_float8(strategy.get('float8'), dtype_of(precision['param']))
+    )
+    counts, narrow = [0, 0], 0
+    for name, parameter in model.named_parameters():
         counts[parameter.requires_grad] += parameter.numel()
+        narrow += parameter.numel() if name in rounded else 0
     frozen, trained = (count / (layout.pipeline * layout.tensor) for count in counts)
     master = 8 if precision['param'] == 'float64' else 4
     # AdamW: masters and two moments, all sharded; gradients in the reduction's dtype. What is
@@ -224,6 +228,7 @@ def _layout_lines(config: Config, layout: Layout, model: nn.Module) -> list[str]
     itemsize = dtype_of(precision['param']).itemsize
     whole = shards == 1 or strategy.get('reshard') == 'never'
     gathered = (trained + (0 if whole else frozen)) * itemsize if shards > 1 else 0
+    gathered -= narrow / (layout.pipeline * layout.tensor) * (itemsize - 1) if shards > 1 else 0
     held = frozen * itemsize / (1 if whole else shards)
     gradients = trained * dtype_of(precision['reduce']).itemsize / shards
     processes = f'{layout.world_size} processes' if layout.world_size > 1 else 'one process'

@@ -24,6 +24,8 @@ from internlm_mm.engine.rehearse_memory import model_sizes, run_sizes, unknown_p
 from internlm_mm.engine.start import check_start, choose_start
 from internlm_mm.parallel.context import check_documents
 from internlm_mm.parallel.fit import check_layout
+from internlm_mm.parallel.float8 import Float8, check_float8, check_partners
+from internlm_mm.parallel.kernels import check_kernels
 from internlm_mm.parallel.mesh import AXES, Layout, ParallelMesh, resolve_layout
 from internlm_mm.parallel.options import check_dist_cfg, check_loss_scale, check_options
 from internlm_mm.parallel.pipeline_plan import PipelinePlan, layer_names, plan_pipeline
@@ -78,6 +80,8 @@ def rehearse(
     )
     max_docs = 2 if data['documents'] == 'packed' else 1
     check_documents(techniques.context_attention, layout.context, max_docs, 'train_dataloader')
+    if techniques.float8 is not None:
+        check_partners(layout.tensor, check_kernels(strategy.get('kernels')).fuse)
     optimizer = _check_optimizer(config, model, techniques)
     plan = None
     if layout.pipeline > 1:
@@ -125,6 +129,7 @@ def rehearse(
             'reshard': techniques.reshard,
             **{key: getattr(techniques, key) for key in ('recompute', 'compile', 'offload')},
             'recompute_chosen': chosen,
+            'float8': _float8_text(techniques.float8),
             'attention': ranks[0]['attention'],
             'schedule': plan and plan.schedule,
         },
@@ -197,8 +202,15 @@ def _techniques(strategy: Mapping[str, Any]) -> Techniques:
         param_dtype=param,
         reduce_dtype=reduce,
         reshard=strategy.get('reshard', 'step'),
+        float8=check_float8(strategy.get('float8'), param),
         **{key: strategy[key] for key in TECHNIQUES if key in strategy},
     )
+
+
+def _float8_text(options: Float8 | None) -> str | None:
+    if options is None:
+        return None
+    return f'{options.recipe}, gathered in 8 bits' if options.gathers else options.recipe
 
 
 def _step(
@@ -291,6 +303,7 @@ def _build_rank(
     config: Config, layout: Layout, rank: int, techniques: Techniques
 ) -> dict[str, Any]:
     """Place a rank's part as the strategy does, and look at it."""
+    techniques = replace(techniques, float8=None)  # which needs a GPU and cuts nothing otherwise
     with pretended_group(rank, layout.world_size):
         # Parameters are on the meta device; a mesh of CPUs asks no driver for anything.
         mesh = ParallelMesh(layout, 'cpu') if techniques.needs_mesh(layout.world_size) else None

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Adam, AdamW
 
 from internlm_mm.optim import CompactAdamW, FusedAdam
+from internlm_mm.parallel.float8 import rounded_weights
 from internlm_mm.parallel.mesh import Layout
 from internlm_mm.parallel.pipeline_plan import PipelinePlan
 from internlm_mm.parallel.place import Techniques
@@ -87,6 +88,7 @@ def run_sizes(
         tensor=layout.tensor,
         param_bytes=param,
         reduce_bytes=reduce,
+        in_8_bits=rounded_weights(model, techniques.float8),
         sharded=techniques.needs_mesh(layout.world_size),
         reshard=techniques.reshard,
         recompute=1.0 if selective else float(techniques.recompute),  # type: ignore[arg-type]

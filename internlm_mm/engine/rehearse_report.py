@@ -50,6 +50,7 @@ def _head(report: Mapping[str, Any]) -> list[str]:
     share = step['rows'] // step['data_ranks']
     options = [f'compute in {how["param"]}, reduce in {how["reduce"]}', f'reshard={how["reshard"]}']
     options += [f'recompute={how["recompute"]}'] if how['recompute'] else []
+    options += [f'float8 {how["float8"]}'] if how['float8'] else []
     options += ['compiled'] if how['compile'] else []
     options += ['offload'] if how['offload'] else []
     options += [how['schedule']] if how['schedule'] else []

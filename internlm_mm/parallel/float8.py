@@ -177,6 +177,21 @@ def _choose(model: nn.Module, skip: tuple[str, ...]) -> tuple[list[nn.Linear], i
     return chosen, others
 
 
+def rounded_weights(model: nn.Module, options: Float8 | None) -> frozenset[str]:
+    """Names of the weights that FSDP2 gathers in 8 bits.
+
+    Args:
+        model: Whole, as it is before `apply_float8`.
+        options: See there; None for no float8.
+    """
+    if options is None or not options.gathers:
+        return frozenset()
+    chosen = {id(module) for module in _choose(model, options.skip)[0]}
+    return frozenset(
+        f'{name}.weight' for name, module in model.named_modules() if id(module) in chosen
+    )
+
+
 def scales_first(model: nn.Module, then: Callable[[], None] | None) -> Callable[[], None]:
     """What follows an update: the scales of all weights that are gathered in 8 bits.
 

@@ -78,11 +78,16 @@ class _Unit:
 
     parameters: list[ParameterShape]
     whole: int = 0
+    gathered: int = 0  # bytes of whole parameters, as layers compute with them
     gradient: int = 0  # numbers in whole gradients
     shard: int = 0
 
     def count(self, run: RunSizes) -> '_Unit':
         self.whole = sum(one.unsharded(run.tensor) for one in self.parameters)
+        self.gathered = sum(
+            one.unsharded(run.tensor) * (1 if one.name in run.in_8_bits else run.param_bytes)
+            for one in self.parameters
+        )
         self.gradient = self.whole
         self.shard = sum(one.sharded(run.tensor, run.shards) for one in self.parameters)
         return self
@@ -285,7 +290,7 @@ class _Walk:
             # Gradients are those of the step from the first backward on.
             gradients = behind if self.is_first else part.gradient
             return found | {'gradients': gradients * run.master_bytes}
-        found['gathered_parameters'] = self._gathered(layers, at_loss) * run.param_bytes
+        found['gathered_parameters'] = self._gathered(layers, at_loss)
         gradients = waiting
         if run.micro_batches > 1:
             # Whole gradients wait for the step's last micro-batch, in the precision of reduction:
@@ -302,11 +307,11 @@ class _Walk:
             found['gradients'] = reduced * run.master_bytes
         if run.reshard == 'layer' and 0 < layers and not at_loss:
             # The flat result of the next layer's gather, before it is cut into parameters.
-            found['buffers'] += part.layers[layers - 1].whole * run.param_bytes
+            found['buffers'] += part.layers[layers - 1].gathered
         return found
 
     def _gathered(self, layers: int, at_loss: bool) -> int:
-        """Numbers in whole parameters."""
+        """Bytes of whole parameters."""
         run, part = self.run, self.part
         if run.reshard == 'layer':
             # The layer at hand, and the next, which is gathered ahead; none while the head works.
@@ -315,7 +320,7 @@ class _Walk:
             near = part.layers[:layers]  # given up layer by layer in the last backward
         else:
             near = part.layers
-        return part.outer.whole + sum(unit.whole for unit in near)
+        return part.outer.gathered + sum(unit.gathered for unit in near)
 
     def _reduction(self, index: int, waiting: int, kept: int) -> dict[str, int]:
         """When a layer's gradients are copied together, sent and received."""

@@ -53,6 +53,7 @@ class RunSizes:
         tensor: Ranks that share every matrix.
         param_bytes: Of one number in what layers compute in.
         reduce_bytes: Of one number in what gradients are summed in.
+        in_8_bits: Names of the weights that are gathered as numbers of one byte.
         sharded: Whether FSDP2 holds the parameters; else computing uses the masters themselves.
         reshard: 'never', 'step' or 'layer': how long gathered parameters are kept.
         recompute: Share of a rank's layers, the first ones, that keep only their inputs.
@@ -81,6 +82,7 @@ class RunSizes:
     tensor: int = 1
     param_bytes: int = 4
     reduce_bytes: int = 4
+    in_8_bits: frozenset[str] = frozenset()
     sharded: bool = True
     reshard: str = 'step'
     recompute: float = 0.0

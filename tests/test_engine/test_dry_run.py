@@ -55,6 +55,15 @@ def test_memory_of_a_layout(tmp_path: Path) -> None:
     assert '128 micro-batches of 1 rows on each of 8 data ranks' in text
 
 
+def test_memory_of_weights_that_are_gathered_in_8_bits(tmp_path: Path) -> None:
+    """One byte a number of the layers' matrices."""
+    options = ('strategy.parallel.data_shard=8', 'strategy.float8.recipe=tensorwise')
+    text = plan('internlm_7b_pretrain.py', tmp_path, *options)
+    layers = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11_008)
+    gathered = 2 * 7_321_948_160 - layers
+    assert f'{gathered / 2**30:.2f} GiB gathered weights' in text
+
+
 def test_a_small_run(tmp_path: Path) -> None:
     text = dry_run(tiny_config(tmp_path))
     embedding = 2 * 64 * 32

@@ -218,3 +218,25 @@ def test_what_is_not_here_to_begin_from_is_told(tmp_path: Path) -> None:
         assert report['start'].startswith('not checked: ') and '/data/none' in report['start']
         assert 'start      not checked: ' in render(report)
     assert not (tmp_path / 'new').exists()
+
+
+def test_gathers_in_8_bits_are_reckoned(tmp_path: Path) -> None:
+    """Of a model that FSDP2 shards: 1 byte a number of the layers' matrices, 2 of what is left."""
+    precision = {'strategy__precision': dict(param='bfloat16'), 'strategy__parallel': {}}
+    gathered = {}
+    for text, float8 in {
+        None: None,
+        'tensorwise, gathered in 8 bits': {},
+        'rowwise': {'recipe': 'rowwise'},
+    }.items():
+        config = tiny_config(tmp_path, **SMALL, **precision, strategy__float8=float8)
+        report = rehearse(config, 2)
+        assert report['techniques']['float8'] == text
+        assert text is None or f'; float8 {text}' in render(report)
+        gathered[text] = report['ranks'][0]['memory']['kinds']['gathered_parameters']
+    wide, narrow, rowwise = gathered.values()
+    assert wide == rowwise == 2 * TOTAL
+    assert wide - narrow == 4 * (4 * 32 * 32 + 3 * 32 * 48)
+    with pytest.raises(ValueError, match=r'float8 does not go with strategy\.parallel\.tensor=2'):
+        options = precision | {'strategy__parallel': {'tensor': 2}, 'strategy__float8': {}}
+        rehearse(tiny_config(tmp_path, **SMALL, **options), 2)

@@ -14,10 +14,16 @@ from internlm_mm.datasets import RandomTokens
 from internlm_mm.datasets.packing import collate_rows
 from internlm_mm.models import InternLM
 from internlm_mm.parallel import float8
-from internlm_mm.parallel.float8 import Float8, apply_float8, check_float8, check_partners
+from internlm_mm.parallel.float8 import (
+    Float8,
+    apply_float8,
+    check_float8,
+    check_partners,
+    rounded_weights,
+)
 from internlm_mm.utils.shards import local_tensor
 from tests.helpers import tiny_runner
-from tests.test_parallel.test_strategy import OPTIM, strategy
+from tests.strategies import OPTIM, strategy
 
 CPU = torch.device('cpu')
 MODEL = dict(
@@ -118,6 +124,19 @@ def test_which_layers(recipe: str) -> None:
     assert [name for name, _ in module.named_parameters()] == names
     with pytest.raises(ValueError, match='no linear layer'):
         apply_float8(model(), Float8(skip=('*',), emulate=True), CPU, torch.bfloat16, False)
+
+
+def test_which_weights_are_gathered_in_8_bits() -> None:
+    names = {name for name, _ in model().named_parameters()}
+    wide = {name for name in names if '_proj.weight' in name}
+    assert rounded_weights(model(), Float8()) == wide and len(wide) == 14
+    assert rounded_weights(model(), Float8(skip=('layers.0.*',))) == {
+        name for name in wide if name.startswith('layers.1.')
+    }
+    uneven = rounded_weights(model(intermediate_size=56), Float8())  # which 16 does not divide
+    assert uneven == {name for name in wide if 'self_attn' in name}
+    for options in (None, Float8(recipe='rowwise'), Float8(all_gather=False)):
+        assert rounded_weights(model(), options) == frozenset()
 
 
 @has_torchao

@@ -4,6 +4,7 @@ Kinds of fixed size must agree to the byte, and so do activations, whose formula
 that autograd keeps. Peaks have 5 %: what a layer's backward holds at its fullest is estimated.
 """
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -348,3 +349,34 @@ def test_the_sizes_that_internlm_published() -> None:
     assert round(kinds['gathered_parameters'] / 2**20, 2) == 13965.51
     assert kinds['parameters'] / 2**20 == pytest.approx(3461.52, rel=0.01)
     assert kinds['optimizer'] / 2**20 == pytest.approx(6923.03, rel=0.01)
+
+
+IN_8_BITS = frozenset(
+    one.name for one in rank_parameters(SIZES, run_sizes(1, BF16), 0) if '_proj.weight' in one.name
+)
+
+
+@pytest.mark.parametrize('reshard', ['step', 'layer', 'never'])
+@pytest.mark.parametrize('micro_batches', [1, 3])
+def test_weights_that_are_gathered_in_8_bits(reshard: str, micro_batches: int) -> None:
+    """Each of their numbers takes one byte in place of two; nothing else changes."""
+    layer = 4 * 64 * 64 + 3 * 64 * 176
+    held = (2 if reshard == 'layer' else LAYERS) * layer
+    wide = run_sizes(micro_batches, BF16, reshard=reshard)
+    kinds, narrow = (
+        predict_memory(SIZES, run).kinds for run in (wide, replace(wide, in_8_bits=IN_8_BITS))
+    )
+    assert kinds['gathered_parameters'] - narrow['gathered_parameters'] == held
+    fixed = set(KINDS) - {'gathered_parameters', 'buffers'}
+    assert {key: kinds[key] for key in fixed} == {key: narrow[key] for key in fixed}
+
+
+@pytest.mark.skipif(importlib.util.find_spec('torchao') is None, reason='torchao is not installed')
+@pytest.mark.filterwarnings('ignore')
+def test_what_is_gathered_in_8_bits(tmp_path: Path) -> None:
+    found = measured_kinds(tmp_path, 3, BF16 | dict(float8=dict(emulate=True)))
+    run = run_sizes(3, BF16, in_8_bits=IN_8_BITS)
+    predicted = predict_memory(SIZES, run).kinds['gathered_parameters']
+    # Each shares the scales of all, four bytes each.
+    scales = 4 * len(IN_8_BITS) ** 2
+    assert found['gathered_parameters'] - predicted == scales

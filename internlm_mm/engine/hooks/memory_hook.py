@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from mmengine.hooks import Hook
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from internlm_mm.parallel.gathered import gathered
 from internlm_mm.registry import HOOKS
@@ -259,4 +260,9 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _storage_bytes(tensor: Tensor) -> int:
-    return local_tensor(tensor).untyped_storage().nbytes()
+    local: Any = local_tensor(tensor)
+    if not is_traceable_wrapper_subclass(local):
+        return local.untyped_storage().nbytes()
+    # It would tell the size of what it stands for; weights that are gathered in 8 bits have less.
+    inner, _ = local.__tensor_flatten__()
+    return sum(_storage_bytes(getattr(local, name)) for name in inner)

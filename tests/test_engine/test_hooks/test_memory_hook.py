@@ -7,9 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.testing._internal.two_tensor import TwoTensor
 
 from internlm_mm.engine.hooks import MemoryHook
-from internlm_mm.engine.hooks.memory_hook import KINDS, memory_table, memory_tree, readable
+from internlm_mm.engine.hooks.memory_hook import (
+    KINDS,
+    _storage_bytes,
+    memory_table,
+    memory_tree,
+    readable,
+)
 from tests.helpers import tiny_runner
 
 HIDDEN, INNER, VOCAB, LAYERS = 32, 48, 64, 2
@@ -183,3 +190,12 @@ def test_readable_sizes() -> None:
 def test_wrong_options(option: str, value: int) -> None:
     with pytest.raises(ValueError, match=f'MemoryHook: {option}={value}'):
         MemoryHook(**{option: value})
+
+
+def test_a_wrapper_has_the_bytes_of_what_it_wraps() -> None:
+    """As weights that are gathered in 8 bits do, which say that they are of bfloat16."""
+    narrow, scale = torch.zeros(6, 4, dtype=torch.uint8), torch.zeros(6, 4, dtype=torch.uint8)
+    wrapper = TwoTensor(narrow, scale)
+    assert _storage_bytes(wrapper) == 2 * 24
+    assert _storage_bytes(TwoTensor(wrapper, narrow)) == 3 * 24
+    assert _storage_bytes(narrow[:2]) == 24
