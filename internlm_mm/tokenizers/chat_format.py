@@ -17,7 +17,6 @@ from internlm_mm.tokenizers.chat_spelling import (
     ToolFormat,
     as_name,
     encode_plain,
-    fill,
     list_tools,
     listed_name,
     split_fields,
@@ -40,6 +39,8 @@ class ChatTemplate:
         user: Before and after a user's; '{as_name}' is ' name=NAME' where a message has a name.
         assistant: Before an answer, then what ends it and is learned with it, then what follows.
         aliases: What else the tokenizer may call a mark.
+        words: Words of the protocol that some tokenizers have tokens for, which are none of the
+            special ones: they are left in decoded text.
         tools: How functions are used; None where they cannot be.
         default_system: Text of the system where `Chat` is given none.
         strip: Whether texts lose white space at both ends.
@@ -54,6 +55,7 @@ class ChatTemplate:
     user: tuple[str, str]
     assistant: tuple[str, str, str]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
     tools: ToolFormat | None = None
     default_system: str = ''
     strip: bool = False
@@ -164,7 +166,7 @@ class ChatTemplate:
         # None of these may come out of plain text.
         reserved = [
             spelling
-            for mark in self.marks
+            for mark in (*self.marks, *self.words)
             for spelling in (mark, self.aliases.get(mark))
             if spelling is not None and tokenizer.token_id(spelling) is not None
         ]
@@ -215,18 +217,28 @@ class ChatTemplate:
         text = self._clean(first.content) if first.role == 'system' else ''
         name = first.name if first.role == 'system' else ''
         declared, apart = self._declaration(read)
-        if declared:
-            texts = (declared, text) if self._tools().first else (text, declared)
-            text = '\n\n'.join(part for part in texts if part)
-        if text:
-            yield from self._around(self.system, text, {'as_name': as_name(name)})
+        parts = [declared, [Segment(text)] if text else []]
+        if declared and not self._tools().first:
+            parts.reverse()
+        said = [part for part in parts if part]
+        if said:
+            yield from self._spell(self.system[0], {'as_name': as_name(name)})
+            yield from said[0]
+            for part in said[1:]:
+                yield Segment('\n\n')
+                yield from part
+            yield from self._spell(self.system[1])
         for around, content in apart:
-            yield from self._around(around, content)
+            yield from self._spell(around[0])
+            yield from content
+            yield from self._spell(around[1])
 
-    def _declaration(self, read: Conversation) -> tuple[str, list[tuple[tuple[str, str], str]]]:
+    def _declaration(
+        self, read: Conversation
+    ) -> tuple[list[Segment], list[tuple[tuple[str, str], list[Segment]]]]:
         """Of functions: what joins the system's text, and turns of their own."""
         if not read.tools:
-            return '', []
+            return [], []
         form = self._tools()
         functions = [tool['function'] for tool in read.tools]
         apart = []
@@ -234,17 +246,16 @@ class ChatTemplate:
         if form.code_turn is not None:
             listed = [tool for tool in listed if tool['function']['name'] != CODE_TOOL]
             apart += [
-                (form.code_turn, function.get('description', ''))
+                (form.code_turn, [Segment(function.get('description', ''))])
                 for function in functions
                 if function['name'] == CODE_TOOL
             ]
         if not listed:
-            return '', apart
+            return [], apart
         names = [listed_name(tool['function'], form) for tool in listed]
-        text = fill(
-            form.declaration, {'tools': list_tools(listed, form), 'names': ', '.join(names)}
-        )
-        return ('', [*apart, (form.turn, text)]) if form.turn else (text, apart)
+        values = {'tools': list_tools(listed, form), 'names': ', '.join(names)}
+        declared = list(self._spell(form.declaration, values))
+        return ([], [*apart, (form.turn, declared)]) if form.turn else (declared, apart)
 
     def _turn(self, read: Conversation, index: int, message: Message) -> Iterator[Segment]:
         content = self._clean(message.content)
@@ -320,11 +331,12 @@ class ChatTemplate:
         yield from self._spell(around[1])
 
     def _spell(self, spelling: str, values: Mapping[str, str] | None = None) -> Iterator[Segment]:
-        """A string of this template: its marks are tokens, and `{values}` are plain."""
+        """A string of this template: its marks and words are tokens, `{values}` are plain."""
+        tokens = (*self.marks, *self.words)
         for text, key in split_fields(spelling):
             if key:
                 yield Segment((values or {})[key])
                 continue
-            for part in re.split(f'({"|".join(map(re.escape, self.marks)) or "(?!)"})', text):
+            for part in re.split(f'({"|".join(map(re.escape, tokens)) or "(?!)"})', text):
                 if part:
-                    yield Segment(part, part if part in self.marks else None)
+                    yield Segment(part, part if part in tokens else None)

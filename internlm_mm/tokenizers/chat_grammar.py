@@ -14,14 +14,16 @@ _MARK = '[\ud800-\udfff]'
 
 
 class Marks:
-    """Marks as one character each, of those that no text has: lone surrogates.
+    """Marks and words as one character each, of those that no text has: lone surrogates.
 
     Args:
-        template: Whose marks they are.
+        template: Whose they are.
     """
 
     def __init__(self, template: ChatTemplate) -> None:
-        self._hidden = {mark: chr(0xD800 + n) for n, mark in enumerate(template.marks)}
+        self._hidden = {
+            mark: chr(0xD800 + n) for n, mark in enumerate((*template.marks, *template.words))
+        }
         self._shown = {hidden: mark for mark, hidden in self._hidden.items()}
 
     def hide(self, text: str, but: Collection[str] = ()) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,8 @@ def read_answer_ids(
     Here a mark is a token: text that only spells one is text, in the content and in arguments.
     """
     reader = _Reader(template)
-    found = {template.token_id(tokenizer, mark): mark for mark in template.marks}
+    spelt = (*template.marks, *template.words)
+    found = {template.token_id(tokenizer, mark): mark for mark in spelt}
     marks = {index: mark for index, mark in found.items() if index is not None}
     ends = {*template.stops(tokenizer)[0], tokenizer.eos_id}
     text = ''
@@ -231,7 +233,7 @@ class _Reader:
         try:
             _, stop = _DECODER.raw_decode(text, start)
             given = json.loads(self.marks.show(text[start:stop]))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             self._refuse_json(error, text, start, frame)
         _, end = self._end(frame, text, stop, at_once=True)
         if not isinstance(given, dict):
@@ -247,14 +249,16 @@ class _Reader:
             raise _Wrong('arguments', f'{frame.keys[1]!r} must be an object, {was}', end)
         return self._checked(name, arguments, end), end
 
-    def _refuse_json(self, error: ValueError, text: str, start: int, frame: Frame) -> NoReturn:
+    def _refuse_json(self, error: Exception, text: str, start: int, frame: Frame) -> NoReturn:
         """Say why there is no JSON at `start`."""
         stop, end = self._end(frame, text, start)
         inside = self.marks.show(text[start:stop])
         if stop == len(text) and _unfinished(inside):
             raise _Wrong('truncated', 'it ends before its JSON does', end)
         reason = str(error)
-        if isinstance(error, json.JSONDecodeError):
+        if isinstance(error, RecursionError):
+            reason = 'lists or objects are nested too deep'
+        elif isinstance(error, json.JSONDecodeError):
             place = max(error.pos - start, 0)
             reason = f'{error.msg} at character {place} of {_short(inside)}'
         raise _Wrong('json', f'it is no JSON: {reason}', end)
@@ -268,6 +272,10 @@ class _Reader:
             raise _Wrong('name', str(error), end) from None
         if name == CODE_TOOL and not isinstance(arguments.get('code'), str):
             raise _Wrong('arguments', f"{self._tools.code_name!r} takes a text 'code'", end)
+        try:
+            json.dumps(arguments, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # JSON may spell half a character
+            raise _Wrong('arguments', 'a text has a lone surrogate', end) from None
         return Call(name, dict(arguments))
 
     def _read_code(self, fence: tuple[str, str], inside: str, end: int) -> Call:
@@ -326,8 +334,8 @@ def _unfinished(text: str) -> bool:
 def _object(text: str) -> dict[str, Any] | None:
     """The object that JSON text holds; None if it holds none."""
     try:
-        given = json.loads(text)
-    except ValueError:
+        given = _DECODER.decode(text)
+    except (ValueError, RecursionError):
         return None
     return given if isinstance(given, dict) else None
 
@@ -336,4 +344,11 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f'{name} is none of JSON')
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f'{digits} is too large a number')
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)

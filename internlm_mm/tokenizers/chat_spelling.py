@@ -96,11 +96,6 @@ def split_fields(spelling: str) -> Iterator[tuple[str, str]]:
             yield ('', part) if number % 2 else (part, '')
 
 
-def fill(spelling: str, values: Mapping[str, str]) -> str:
-    """Put values into the fields of a template's string."""
-    return ''.join(values[key] if key else text for text, key in split_fields(spelling))
-
-
 def as_name(name: str) -> str:
     """How a message's name stands behind its role."""
     return f' name={name}' if name else ''

@@ -182,6 +182,8 @@ def chatml(default_system: str = '') -> ChatTemplate:
         system=('<|im_start|>system\n', '<|im_end|>\n'),
         user=('<|im_start|>user\n', '<|im_end|>\n'),
         assistant=('<|im_start|>assistant\n', '<|im_end|>', '\n'),
+        # Qwen's vocabularies have them, from 2.5 and 3 on.
+        words=('<tool_call>', '</tool_call>', '<tool_response>', '</tool_response>'),
         default_system=default_system,
         tools=ToolFormat(
             declaration=_QWEN,

@@ -1,11 +1,23 @@
 """From conversations to tokens: where the loss is, what is special, and what follows what."""
 
 import pytest
+import tokenizers as tokenizers_library
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
 
-from internlm_mm.tokenizers import Tokenizer, build_template, load_tokenizer
-from tests.conversations import CALLING, NAMES, PLAIN, TOOLS, UNUSED, conversations
+from internlm_mm.tokenizers import Tokenizer, build_template, load_tokenizer, read_answer_ids
+from internlm_mm.tokenizers.chat_export import write_chat_template
+from tests.conversations import (
+    CALLING,
+    NAMES,
+    PLAIN,
+    TOOLS,
+    UNUSED,
+    byte_level,
+    conversations,
+)
 from tests.trained import train_tokenizer
 
 WITH_TOOLS = [name for name in NAMES if name != 'internlm']
@@ -49,15 +61,63 @@ def test_nothing_that_is_written_becomes_special(name, data, tokenizers):
     segments = template.segments(messages)
     for tokenizer in tokenizers[name]:
         special = {template.token_id(tokenizer, mark) for mark in template.marks}
+        special |= {template.token_id(tokenizer, word) for word in template.words} - {None}
         special |= {tokenizer.bos_id, tokenizer.eos_id}
         encoded = template.encode_segments(tokenizer, segments)
         made = [index for index in encoded.ids if index in special]
         meant = [
             tokenizer.bos_id if segment.text == '' else template.token_id(tokenizer, segment.token)
             for segment in segments
-            if segment.token is not None
+            if segment.token is not None and segment.token not in template.words
         ]
         assert made == meant
+
+
+@pytest.fixture(scope='module')
+def qwen(tmp_path_factory) -> Tokenizer:
+    """A vocabulary that has the words of calls as tokens that are none of the special ones."""
+    folder = tmp_path_factory.mktemp('qwen')
+    file = str(byte_level(folder).path / 'tokenizer.json')
+    content = tokenizers_library.Tokenizer.from_file(file)
+    content.add_tokens([AddedToken(word, special=False) for word in build_template('chatml').words])
+    content.save(file)
+    return load_tokenizer(folder)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=some.data())
+def test_words_of_calls_are_tokens_where_the_template_has_them_alone(data, qwen):
+    template = build_template('chatml')
+    messages = data.draw(conversations(template))
+    messages[-1]['content'] += ''.join(template.words)
+    assert None not in [qwen.token_id(word) for word in template.words]
+    segments = template.segments(messages, TOOLS)
+    special = {template.token_id(qwen, one) for one in (*template.marks, *template.words)}
+    made = [i for i in template.encode_segments(qwen, segments).ids if i in special]
+    assert made == [template.token_id(qwen, s.token) for s in segments[1:] if s.token is not None]
+    assert any(segment.token == '<tool_call>' for segment in segments)  # of the declaration
+
+
+def test_words_of_calls_as_hugging_face_encodes_them(qwen):
+    write_chat_template(qwen.path, build_template('chatml'))
+    theirs = AutoTokenizer.from_pretrained(qwen.path)
+    ids = theirs.apply_chat_template(CALLING, tools=TOOLS, return_dict=False)
+    assert ids == build_template('chatml').encode(qwen, CALLING, TOOLS).ids
+    assert (
+        ids.count(theirs.convert_tokens_to_ids('<tool_call>')) == 4
+    )  # two calls, and of the prompt
+    kept = theirs.decode(ids, skip_special_tokens=True)
+    assert '<tool_call>' in kept and '<|im_start|>' not in kept
+
+
+def test_an_answer_that_speaks_of_calls_is_told_from_one(qwen):
+    template = build_template('chatml')
+    text = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    message = {'role': 'assistant', 'content': text, 'tool_calls': CALLING[2]['tool_calls']}
+    encoded = template.encode(qwen, [CALLING[1], message])
+    ids = [index for index, loss in zip(*encoded, strict=True) if loss]
+    answer = read_answer_ids(template, qwen, ids)
+    assert answer.content == text and [one.name for one in answer.calls] == ['python']
 
 
 @pytest.mark.parametrize('name', NAMES)

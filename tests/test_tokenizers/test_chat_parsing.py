@@ -181,6 +181,9 @@ BROKEN = [
     ('internlm2', P, 'truncated', 'ends before its JSON'),
     ('internlm2', P + '{"name": "f", "parameters": {x: 1}}<|action_end|>', 'json', 'Expecting property name enclosed in double quotes at character 29 of'),  # noqa: E501
     ('internlm2', P + '{"name": "f", "parameters": {"x": NaN}}<|action_end|>', 'json', 'NaN is none'),  # noqa: E501
+    ('internlm2', P + '{"name": "f", "parameters": {"x": 1e999}}<|action_end|>', 'json', '1e999 is too large'),  # noqa: E501
+    ('internlm2', P + '{"name": "f", "parameters": {"x": ' + '[' * 99_999 + '<|action_end|>', 'json', 'nested too deep'),  # noqa: E501
+    ('internlm2', P + '{"name": "f", "parameters": {"x": "\\ud83d"}}<|action_end|>', 'arguments', 'a lone surrogate'),  # noqa: E501
     ('internlm2', P + '[1]<|action_end|>', 'arguments', 'an object is expected, not [1]'),
     ('internlm2', P + '{"name": "f"}<|action_end|>', 'arguments', "'parameters' must be an object, but is missing"),  # noqa: E501
     ('internlm2', P + '{"name": "f", "parameters": [1]}', 'arguments', "must be an object, not [1]"),  # noqa: E501
@@ -200,7 +203,7 @@ BROKEN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(('name', 'text', 'kind', 'message'), BROKEN)
+@pytest.mark.parametrize(('name', 'text', 'kind', 'message'), BROKEN, ids=range(len(BROKEN)))
 def test_what_is_broken_is_told_to_the_model(name, text, kind, message):
     template = build_template(name)
     error = read_answer(template, text).errors[0]

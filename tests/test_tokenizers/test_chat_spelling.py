@@ -9,7 +9,6 @@ from internlm_mm.tokenizers.chat_spelling import (
     ToolFormat,
     as_name,
     encode_plain,
-    fill,
     list_tools,
     split_fields,
 )
@@ -25,7 +24,6 @@ def test_fields():
         ('"}', ''),
     ]
     assert list(split_fields('')) == []
-    assert fill('<{name}|{tools}>', {'name': '{tools}', 'tools': '{name}'}) == '<{tools}|{name}>'
     assert as_name('file') == ' name=file' and as_name('') == ''
 
 

@@ -200,3 +200,11 @@ def test_a_template_of_ones_own(write, monkeypatch):
         build_template('my_templates:dash')
     with pytest.raises(ValueError, match='no_templates:dashes: No module'):
         build_template('no_templates:dashes')
+
+
+def test_what_tools_are_called_does_not_fill_fields():
+    """Values that spell a field of the template stay as they are."""
+    tool = {'type': 'function', 'function': {'name': 'f', 'description': '{names} {tools}'}}
+    messages = [{'role': 'user', 'content': '{arguments}'}]
+    text = build_template('internlm_v1_1').text(messages, [tool])
+    assert 'f: {names} {tools}' in text and '[f]' in text and '<|User|>:{arguments}<eoh>' in text
