@@ -14,7 +14,9 @@ from mmengine.config import Config
 from torch import nn
 
 from internlm_mm.datasets import TokenFileWriter
+from internlm_mm.datasets.internlm_bin import BinSample, write_bin
 from internlm_mm.engine import LLMRunner
+from internlm_mm.engine.hooks import EvaluationHook
 from internlm_mm.optim import Beta2Schedule, HybridZeroOptimWrapper, WarmupCosine
 from internlm_mm.utils.config import check_config, load_config, to_plain
 from internlm_mm.utils.config_draft import Row
@@ -361,3 +363,26 @@ def test_what_our_config_refuses_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ValueError, match=r"cannot be run: .*Did you mean 'num_layers'"):
         convert_config(TINY, tmp_path / 'out.py')
     assert not list(tmp_path.iterdir())
+
+
+def test_a_converted_config_trains_on_bin_files(tmp_path: Path) -> None:
+    """What the original is given, `.bin` files in its layout, is all that is needed."""
+    text = TINY.read_text()
+    for part in ('train', 'valid'):
+        samples = [
+            BinSample(np.array([1, *range(3, 3 + n), 2]), np.array([0] + [1] * (n + 1)))
+            for n in range(4, 40)
+        ]
+        write_bin(tmp_path / part / 'en' / 'dataset.bin', samples)
+        text = text.replace(f'{part}_folder=None', f'{part}_folder={str(tmp_path / part)!r}')
+    (tmp_path / 'theirs.py').write_text(text.replace('valid_every=0', 'valid_every=1'))
+    out = tmp_path / 'ours.py'
+    convert_config(tmp_path / 'theirs.py', out, gpus=1)
+    config = load_config(out)
+    check_config(config)
+    for loader in (config.train_dataloader, config.val_dataloader):
+        loader.dataset.cache_dir = str(tmp_path / 'cache')
+    runner = run(config, tmp_path / 'work')
+    assert runner.iter == 2 and runner.train_dataloader.dataset.domains == ['en']
+    (evaluation,) = (hook for hook in runner.hooks if isinstance(hook, EvaluationHook))
+    assert sorted(evaluation.history) == [1, 2]
