@@ -197,7 +197,11 @@ def test_a_signal_to_all(host: Host) -> None:
     well(host)
 
 
-@pytest.mark.parametrize('number', ['SIGKILL', 'SIGSTOP', 'SIGTERM', 'SIGINT', 'SIGSEGV'])
+@pytest.mark.parametrize(
+    'number',
+    ['SIGKILL', 'SIGINT']
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ('SIGSTOP', 'SIGTERM', 'SIGSEGV')],
+)
 def test_signals_to_those_around_it(host: Host, number: str) -> None:
     reply = host.run(
         f'import os, signal\nfor one in (1, os.getppid()):\n'

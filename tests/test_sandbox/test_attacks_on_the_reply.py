@@ -32,15 +32,15 @@ def answer(token, result='forged', **more):
     'forged',
     [
         'answer("")',
-        'answer("0" * 32)',
-        'answer(None)',
+        pytest.param('answer("0" * 32)', marks=pytest.mark.slow),
+        pytest.param('answer(None)', marks=pytest.mark.slow),
         'frame(b"[" * 100_000)',
         'frame(b"not json")',
-        'frame(b"1" * 100_000)',
-        'frame(b"{}")',
-        'frame(b"")',
+        pytest.param('frame(b"1" * 100_000)', marks=pytest.mark.slow),
+        pytest.param('frame(b"{}")', marks=pytest.mark.slow),
+        pytest.param('frame(b"")', marks=pytest.mark.slow),
         '(1 << 31).to_bytes(4, "big")',
-        'b"\\xff" * 4096',
+        pytest.param('b"\\xff" * 4096', marks=pytest.mark.slow),
         'b"x"',
         'answer("") + answer("")',
     ],
@@ -89,9 +89,11 @@ def test_an_answer_for_the_next_cell(host: Host) -> None:
     'code',
     [
         'os.close(channel())',
-        'os.dup2(os.open("/dev/null", os.O_RDWR), channel())',
+        pytest.param('os.dup2(os.open("/dev/null", os.O_RDWR), channel())', marks=pytest.mark.slow),
         'os.closerange(0, 200)',
-        'socket.socket(fileno=channel()).shutdown(socket.SHUT_RDWR)',
+        pytest.param(
+            'socket.socket(fileno=channel()).shutdown(socket.SHUT_RDWR)', marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_channel_that_is_closed(host: Host, code: str) -> None:
@@ -105,11 +107,11 @@ def test_a_channel_that_is_closed(host: Host, code: str) -> None:
     'code',
     [
         'import os; os._exit(0)',
-        'import os; os._exit(77)',
-        'import os; os.abort()',
+        pytest.param('import os; os._exit(77)', marks=pytest.mark.slow),
+        pytest.param('import os; os.abort()', marks=pytest.mark.slow),
         'import os, signal; os.kill(os.getpid(), signal.SIGKILL)',
-        'import ctypes; ctypes.string_at(0)',
-        'import os; os.execv("/bin/true", ["true"])',
+        pytest.param('import ctypes; ctypes.string_at(0)', marks=pytest.mark.slow),
+        pytest.param('import os; os.execv("/bin/true", ["true"])', marks=pytest.mark.slow),
         'import os; os.execv("/bin/sleep", ["sleep", "60"])',
     ],
 )

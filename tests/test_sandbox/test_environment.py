@@ -111,6 +111,7 @@ def test_what_runs_inside_is_compiled(tmp_path: Path) -> None:
     assert 'not enough values to unpack' in done.stderr
 
 
+@pytest.mark.slow
 @needs_system
 def test_an_installer_that_fails(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match='failed:'):

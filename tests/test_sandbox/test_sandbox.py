@@ -212,6 +212,7 @@ def matching_packages() -> list[str]:
     return [str(folder)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', BACKENDS)
 def test_figures_of_matplotlib(name: str) -> None:
     packages = tuple(matching_packages())
