@@ -182,7 +182,9 @@ def _strip(config: Config, options: Mapping[str, Any]) -> None:
         strategy['parallel'] = {axis: strategy['parallel'][axis] for axis in axes}
     config.strategy = strategy
     config.val_cfg = config.get('val_cfg') or {'type': 'PerplexityLoop'}
-    if config.val_cfg.get('tasks') and str(config.val_cfg.type).endswith('PerplexityLoop'):
+    kind = config.val_cfg.type
+    loop = getattr(kind, '__name__', str(kind)).rpartition('.')[2]
+    if config.val_cfg.get('tasks') and loop == 'PerplexityLoop':
         config.model.pop('objective', None)  # which may be of another kind of training
     hooks = [*(config.get('default_hooks') or {}).values(), *(config.get('custom_hooks') or [])]
     config.default_hooks, config.custom_hooks = {}, [hook for hook in hooks if _is_needed(hook)]

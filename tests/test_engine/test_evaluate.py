@@ -1,5 +1,6 @@
 """Perplexity of finished models, against transformers on the same tokens."""
 
+import json
 import math
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from internlm_mm.checkpoint.pretrained import convert_to_hf
 from internlm_mm.datasets import TokenFileWriter
 from internlm_mm.engine.evaluate import evaluate, metrics_table
 from tests.helpers import TINY, tiny_runner
+from tests.questions import write_mmlu
 from tests.trained import trained_run
 
 LENGTHS = {'code': (50, 9), 'prose': (33,)}
@@ -122,6 +124,31 @@ def test_what_is_missing_is_named(run, tmp_path: Path) -> None:
         evaluate(work_dir, data=tmp_path / 'nowhere')
     with pytest.raises(ValueError, match=r"val_dataloader\.max_row=3.*Did you mean 'max_rows'"):
         evaluate(work_dir, data=tokens, options={'val_dataloader.max_row': 3})
+
+
+def test_tasks_of_a_config_on_weights_that_learned_something_else(tmp_path: Path) -> None:
+    random, _, _ = trained_run(tmp_path / 'a', max_seq_len=256)
+    torch.manual_seed(0)
+    pairs, _, _ = trained_run(tmp_path / 'b', max_seq_len=256, objective=dict(type='SimPO'))
+    task = dict(
+        type='MultipleChoice', path=str(write_mmlu(tmp_path / 'mmlu')), format='mmlu', split='test'
+    )  # fmt: skip
+    by_name, by_class = tmp_path / 'by_name.py', tmp_path / 'by_class.py'
+    by_name.write_text(f"val_cfg = dict(type='PerplexityLoop', tasks=[{task!r}])\n")
+    text = 'from internlm_mm.engine import PerplexityLoop\n'
+    by_class.write_text(f'{text}val_cfg = dict(type=PerplexityLoop, tasks=[{task!r}])\n')
+    found = {}
+    for config, weights in ((by_name, random), (by_name, pairs), (by_class, pairs)):
+        result = evaluate(config, checkpoint=weights, output=tmp_path / 'out')
+        records = (tmp_path / 'out' / 'mmlu.jsonl').read_text().splitlines()
+        found[weights] = [json.loads(line)['log_probs'] for line in records]
+        assert result.keys() == {
+            'weights', 'rank', 'mmlu/accuracy', 'mmlu/accuracy_by_subject'
+        }  # fmt: skip
+    assert len(found[pairs]) == 8
+    table = metrics_table(result)
+    assert table.splitlines()[0].split() == ['mmlu/accuracy', f'{result["mmlu/accuracy"]:.4f}']
+    assert 'weights' not in table
 
 
 def test_weights_of_another_model(run, tmp_path: Path) -> None:
