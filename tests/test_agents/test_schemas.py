@@ -70,7 +70,7 @@ VALUES = some.recursive(
 
 
 @pytest.mark.parametrize('hint', HINTS, ids=str)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(value=VALUES)
 def test_a_value_fits_where_pydantic_takes_it(hint, value):
     def function(x):

@@ -36,7 +36,7 @@ def without_names(found: list[tuple]) -> list[tuple]:
 
 
 @pytest.mark.parametrize('form', [form for form in WRITERS if form not in ('messages', 'xlam')])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=some.data())
 def test_any_conversation_comes_back_or_is_refused(form, data):
     messages = data.draw(conversations(build_template('internlm2')))

@@ -82,7 +82,7 @@ def messages(template, words: Sequence[str]) -> some.SearchStrategy[dict]:
 
 
 @pytest.mark.parametrize('name', WITH_TOOLS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=some.data())
 def test_what_is_spelt_is_read(name, data):
     template = build_template(name)
@@ -95,7 +95,7 @@ def test_what_is_spelt_is_read(name, data):
 
 
 @pytest.mark.parametrize('name', [n for n in WITH_TOOLS if n != 'internlm3'])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=some.data())
 def test_tokens_tell_marks_from_their_spelling(
     name, data, exported, internlm_vocabulary, byte_vocabulary

@@ -39,7 +39,7 @@ def written(template, message: dict, tools=TOOLS) -> str:
 
 
 @pytest.mark.parametrize('name', WITH_TOOLS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=some.data())
 def test_cuts_make_no_difference(name, data):
     template = build_template(name)
