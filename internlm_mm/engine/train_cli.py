@@ -136,12 +136,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         runner.train()
     except USER_ERRORS as error:
         started = runner is not None and getattr(runner, '_has_loaded', False)
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        message = f'{type(error).__name__}: {text}'
         if started:
             traceback.print_exc()
-        elif made is not None:
-            made.take_back(getattr(runner, 'log_dir', None))
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        tell_once(f'{type(error).__name__}: {message}')
+            print(message, file=sys.stderr, flush=True)
+        else:
+            if made is not None:
+                made.take_back(getattr(runner, 'log_dir', None))
+            tell_once(message)
         _ask_the_others(watch, error)
         return _leave(1)
     except KeyboardInterrupt:
