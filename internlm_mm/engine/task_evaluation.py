@@ -105,6 +105,11 @@ class TaskEvaluation:
     def __init__(self, runner: Any, tasks: Sequence[Any], batch_size: int) -> None:
         check_evaluation({}, {'tasks': tasks}, runner.strategy.layout)
         strategy, layout = runner.strategy, runner.strategy.layout
+        if not hasattr(runner.model, 'max_seq_len'):
+            raise ValueError(
+                f'val_cfg.tasks: {type(runner.model).__name__} has no `max_seq_len`, which says '
+                'how long prompts may be'
+            )
         self.runner, self.batch_size = runner, batch_size
         ring = strategy.techniques.context_attention == 'ring' and layout.context > 1
         self.scorer = LogProbScorer(
@@ -118,6 +123,12 @@ class TaskEvaluation:
         )
         self.tasks = build_tasks(tasks, runner.tokenizer, self.scorer.longest)
         _check_objective(self.tasks, runner.model, strategy.techniques.kernels.cross_entropy)
+        writing = [task.name for task in self.tasks if task.generates]
+        if writing and not hasattr(runner.model, 'make_cache'):
+            raise ValueError(
+                f'val_cfg.tasks: {", ".join(writing)} writes texts, for which '
+                f'{type(runner.model).__name__} has no `make_cache`: see internlm_mm.models.Decoder'
+            )
         self.reports: dict[str, Report] = {}
 
     def run(self, folder: Path) -> dict[str, float]:

@@ -8,9 +8,15 @@ import pytest
 import torch
 
 from internlm_mm.engine.dry_run import dry_run
-from internlm_mm.engine.task_evaluation import _check_objective, build_tasks, check_evaluation
+from internlm_mm.engine.task_evaluation import (
+    TaskEvaluation,
+    _check_objective,
+    build_tasks,
+    check_evaluation,
+)
 from internlm_mm.evaluation import Generate, MultipleChoice, Play, Report, Task
 from internlm_mm.inference import Generator, Sampling
+from internlm_mm.models import NextToken
 from internlm_mm.parallel.mesh import Layout
 from internlm_mm.registry import TASKS
 from internlm_mm.utils.config_reader import ConfigError
@@ -241,6 +247,23 @@ def test_adapters_take_part(data, two_ranks, tmp_path: Path) -> None:
 def test_configs_that_are_wrong(task, message: str, data, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         tiny_config(tmp_path, **changes(data, [task]))
+
+
+class Foreign:
+    """A model from outside that can be trained and nothing more."""
+
+    objective = NextToken()
+
+
+def test_what_a_model_from_outside_needs(data, tmp_path: Path) -> None:
+    runner = tiny_runner(tmp_path, **changes(data, [choice(data)]))
+    runner.model = Foreign()
+    with pytest.raises(ValueError, match='Foreign has no `max_seq_len`, which says how long'):
+        TaskEvaluation(runner, [choice(data)], 1)
+    runner.model.max_seq_len = 256
+    assert len(TaskEvaluation(runner, [choice(data)], 1).tasks) == 1
+    with pytest.raises(ValueError, match='gsm8k writes texts, for which Foreign has no `make_cac'):
+        TaskEvaluation(runner, [written(data)], 1)
 
 
 def test_what_tasks_need(data, tmp_path: Path) -> None:
