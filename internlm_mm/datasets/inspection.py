@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ class Report:
         problems: A line for each thing that is wrong: file, line, field.
         notes: What is worth knowing, and no problem.
         messages: Messages by role.
+        with_loss: Those of them that are learned.
         tokens: Tokens of the messages' texts, by role.
         lengths: Tokens of each document.
         cut: Samples that are longer than a row.
@@ -44,6 +46,7 @@ class Report:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     messages: Counter[str] = field(default_factory=Counter)
+    with_loss: Counter[str] = field(default_factory=Counter)
     tokens: Counter[str] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=list)
     cut: int = 0
@@ -58,11 +61,13 @@ class Report:
 
     def roles(self) -> Sheet:
         """Messages and tokens by role."""
-        rows = [
-            (role, f'{count:,}', f'{self.tokens[role]:,}', f'{self.tokens[role] / count:,.1f}')
-            for role, count in self.messages.items()
-        ]
-        return Sheet('messages by role', ('role', 'messages', 'tokens', 'tokens a message'), rows)
+        rows = []
+        for role, count in self.messages.items():
+            tokens = self.tokens[role]
+            numbers = (count, self.with_loss[role], tokens)
+            rows.append((role, *(f'{one:,}' for one in numbers), f'{tokens / count:,.1f}'))
+        columns = ('role', 'messages', 'learned', 'tokens', 'tokens a message')
+        return Sheet('messages by role', columns, rows)
 
     def lines(self) -> list[str]:
         """Numbers of the whole set."""
@@ -114,12 +119,12 @@ def look_over(
 
 
 def _look_at(example: Example, encoder: ConversationEncoder, marks: Marks, report: Report) -> None:
-    report.problems += marks.problems(example.messages, example.place)
     try:
         documents, was_cut, num_lost = encoder(example)
     except ValueError as error:
         report.problems.append(str(error))
         return
+    report.problems += marks.problems(example.messages, example.place)
     report.conversations += 1
     report.cut += was_cut
     report.lost += num_lost
@@ -139,8 +144,9 @@ def _look_at(example: Example, encoder: ConversationEncoder, marks: Marks, repor
                 f'{example.place}, message {index}: its answer ends without a stop token that is '
                 'learned: the model would not stop'
             )
-    for message in example.messages:
+    for index, message in enumerate(example.messages):
         report.messages[message['role']] += 1
+        report.with_loss[message['role']] += index in answers
         report.tokens[message['role']] += sum(
             len(encoder.tokenizer.encode(text)) for _, text in texts_of(message)
         )
@@ -171,7 +177,7 @@ def has_stop(stretch: Sequence[int], template: ChatTemplate, tokenizer: Tokenize
 
 
 def texts_of(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The texts of a message, each with its field."""
+    """The texts of a message, each with its field; arguments of calls as JSON."""
     content = message.get('content')
     if isinstance(content, str):
         yield 'content', content
@@ -181,6 +187,11 @@ def texts_of(message: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield f'content[{number}].text', part['text']
     if isinstance(thought := message.get('reasoning_content'), str):
         yield 'reasoning_content', thought
+    for number, call in enumerate(message.get('tool_calls') or ()):
+        arguments = call['function'].get('arguments', {})
+        is_text = isinstance(arguments, str)
+        text = arguments if is_text else json.dumps(arguments, ensure_ascii=False)
+        yield f'tool_calls[{number}].function.arguments', text
 
 
 def absent_marks(tokenizer: Tokenizer, template: ChatTemplate) -> list[str]:

@@ -101,8 +101,6 @@ def _pairs(config: Mapping[str, Any], tokenizer: Tokenizer | None, limit: int | 
 
 def _look_at_pair(pair: Preference, encoder: PairEncoder, marks: Marks, report: Report) -> None:
     parts = {'prompt': pair.prompt, 'chosen': pair.chosen, 'rejected': pair.rejected}
-    for name, messages in parts.items():
-        report.problems += marks.problems(messages, f'{pair.place}, {name}')
     try:
         encoded = encoder(pair)
     except ValueError as error:
@@ -112,6 +110,8 @@ def _look_at_pair(pair: Preference, encoder: PairEncoder, marks: Marks, report: 
         report.cut += 1
         return
     documents, was_cut = encoded
+    for name, messages in parts.items():
+        report.problems += marks.problems(messages, f'{pair.place}, {name}')
     report.conversations += 1
     report.cut += was_cut
     for name, document in zip(('chosen', 'rejected'), documents, strict=True):
@@ -122,6 +122,7 @@ def _look_at_pair(pair: Preference, encoder: PairEncoder, marks: Marks, report: 
     for name, messages in parts.items():
         texts = [text for message in messages for _, text in texts_of(message)]
         report.messages[name] += len(messages)
+        report.with_loss[name] += 0 if name == 'prompt' else len(messages)
         report.tokens[name] += sum(len(encoder.tokenizer.encode(text)) for text in texts)
 
 

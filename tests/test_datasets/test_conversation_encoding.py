@@ -271,7 +271,7 @@ def test_masks_of_internlm_2023_marked_by_hand(tokenizer) -> None:
 
 @given(some.data())
 @settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_no_cut_is_inside_a_call(tokenizer, data) -> None:
     """Each document is whole turns behind the system: calls, results and answers as they were."""

@@ -17,7 +17,7 @@ from internlm_mm.datasets.inspection import (
 from internlm_mm.registry import CHAT_TEMPLATES
 from internlm_mm.tokenizers import ChatTemplate, build_template
 from internlm_mm.tokenizers.chat_spelling import Encoded
-from tests.conversations import CALLING, NAMES, PLAIN, TOOLS, internlm_model
+from tests.conversations import CALLING, NAMES, PLAIN, TOOLS, call, internlm_model
 from tests.trained import train_tokenizer
 
 Q, A = {'role': 'user', 'content': 'def'}, {'role': 'assistant', 'content': 'return 书'}
@@ -58,7 +58,14 @@ def test_statistics_by_role(tmp_path: Path, tokenizer) -> None:
     assert report.lengths == [len(one.ids) for one in encoded]
     assert report.learned == sum(sum(one.loss_mask) for one in encoded)
     assert '2 conversations, 0 of them longer' in report.lines()[0]
-    assert [row[:2] for row in report.roles().rows][:2] == [('system', '2'), ('user', '3')]
+    assert [row[:3] for row in report.roles().rows] == [
+        ('system', '2', '0'),
+        ('user', '3', '0'),
+        ('assistant', '5', '5'),
+        ('tool', '2', '0'),
+    ]
+    muted = over(tmp_path, tokenizer, chat(Q, {**A, 'loss': False}, Q, A))
+    assert muted.messages['assistant'] == 2 and muted.with_loss == {'user': 0, 'assistant': 1}
 
 
 CALL = {'role': 'assistant', 'content': None, 'tool_calls': CALLING[2]['tool_calls']}
@@ -94,6 +101,10 @@ BAD = {
         chat(Q, {**A, 'content': 'a<|im_edn|>'}),
         "c.jsonl:2, message 1: content spells '<|im_edn|>', which is plain text here: it looks "
         "like a special token. Did you mean '<|im_end|>'?",
+    ),
+    'one in a call': (
+        chat(Q, {'role': 'assistant', 'tool_calls': [call('f', {'x': '<|plugin|>'}, 'a')]}),
+        "c.jsonl:2, message 1: tool_calls[0].function.arguments spells '<|plugin|>'",
     ),
     'one in a part of a content': (
         chat({**Q, 'content': [{'text': 'a'}, {'text': '</s>'}]}, A),
@@ -210,4 +221,10 @@ def test_every_mark_of_every_template_is_known() -> None:
 def test_texts_of_a_message() -> None:
     message = {'content': [{'text': 'a'}, {'image': 1}], 'reasoning_content': 'b'}
     assert list(texts_of(message)) == [('content[0].text', 'a'), ('reasoning_content', 'b')]
+    calls = CALLING[2] | {'content': None}
+    field = 'tool_calls[0].function.arguments'
+    assert list(texts_of(calls)) == [(field, '{"code": "print(6 * 7)"}')]
+    as_text = call('f', {}, 'a')
+    as_text['function']['arguments'] = '{"x": 1}'
+    assert list(texts_of({'tool_calls': [as_text]})) == [(field, '{"x": 1}')]
     assert list(texts_of({'content': None})) == []
