@@ -60,6 +60,7 @@ class Tools:
             resource.RLIMIT_NOFILE: limits.open_files,
             resource.RLIMIT_NPROC: processes,
             resource.RLIMIT_MEMLOCK: 0,
+            resource.RLIMIT_SIGPENDING: 256,
         }
         image = limits.image_mb * MIB
         return [
@@ -198,7 +199,8 @@ def bubblewrap(tools: Tools, features: frozenset[str]) -> Command:
     options += ['--chdir', '/work', '--remount-ro', '/']
     for name, value in tools.environment('/work', '/tmp', packages).items():
         options += ['--setenv', name, value]
-    worker = tools.worker(_INSIDE, limits.processes)
+    user = choose_user()
+    worker = tools.worker(_INSIDE, _processes(user, limits, own=_counts_by_namespace()))
     # A handler of core dumps runs outside, as root. The kernel calls none if the limit is 1 byte;
     # the filter of system calls lets nobody set it to 0, at which it would.
     core = ['prlimit', '--core=1:1'] if resource.getrlimit(resource.RLIMIT_CORE)[1] else []
@@ -212,7 +214,7 @@ def bubblewrap(tools: Tools, features: frozenset[str]) -> Command:
     return Command(
         arguments=arguments,
         environment={'PATH': '/usr/bin:/bin:/usr/local/bin'},
-        user=choose_user(),
+        user=user,
         filter=build_filter(own_namespaces=True),
         depth=2,
         variables=frozenset(tools.environment('', '', ())),
@@ -249,9 +251,7 @@ def landlock(tools: Tools, scratch: Path, version: int) -> Command:
     readable += ['/usr/bin', '/usr/lib', '/usr/lib64', '/usr/libexec', '/usr/share']
     readable += ['/bin', '/lib', '/lib64', '/etc/ld.so.cache', '/etc/fonts']
     paths = [*writable, '', *(path for path in dict.fromkeys(readable) if os.path.exists(path))]
-    # The kernel counts all processes of a user; a session of root's has a user of its own.
-    others = 0 if user is not None else _count_threads(os.getuid())
-    worker = tools.worker(str(tools.folder), others + tools.limits.processes)
+    worker = tools.worker(str(tools.folder), _processes(user, tools.limits, own=False))
     confine = f'{tools.folder}/confine.pyc'
 
     def arguments(lifeline: int, control: int, code: int) -> Sequence[str]:
@@ -269,6 +269,24 @@ def landlock(tools: Tools, scratch: Path, version: int) -> Command:
         variables=frozenset(tools.environment('', '', ())),
         scratch=str(scratch),
     )
+
+
+def _processes(user: int | None, limits: Limits, own: bool) -> int:
+    """The kernel's limit of processes: it counts all of a user, which root's sessions have alone.
+
+    Args:
+        user: The session's own, if it has one.
+        limits: Of the session.
+        own: Whether the kernel counts those of the session's namespace only.
+    """
+    others = 0 if own or user is not None else _count_threads(os.getuid())
+    return others + limits.processes
+
+
+def _counts_by_namespace(release: str | None = None) -> bool:
+    """Whether this kernel counts processes by namespace: since Linux 5.14."""
+    numbers = re.findall(r'\d+', release or platform.release())
+    return tuple(map(int, numbers[:2])) >= (5, 14)
 
 
 def _count_threads(user: int, root: str = '/proc') -> int:

@@ -43,7 +43,7 @@ class Limits:
     code_kb: int = 256
     images: int = 8
     image_mb: int = 4
-    image_megapixels: int = 25
+    image_megapixels: int = 10
 
     def __post_init__(self) -> None:
         for field in fields(self):

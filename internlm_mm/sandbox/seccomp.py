@@ -44,6 +44,8 @@ ALWAYS = (
     *'modify_ldt uselib ustat sysfs _sysctl open_by_handle_at name_to_handle_at'.split(),
     *'lookup_dcookie syslog settimeofday clock_settime clock_adjtime adjtimex'.split(),
     *'vhangup sethostname setdomainname fanotify_init vmsplice migrate_pages'.split(),
+    # A user has few of these on the whole machine.
+    *'inotify_init inotify_init1 inotify_add_watch'.split(),
     # Memory that belongs to no process and no folder, which nobody would count.
     *'move_pages memfd_create memfd_secret shmget msgget semget mq_open'.split(),
 )
@@ -69,7 +71,7 @@ ALWAYS_RULES = (
 SHARED = (
     *'chmod fchmod fchmodat chown fchown lchown fchownat utime utimes futimesat utimensat'.split(),
     *'setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr'.split(),
-    *'inotify_init inotify_init1 inotify_add_watch socket'.split(),
+    'socket',
 )
 """Calls that are also refused where a session sees the host's files: Landlock lets them pass."""
 

@@ -80,7 +80,12 @@ class Session:
                 self._worker = self._start()
                 self._fresh = self._began
             self._began = True
-            reply = replace(_run(self._worker, data, seconds, self.limits), fresh=self._fresh)
+            try:
+                reply = replace(_run(self._worker, data, seconds, self.limits), fresh=self._fresh)
+            except BaseException:  # Ctrl-C in the host: the cell may still run
+                self._worker.end()
+                self._worker = None
+                raise
             self._fresh = False
             if reply.state_lost:
                 self._worker.end()

@@ -106,6 +106,7 @@ class Worker:
         }  # fmt: skip
         try:
             _signal.signal(_signal.SIGINT, self._interrupt)
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, ())  # whatever the one before blocked
             self.running = True
             for part in _compile(code, name):
                 exec(part, namespace)

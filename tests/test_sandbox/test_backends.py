@@ -118,3 +118,14 @@ def test_threads_of_a_user_are_counted(tmp_path: Path) -> None:
     (tmp_path / 'self').mkdir()
     assert backends._count_threads(os.getuid(), str(tmp_path)) == 5
     assert backends._count_threads(os.getuid() + 1, str(tmp_path)) == 0
+
+
+@pytest.mark.parametrize(
+    ('release', 'own'),
+    [('5.4.0-150-generic', False), ('5.13', False), ('5.14.0', True), ('6.18.44', True)],
+)
+def test_how_the_kernel_counts_processes(release: str, own: bool) -> None:
+    assert backends._counts_by_namespace(release) == own
+    here = backends._processes(None, Limits(processes=10), own)
+    assert here == 10 if own else here > 10
+    assert backends._processes(61_999, Limits(processes=10), own) == 10

@@ -1,5 +1,6 @@
 """Sessions as chats use them, by the first backend that this machine has."""
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -108,3 +109,22 @@ def test_a_session_that_is_closed(sandbox: Sandbox) -> None:
     session.close()
     with pytest.raises(SandboxError, match='closed'):
         session.run('1')
+
+
+def test_ctrl_c_in_the_host_ends_the_cell(session: Session) -> None:
+    session.run('x = 5')
+    previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            session.run('while True: pass')
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert not session.alive
+    assert session.run('"x" in globals()').fresh
+
+
+def test_signals_that_a_cell_has_blocked(session: Session) -> None:
+    session.run('import signal; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 64)); x = 5')
+    assert session.run('while True: pass', 0.1).status == 'interrupted'
+    assert session.run('x').result == '5'
