@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate
 from internlm_mm.engine.run_state import RunState
 from internlm_mm.models.layers import norm
 from internlm_mm.optim import DecayGroupsConstructor, HybridZeroOptimWrapper, grad_norm, hybrid_zero
-from internlm_mm.parallel import HybridParallelStrategy, initialize, place, step, tensor
+from internlm_mm.parallel import HybridParallelStrategy, adapters, initialize, place, step, tensor
 from internlm_mm.parallel.data import GatherAhead
 
 
@@ -60,6 +60,20 @@ def no_reduce_over_tensor_ranks() -> None:
 def no_reduce_over_context_ranks() -> None:
     """Keys and values get gradients from the queries of their own rank only."""
     plant(tensor, 'Partial', Replicate)
+
+
+def no_reduce_of_adapters() -> None:
+    """Each tensor rank keeps its part of the gradient of what adapters have whole."""
+
+    def own_part(parameter, summed=False):
+        return None if parameter is None else parameter.to_local()
+
+    plant(adapters, '_local', own_part)
+
+
+def lengths_of_parts() -> None:
+    """Rows that tensor ranks share are as long as each one's part."""
+    plant(adapters, '_add_up', lambda mesh, part: part)
 
 
 def no_norm_over_stages() -> None:

@@ -12,9 +12,11 @@ from tests.helpers import TINY
 pytestmark = pytest.mark.parallel
 
 
-def verify(folder: Path, layout: str, fault: str | None, pairs: str = 'none') -> Report:
+def verify(
+    folder: Path, layout: str, fault: str | None, pairs: str = 'none', **options: object
+) -> Report:
     verification = Verification(
-        load_config(TINY),
+        load_config(TINY, options),
         [parse_case(layout)],
         ['float64'],
         folder,
@@ -68,6 +70,27 @@ def test_fault_is_found(reports, fault: str, layout: str, check: str, parameter)
     assert not cell.passed
     assert cell.parameter == parameter
     assert cell.max_relative_difference > 1e-5  # the loosest fixed tolerance
+
+
+# With DoRA over all linear layers.
+OF_ADAPTERS = [
+    ('no_reduce_of_adapters', 'gradients', 'layers.0.self_attn.q_proj.lora_A.weight'),
+    ('lengths_of_parts', 'loss', None),
+    (None, None, None),
+]
+
+
+@pytest.mark.parametrize(('fault', 'check', 'parameter'), OF_ADAPTERS)
+def test_fault_of_adapters_is_found(tmp_path: Path, fault, check, parameter) -> None:
+    adapter = {'model.adapter': {'type': 'LoRA', 'rank': 4, 'dora': True}}
+    report = verify(tmp_path, 'tensor=2', fault, **adapter)
+    red = [c for c in report.cells if c.layout == 'tensor=2' and not c.passed]
+    assert not report.errors
+    if fault is None:
+        assert not red and report.passed
+    else:
+        (cell,) = [c for c in red if c.check == check]
+        assert cell.parameter == parameter
 
 
 def test_layouts_without_a_fault_pass(tmp_path: Path) -> None:
