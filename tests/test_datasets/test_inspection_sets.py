@@ -99,8 +99,10 @@ def write_samples(path: Path, samples: list[Any]) -> None:
 def test_bins(tmp_path: Path, tokenizer) -> None:
     good = encoded(tokenizer, Q, A, Q, A)
     stop = tokenizer.token_id('<eoa>')
-    without = [token for token in good if token != stop]  # the last one ends with </s> still
+    without = [token for token in good if token != stop]
     unlearned = [-stop if token == stop else token for token in good]
+    other = tokenizer.token_id('<TOKENS_UNUSED_3>')  # as ids of InternLM's own tool are
+    mistaken = [other if token == stop else token for token in good]
     original = [abs(good[0]), *good[1:]]  # InternLM's own tool leaves bos positive
     samples = [
         good,
@@ -113,6 +115,7 @@ def test_bins(tmp_path: Path, tokenizer) -> None:
         [1, 9999, 2],
         good * 20,
         [1, 5, 6, 7],  # a text, of which all is learned
+        mistaken,
     ]
     write_samples(tmp_path / 'en' / 'a.bin', samples)
     config = dict(
@@ -129,12 +132,17 @@ def test_bins(tmp_path: Path, tokenizer) -> None:
         "a.bin:3: 'tokens' has something that is no whole number",
         "a.bin:4: 'tokens' has nothing to learn: no id is positive",
         "a.bin:5: 'tokens', answer 0: it ends without a stop token of 'internlm'",
+        "a.bin:5: 'tokens', answer 1: it ends without",
         "a.bin:7: 'tokens', answer 0: it ends without",
         "a.bin:7: 'tokens', answer 1: it ends without",
+        "a.bin:7: 'tokens', answer 2: it ends without",  # what follows the stop is learned still
         "a.bin:8: 'tokens' has 9999, outside the vocabulary",
         f"a.bin:9: 'tokens' has {20 * len(good):,}, more than the 256 of a row",
+        "a.bin:11: 'tokens', answer 0: it ends without",
+        "a.bin:11: 'tokens', answer 1: it ends without",
     ]
-    found = sorted(report.problems, key=lambda text: text.partition('a.bin')[2])
+    lines = [int(problem.partition('a.bin:')[2].partition(':')[0]) for problem in report.problems]
+    found = [problem for _, problem in sorted(zip(lines, report.problems, strict=True))]
     assert len(found) == len(wanted), found
     for problem, message in zip(found, wanted, strict=True):
         assert message in problem, found
