@@ -176,7 +176,7 @@ def _walk(value: Any, path: tuple[str | int, ...]) -> Iterator[str]:
         for key, item in dict.items(value):
             if key != 'type':
                 yield from _walk(item, (*path, key))
-    elif _is_member(path) and value is not None:
+    elif (_is_member(path) or path == ('model', 'adapter')) and value is not None:
         yield f'{_dotted(path)}={_short(value)}: expected dict(type=CLASS, ...)'
     elif path in _SHAPES and not isinstance(value, _SHAPES[path]):
         yield f'{path[0]}={_short(value)}: expected {_SHAPE_NAMES[_SHAPES[path]]}'

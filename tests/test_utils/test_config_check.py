@@ -209,3 +209,20 @@ def test_hooks_have_their_shape() -> None:
     tiny.custom_hooks = {'a': 1}
     with pytest.raises(ConfigError, match=r'custom_hooks=.*expected a list of hooks'):
         check_config(tiny)
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'model.adapter.rnk': 4}, r"model\.adapter\.rnk=4: LoRA has no option 'rnk'.*'rank'"),
+        ({'model.adapter.rank': 'x'}, r"model\.adapter\.rank='x': expected int"),
+        ({'model.adapter.type': 'Lora'}, r"model\.adapter\.type='Lora': no adapter .*'LoRA'"),
+        ({'model.adapter': 'LoRA'}, r"model\.adapter='LoRA': expected dict\(type="),
+        ({'model.adaptr.rank': 4}, r"model\.adaptr=.*InternLM has no option 'adaptr'.*'adapter'"),
+    ],
+)
+def test_adapters_are_checked_as_calls(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_config(load_config('internlm_tiny_pretrain', options))
+    for adapter in ({'rank': 4}, {'type': 'LoRA', 'targets': ['q_proj']}, None):
+        check_config(load_config('internlm_tiny_pretrain', {'model.adapter': adapter}))
