@@ -1,6 +1,7 @@
 """A tiny model that has learned three conversations by heart, in a work dir."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +30,13 @@ THIRD = [
 ]
 
 
-def learn_chat(folder: Path, template_name: str = 'internlm2', steps: int = 150) -> Path:
+def learn_chat(
+    folder: Path,
+    template_name: str = 'internlm2',
+    steps: int = 150,
+    conversations: Sequence[list[dict]] = (FIRST, SECOND, THIRD),
+    tools: list[dict] | None = None,
+) -> Path:
     """Train on the conversations, with the loss where the template says, and save.
 
     Returns:
@@ -37,7 +44,7 @@ def learn_chat(folder: Path, template_name: str = 'internlm2', steps: int = 150)
     """
     tokenizer = internlm_model(folder / 'tokenizer')
     template = build_template(template_name)
-    rows = [template.encode(tokenizer, messages) for messages in (FIRST, SECOND, THIRD)]
+    rows = [template.encode(tokenizer, messages, tools) for messages in conversations]
     longest = max(len(row.ids) for row in rows)
     ids = torch.tensor([[*row.ids, *[0] * (longest - len(row.ids))] for row in rows])
     targets = torch.tensor(
@@ -49,6 +56,7 @@ def learn_chat(folder: Path, template_name: str = 'internlm2', steps: int = 150)
     )
     torch.manual_seed(0)
     sizes = SIZES | {'vocab_size': tokenizer.vocab_size}
+    sizes['max_seq_len'] = max(sizes['max_seq_len'], longest + 32)
     model = InternLM(**sizes)
     for parameter in model.parameters():
         if parameter.dim() > 1:
