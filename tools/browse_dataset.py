@@ -13,7 +13,7 @@ from internlm_mm.datasets.browsing_page import ShownRow, render_page
 from internlm_mm.datasets.conversation import tokenizer_of
 from internlm_mm.datasets.inspection import Report
 from internlm_mm.datasets.inspection_sets import inspect
-from internlm_mm.datasets.survey import facts, packings, sheets
+from internlm_mm.datasets.survey import facts, packings, rows_an_epoch, sheets
 from internlm_mm.engine.preflight import build_data_part
 from internlm_mm.registry import DATASETS, TOKENIZERS
 from internlm_mm.tokenizers import Tokenizer
@@ -106,8 +106,10 @@ def _rows(
 def _show(
     args: argparse.Namespace, dataset: Any, tokenizer: Tokenizer | None, console: Console
 ) -> None:
+    count = rows_an_epoch(dataset)
+    of = '' if count is None else f' of {count:,} an epoch'
     for row in _rows(args, dataset, tokenizer):
-        console.rule(f'row {row.number} of {len(dataset):,} an epoch')
+        console.rule(f'row {row.number}{of}')
         console.print(show_documents(row.documents))
     for sheet in sheets(dataset):
         console.print(sheet.table())

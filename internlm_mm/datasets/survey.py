@@ -127,7 +127,7 @@ def survey(dataset: Any, most: int = MOST_ROWS) -> Survey:
         dataset: Of rows.
         most: Rows to look at; where there are more, that many spread evenly over the epoch.
     """
-    num_rows = len(dataset)
+    num_rows = rows_an_epoch(dataset) or most
     count = min(num_rows, most)
     names = list(getattr(dataset, 'domains', ())) or ['']
     found: dict[str, DomainSurvey] = {}
@@ -159,6 +159,11 @@ def survey(dataset: Any, most: int = MOST_ROWS) -> Survey:
     else:
         all_lengths = np.array(lengths, np.int64)
     return Survey(num_rows, count, dataset.seq_len, ordered, all_lengths)
+
+
+def rows_an_epoch(dataset: Any) -> int | None:
+    """How many rows there are; None where rows go on without end, as they may."""
+    return len(dataset) if hasattr(dataset, '__len__') else None
 
 
 def _cut(offsets: np.ndarray, seq_len: int) -> int:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 
-from internlm_mm.datasets import ConversationDataset, PretrainDataset, RandomTokens
+from internlm_mm.datasets import ConversationDataset, PretrainDataset, RandomTokens, Row
 from internlm_mm.datasets.packed import PackedRows
-from internlm_mm.datasets.survey import facts, packings, records, sheets, survey
+from internlm_mm.datasets.survey import facts, packings, records, rows_an_epoch, sheets, survey
 from internlm_mm.datasets.token_file import TokenFile
 from internlm_mm.datasets.token_writer import TokenFileWriter
 from tests.conversations import PLAIN, internlm_model
@@ -95,6 +95,20 @@ def test_rows_without_domains() -> None:
     dataset = RandomTokens(vocab_size=8, seq_len=16, num_rows=3, document_lengths=[4])
     found = survey(dataset)
     assert found.domains[''].documents == 12 and found.rows().rows[0][0] == '-'
+
+
+def test_rows_without_end(tmp_path: Path) -> None:
+    class Endless:
+        """What the registry asks of a dataset, and no more."""
+
+        seq_len, domains = 4, ()
+
+        def __getitem__(self, index: int) -> Row:
+            return RandomTokens(vocab_size=8, seq_len=4)[index]
+
+    found = survey(Endless(), most=6)
+    assert (found.looked_at, found.domains[''].rows) == (6, 6)
+    assert rows_an_epoch(Endless()) is None and facts(Endless(), None)['data'] == 'Endless'
 
 
 def test_documents_longer_than_a_row_are_told_apart(tmp_path: Path) -> None:
