@@ -1,6 +1,7 @@
 """Perplexity and tasks of a model: `tools/test.py CHECKPOINT|HF`, or `CONFIG CHECKPOINT|HF`."""
 
 import argparse
+import contextlib
 import json
 import sys
 import traceback
@@ -15,14 +16,15 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; its exit code: 0, or 1 after an error."""
     args = parse_args(argv)
     try:
-        result = evaluate(
-            args.target,
-            checkpoint=_weights(args),
-            data=args.data,
-            output=args.output,
-            options=parse_cfg_options(args.cfg_options),
-            launcher=args.launcher,
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # of the log: what is found stands alone
+            result = evaluate(
+                args.target,
+                checkpoint=_weights(args),
+                data=args.data,
+                output=args.output,
+                options=parse_cfg_options(args.cfg_options),
+                launcher=args.launcher,
+            )
     except USER_ERRORS as error:
         if args.traceback:
             traceback.print_exc()

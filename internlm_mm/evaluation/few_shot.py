@@ -197,6 +197,25 @@ def fitting_prompt(
     return None
 
 
+def tell_fewer_shots(name: str, shots: Sequence[int], wanted: int, max_seq_len: int) -> None:
+    """Log how many prompts have fewer examples than were asked for.
+
+    Args:
+        name: Of the task.
+        shots: Examples of each prompt.
+        wanted: Examples that were asked for.
+        max_seq_len: Why there are fewer.
+    """
+    fewer = sum(count < wanted for count in shots)
+    if fewer:
+        print_log(
+            f'{name}: {fewer:,} of {len(shots):,} prompts have fewer than {wanted} examples, to '
+            f'fit into {max_seq_len:,} tokens',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
 def spread(items: Sequence[SomeItem], most: int | None) -> list[SomeItem]:
     """At most so many, evenly spread over all, so that every subject has its part."""
     if most is None or most >= len(items):

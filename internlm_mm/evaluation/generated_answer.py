@@ -17,6 +17,7 @@ from internlm_mm.evaluation.few_shot import (
     locate_shots,
     share_right,
     spread,
+    tell_fewer_shots,
 )
 from internlm_mm.evaluation.problems import PROBLEM_FORMATS, Problem
 from internlm_mm.evaluation.prompting import PromptForm, Speaker, Turn, change_form, spell
@@ -151,6 +152,8 @@ class GeneratedAnswer(Task):
         self._source.leave_out(too_long)
         if not self._samples:
             raise ValueError(f'{self.name}: no problem is left: {too_long[0]}')
+        counts = [sample.shots for sample in self._samples]
+        tell_fewer_shots(self.name, counts, self.shots, subject.max_seq_len)
 
     def __len__(self) -> int:
         """Problems that are asked."""

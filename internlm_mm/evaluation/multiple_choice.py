@@ -17,6 +17,7 @@ from internlm_mm.evaluation.few_shot import (
     locate_shots,
     share_right,
     spread,
+    tell_fewer_shots,
 )
 from internlm_mm.evaluation.prompting import (
     Prompt,
@@ -186,6 +187,8 @@ class MultipleChoice(Task):
         self._source.leave_out(too_long)
         if not self._samples:
             raise ValueError(f'{self.name}: no question is left: {too_long[0]}')
+        counts = [sample.shots for sample in self._samples]
+        tell_fewer_shots(self.name, counts, self.shots, subject.max_seq_len)
 
     def __len__(self) -> int:
         """Questions that are asked."""

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import TINY, tiny_runner
+from tests.questions import write_jsonl
+from tests.trained import trained_run
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'test.py'
 
@@ -35,6 +37,27 @@ def test_one_line_of_json(checkpoint: Path, capsys: pytest.CaptureFixture) -> No
     result = json.loads(line)
     assert result['weights'] == str(checkpoint)
     assert result.keys() == {'weights', 'loss', 'perplexity', 'token_accuracy'}
+
+
+def test_tasks_with_warnings_and_records(tmp_path: Path, capsys) -> None:
+    work_dir, _, _ = trained_run(tmp_path / 'run', max_seq_len=64)
+    rows = [{'question': 'x', 'options': ['1', '2'], 'answer': 0}, {'question': 'y'}]
+    data = write_jsonl(tmp_path / 'mine.jsonl', rows)
+    task = dict(type='MultipleChoice', path=str(data), format='options', on_error='skip')
+    task |= dict(shots=1, shots_from=str(write_jsonl(tmp_path / 'shots.jsonl', rows[:1] * 2)))
+    task |= dict(prompt={'intro': 'def f(x): ' * 7})
+    config = tmp_path / 'tasks.py'
+    config.write_text(f"val_cfg = dict(type='PerplexityLoop', tasks=[{task!r}])\n")
+    output = tmp_path / 'out'
+    assert run_tool(config, work_dir, '--json', '--output', output) == 0
+    captured = capsys.readouterr()
+    (line,) = captured.out.splitlines()
+    assert json.loads(line).keys() == {'weights', 'options/accuracy'}
+    assert "1 questions left out by on_error='skip'" in captured.err
+    assert '1 of 1 prompts have fewer than 1 examples' in captured.err
+    names = sorted(path.name for path in output.iterdir())
+    assert names == ['metrics.json', 'options.jsonl', 'tasks.json']
+    assert json.loads((output / 'metrics.json').read_text()) == json.loads(line)
 
 
 def test_a_table(checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
