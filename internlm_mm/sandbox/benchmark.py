@@ -46,6 +46,7 @@ def measure(sandbox: Sandbox, cold: Sandbox, starts: int = 30, cells: int = 500)
         time.sleep(0.25)  # a chat does not begin in the moment after another
         return start(sandbox)
 
+    start(cold)  # the worker that its backend was tried with
     timings = [
         _timing('start, kept ready, to its first reply', starts, ready),
         _timing('start, from nothing, to its first reply', starts, lambda: start(cold)),

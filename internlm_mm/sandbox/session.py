@@ -157,9 +157,8 @@ def _run(worker: LiveWorker, code: bytes, seconds: float, limits: Limits) -> Rep
             reached = worker.over_limit() or reached
             lost = reached in ('disk_mb', 'files')
             if not lost:
-                status = outcome.status
                 return Reply(
-                    status='interrupted' if reached and status != 'error' else status,
+                    status='interrupted' if reached else outcome.status,
                     stdout=exchange.out.text,
                     stderr=exchange.err.text,
                     result=outcome.result,

@@ -114,14 +114,12 @@ class Worker:
                 namespace['_'] = self.shown[0]
                 answer['result'], answer['rich'] = self._describe(self.shown[0])
             self._take_figures()
-            self.running = False
         except CellInterrupt as error:
-            self.running = False
             answer.update(status='interrupted', error=self._explain(error))
         except BaseException as error:
-            self.running = False
             answer.update(status='error', error=self._explain(error))
         self.running = False
+        _signal.setitimer(_signal.ITIMER_REAL, 0)  # an alarm ends with the cell that set it
         answer['images'] = self.images[: self.most_images + 1]
         for stream in (sys.stdout, sys.stderr):
             try:

@@ -128,3 +128,16 @@ def test_signals_that_a_cell_has_blocked(session: Session) -> None:
     session.run('import signal; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 64)); x = 5')
     assert session.run('while True: pass', 0.1).status == 'interrupted'
     assert session.run('x').result == '5'
+
+
+def test_an_error_whose_text_never_ends(session: Session) -> None:
+    session.run('class E(Exception):\n    def __str__(self):\n        while True: pass\nx = 5')
+    reply = session.run('raise E', 0.2)
+    assert reply.status == 'interrupted' and reply.timed_out and 'raise E\nE: ' in reply.text
+    assert session.run('x').result == '5'
+
+
+def test_an_alarm_ends_with_its_cell(session: Session) -> None:
+    session.run('import signal; x = 5; signal.setitimer(signal.ITIMER_REAL, 0.05)')
+    time.sleep(0.1)
+    assert session.run('import time; time.sleep(0.1); x').result == '5'
