@@ -167,11 +167,13 @@ def _read(record: Record, format: str) -> Example:
 
 def _openai(record: Mapping[str, Any]) -> Parts:
     messages = list_of(parsed(need(record, 'messages'), 'messages'), 'messages')
-    return [_weighed(message, index) for index, message in enumerate(messages)], tools_of(record)
+    old = record.get('functions')
+    tools = tools_of({'tools': old} if old and not record.get('tools') else record)
+    return [_weighed(message, index) for index, message in enumerate(messages)], tools
 
 
 def _weighed(message: Any, index: int) -> dict[str, Any]:
-    """A message with `loss` where OpenAI's fine-tuning files have `weight`."""
+    """A message with `loss` for the `weight` of OpenAI's files, and calls as they have them now."""
     if not isinstance(message, Mapping):
         raise ValueError(f'message {index}: an object with role and content, not {kind(message)}')
     read = {key: value for key, value in message.items() if value is not None}
@@ -180,6 +182,10 @@ def _weighed(message: Any, index: int) -> dict[str, Any]:
         if weight not in (0, 1):
             raise ValueError(f'message {index}: weight {reprlib.repr(weight)}: 0 or 1')
         read.setdefault('loss', bool(weight))
+    if read.get('function_call') and 'tool_calls' not in read:  # of 2023
+        read['tool_calls'] = [{'type': 'function', 'function': read.pop('function_call')}]
+    if read.get('role') == 'function':
+        read['role'] = 'tool'
     return read
 
 

@@ -52,7 +52,7 @@ WRITERS: dict[str, Callable[[Sequence[Message], Sequence[Mapping[str, Any]]], di
 """Forms that are written: each function makes a record, or a ValueError with what has no place."""
 
 _FIELDS: dict[str, tuple[str, ...]] = {
-    'messages': ('messages', 'tools'),
+    'messages': ('messages', 'tools', 'functions'),
     'alpaca': ('instruction', 'input', 'output', 'history', 'system', 'tools'),
     'sharegpt': ('conversations', 'system', 'tools'),
     'prompt_answer': ('prompt', 'answer', 'response', 'completion', 'question', 'query', 'input',

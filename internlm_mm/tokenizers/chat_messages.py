@@ -23,7 +23,7 @@ _FIELDS = {
     'assistant': ('role', 'content', 'tool_calls', 'reasoning_content', 'loss'),
     'tool': ('role', 'content', 'name', 'tool_call_id', 'loss'),
 }
-_IGNORED = ('id', 'refusal', 'annotations', 'audio', 'images', 'function_call')  # where empty
+_IGNORED = ('id', 'refusal', 'annotations', 'audio', 'images')
 _AFTER = {
     '': ('system', 'user'),
     'system': ('user',),

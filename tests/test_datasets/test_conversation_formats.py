@@ -11,6 +11,7 @@ from internlm_mm.datasets.conversation_formats import (
     detect_format,
     read_examples,
 )
+from internlm_mm.tokenizers.chat_messages import read_conversation
 from tests.conversations import CALLING, PLAIN, TOOLS, WEATHER
 
 Q, A = {'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a'}
@@ -88,6 +89,28 @@ def test_functions_and_calls(tmp_path: Path, tools: Any) -> None:
     assert example.tools == TOOLS
     kept = [{k: v for k, v in message.items() if v is not None} for message in CALLING]
     assert example.messages == kept
+
+
+def test_calls_as_openai_had_them_in_2023(tmp_path: Path) -> None:
+    function = {'name': 'f', 'arguments': '{"x": 1}'}
+    record = {
+        'messages': [
+            Q,
+            {'role': 'assistant', 'content': None, 'function_call': function},
+            {'role': 'function', 'name': 'f', 'content': '2'},
+            A,
+        ],
+        'functions': [WEATHER['function']],
+    }
+    [example] = read(tmp_path, record)
+    assert example.tools == [WEATHER]
+    assert example.messages == [
+        Q,
+        {'role': 'assistant', 'tool_calls': [{'type': 'function', 'function': function}]},
+        {'role': 'tool', 'name': 'f', 'content': '2'},
+        A,
+    ]
+    read_conversation(example.messages, example.tools)
 
 
 def test_every_ending(tmp_path: Path) -> None:

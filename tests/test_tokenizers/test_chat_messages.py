@@ -112,6 +112,7 @@ def with_function(**function) -> list[dict]:
             "message 0: field 'contnt' is none of a message of 'user'. Did you mean 'content'?",
         ),
         ([{'role': 'user', 'content': 'x', 'name': 'a b'}], "message 0: name 'a b'"),
+        ([USER, ANSWER | {'function_call': {'name': 'f'}}], "field 'function_call' is none of a"),
         ([USER | {'loss': True}], 'message 0: loss True: True or False, and True for an assistant'),
         ([USER, ANSWER | {'loss': 'no'}], "message 1: loss 'no'"),
         ([ANSWER], "message 0: role 'assistant' at the beginning; system or user may come"),
