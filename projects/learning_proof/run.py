@@ -6,10 +6,9 @@ python projects/learning_proof/run.py --seeds 0 1 2 --out work_dirs/learning_pro
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,9 +16,11 @@ from typing import Any
 
 import torch
 from learning_proof.report import RECORD, draw, judge, table, write_record
-from learning_proof.stages import QUICK, Plan, run_seed
+from learning_proof.stages import QUICK, Plan, run_base, run_seed
 
 from internlm_mm.utils.system import builds
+
+PLAN = 'plan.json'
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -33,7 +34,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--report',
         action='store_true',
-        help='train nothing: tell once more what the seeds in --out have found',
+        help='train nothing: tell once more what was found in --out',
     )
     parser.add_argument(
         '--quick', action='store_true', help='a few steps of everything; proves nothing'
@@ -43,39 +44,46 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f'--seeds {" ".join(map(str, args.seeds))}: one is there twice')
     if args.jobs is not None and args.jobs < 1:
         parser.error(f'--jobs {args.jobs} must be at least 1')
+    plan = args.out / PLAN
+    asked = QUICK if args.quick else Plan()
+    if plan.is_file() and json.loads(plan.read_text(encoding='utf-8')) != asdict(asked):
+        parser.error(f'--out {args.out} holds a proof of other amounts: give another folder')
     if args.report:
         if not (args.out / RECORD).is_file():
             parser.error(f'--report: there is no {args.out / RECORD}')
-    elif args.out.exists() and any(args.out.iterdir()):
-        parser.error(f'--out {args.out} is not empty: give another folder')
     return args
 
 
 def prove(seeds: Sequence[int], out: Path, jobs: int, plan: Plan) -> dict[str, Any]:
-    """Run every seed in a process of its own; the whole record."""
-    start = time.perf_counter()
+    """Make the base model, then run every seed in a process of its own; the whole record."""
     # Fresh processes: one that has trained has a process group and, on a GPU, a context.
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context('spawn'), max_tasks_per_child=1)
-    with pool:
-        found = {seed: pool.submit(_seed, out / f'seed_{seed}', seed, jobs, plan) for seed in seeds}
+    options = dict(mp_context=get_context('spawn'), max_tasks_per_child=1)
+    with ProcessPoolExecutor(jobs, **options) as pool:
+        pool.submit(_base, out, plan).result()
+        found = {seed: pool.submit(_seed, out, seed, jobs, plan) for seed in seeds}
         results = {str(seed): future.result() for seed, future in found.items()}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
     return {
         'date': datetime.now(UTC).strftime('%Y-%m-%d'),
         'device': device,
         'builds': builds(),
-        'seconds': round(time.perf_counter() - start, 1),
         'seeds': results,
     }
 
 
-def _seed(root: Path, seed: int, jobs: int, plan: Plan) -> dict[str, Any]:
+def _base(out: Path, plan: Plan) -> None:
+    run_base(out, _spawned(plan))
+
+
+def _seed(out: Path, seed: int, jobs: int, plan: Plan) -> dict[str, Any]:
     torch.set_num_threads(max(1, torch.get_num_threads() // jobs))
+    return run_seed(out, seed, _spawned(plan))
+
+
+def _spawned(plan: Plan) -> Plan:
     # MMEngine would set another one, and warn of it.
     started = {'env_cfg.mp_cfg.mp_start_method': 'spawn'}
-    found = run_seed(root, seed, replace(plan, options={**plan.options, **started}))
-    write_record(root / RECORD, found)
-    return found
+    return replace(plan, options={**plan.options, **started})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,18 +93,20 @@ def main(argv: list[str] | None = None) -> int:
     if args.report:
         record = json.loads((args.out / RECORD).read_text(encoding='utf-8'))
     else:
+        plan = QUICK if args.quick else Plan()
+        write_record(args.out / PLAN, asdict(plan))
         jobs = args.jobs or (len(args.seeds) if torch.cuda.is_available() else 2)
-        record = prove(args.seeds, args.out, jobs, QUICK if args.quick else Plan())
+        record = prove(args.seeds, args.out, jobs, plan)
         write_record(args.out / RECORD, record)
     seeds = record['seeds']
     missed = judge(seeds)
-    text = f'{table(seeds)}\n{record["seconds"]:.0f} s on {record["device"]}\n'
+    text = table(seeds)
     (args.out / 'results.md').write_text(text, encoding='utf-8')
     print(f'\n{text}')
     draw(seeds, args.out / 'curves.png')
     for line in missed:
         print(f'missed: {line}')
-    print(json.dumps({'seconds': record['seconds'], 'device': record['device'], 'missed': missed}))
+    print(json.dumps({'device': record['device'], 'missed': missed}))
     return 1 if missed else 0
 
 

@@ -111,7 +111,10 @@ def test_there_are_at_least_500_held_out_questions() -> None:
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory: pytest.TempPathFactory) -> data.Files:
-    return data.write_data(tmp_path_factory.mktemp('proof') / 'seed_3', FEW, seed=3)
+    found = stages.files_of(tmp_path_factory.mktemp('proof'), 3)
+    data.write_base_data(found, FEW)
+    data.write_seed_data(found, FEW, seed=3)
+    return found
 
 
 def test_files_are_disjoint_by_hash_and_by_operands_and_right(files: data.Files) -> None:
@@ -202,6 +205,7 @@ def results(**changes: float) -> dict:
             'curve': curve,
             'by_task': {task: {'exact': curve[-1]['exact']} for task in tasks.TASKS},
             'preference': {'before': 0.5, 'after': 1.0},
+            'seconds': 12.3,
         }
         for name, curve in curves.items()
     }
@@ -226,8 +230,9 @@ def test_tables_hold_every_seed() -> None:
 @pytest.fixture(scope='module')
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict, list[str]]:
     """A seed of a few steps, in this process."""
-    root, said = tmp_path_factory.mktemp('quick') / 'seed_5', []
-    return root, stages.run_seed(root, 5, stages.QUICK, said.append), said
+    out, said = tmp_path_factory.mktemp('quick'), []
+    stages.run_base(out, stages.QUICK, said.append)
+    return out, stages.run_seed(out, 5, stages.QUICK, said.append), said
 
 
 def test_a_seed_goes_through_all_stages(quick) -> None:
@@ -242,11 +247,21 @@ def test_a_seed_goes_through_all_stages(quick) -> None:
     assert 0 <= found['dpo']['preference']['after'] <= 1
 
 
+def test_what_is_finished_is_not_done_again(quick) -> None:
+    out, found, said = quick
+    times = {path: path.stat().st_mtime_ns for path in out.rglob('manifest.json')}
+    assert len(times) == 8
+    again: list[str] = []
+    stages.run_base(out, stages.QUICK, again.append)
+    assert stages.run_seed(out, 5, stages.QUICK, again.append) == found and again == said
+    assert times == {path: path.stat().st_mtime_ns for path in out.rglob('manifest.json')}
+
+
 def test_answers_of_a_batch_are_those_of_a_chat(quick) -> None:
-    root, _, _ = quick
-    chat = Chat(from_pretrained(root / 'sft'), data.TEMPLATE)
+    out, _, _ = quick
+    chat = Chat(from_pretrained(out / 'seed_5/sft'), data.TEMPLATE)
     cases = data.held_out_cases(stages.QUICK.amounts)[::7]
-    batched = scoring.ask(root / 'sft', cases, data.TEMPLATE, rows=4)
+    batched = scoring.ask(out / 'seed_5/sft', cases, data.TEMPLATE, rows=4)
     sampling = scoring.Sampling(max_new_tokens=scoring.MAX_NEW_TOKENS)
     for case, answer in zip(cases, batched, strict=True):
         messages = [{'role': 'user', 'content': case.question}]
@@ -266,12 +281,12 @@ def program() -> Iterator[ModuleType]:
     [
         (['--seeds', '1', '1'], '--seeds 1 1: one is there twice'),
         (['--jobs', '0'], '--jobs 0 must be at least 1'),
-        (['--out', '{filled}'], 'is not empty'),
+        (['--out', '{filled}'], 'holds a proof of other amounts'),
         (['--report', '--out', 'nowhere'], 'there is no nowhere/results.json'),
     ],
 )
 def test_mistakes_are_named(program, argv, words, write, capsys) -> None:
-    filled = write('old/results.md', '').parent
+    filled = write('old/plan.json', '{}').parent
     with pytest.raises(SystemExit) as left:
         program.main([word.format(filled=filled) for word in argv])
     assert left.value.code == 2 and words in capsys.readouterr().err
@@ -279,7 +294,7 @@ def test_mistakes_are_named(program, argv, words, write, capsys) -> None:
 
 def test_what_was_found_is_told_once_more(quick, program, tmp_path: Path, capsys) -> None:
     _, found, _ = quick
-    record = {'seconds': 61.5, 'device': 'CPU', 'seeds': {'5': found}}
+    record = {'device': 'CPU', 'seeds': {'5': found}}
     report.write_record(tmp_path / 'results.json', record)
     assert program.main(['--report', '--out', str(tmp_path)]) == 1
     *_, last = capsys.readouterr().out.splitlines()
@@ -291,15 +306,18 @@ def test_what_was_found_is_told_once_more(quick, program, tmp_path: Path, capsys
 
 
 @pytest.mark.slow
-def test_one_seed_learns(tmp_path: Path) -> None:
-    """The proof itself: every target, by the program a user runs."""
-    command = [sys.executable, PROJECT / 'run.py', '--seeds', '0', '--jobs', '1']
-    result = subprocess.run(
-        [*map(str, command), '--out', 'proof'],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=3600,
+def test_the_program_proves_nothing_in_three_steps(tmp_path: Path) -> None:
+    """Two seeds, a process each; another amount in the same folder is refused."""
+    command = [sys.executable, str(PROJECT / 'run.py'), '--seeds', '0', '3', '--out', 'proof']
+    first, other = (
+        subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        for more in (['--quick'], [])
     )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert json.loads(result.stdout.splitlines()[-1])['missed'] == []
+    assert first.returncode == 1, first.stderr
+    last = json.loads(first.stdout.splitlines()[-1])
+    assert [line.split(':')[0] for line in last['missed']] == ['seed 0'] * 3 + ['seed 3'] * 3
+    found = {path.name for path in (tmp_path / 'proof').iterdir()}
+    names = 'base data seed_0 seed_3 plan.json results.json results.md curves.png'
+    assert found == set(names.split())
+    assert first.stdout.count('seed 3    |') == 3 and 'all seeds | base' in first.stdout
+    assert other.returncode == 2 and 'holds a proof of other amounts' in other.stderr

@@ -13,14 +13,14 @@ from internlm_mm.engine.hooks import EvaluationHook
 
 train_dataloader.dataset.update(
     seq_len=64,
-    weights=dict(add=0.4, reverse=0.25, sort=0.25, copy=0.1),  # the hardest most often
+    weights=dict(add=0.3, copy=0.25, reverse=0.25, sort=0.2),
 )
 train_dataloader.update(num_workers=0)
 val_dataloader.dataset.update(seq_len=64)
 val_dataloader.update(micro_batch_size=16)
-train_cfg.update(max_iters=2000)
+train_cfg.update(max_iters=1600, global_batch_size=32, micro_batch_size=32)
 val_cfg = dict(type=PerplexityLoop)
 optim_wrapper.optimizer.update(lr=2e-3)
 param_scheduler[0].update(warmup=50)
-default_hooks.update(evaluation=dict(type=EvaluationHook, interval=250, at_start=True))
-default_hooks.checkpoint.update(interval=250, keep_last=None, save_optimizer=False)
+default_hooks.update(evaluation=dict(type=EvaluationHook, interval=200, at_start=True))
+default_hooks.checkpoint.update(interval=200, keep_last=None, save_optimizer=False)

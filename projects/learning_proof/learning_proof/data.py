@@ -1,4 +1,4 @@
-"""Everything a seed trains on, as files in the forms that any user would bring."""
+"""Everything that is trained on, as files in the forms that any user would bring."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ BRACKETED_SHARE = 0.3
 """Share of the conversations whose answer is in brackets: both forms are right."""
 HELD_OUT_SEED = 0
 """All seeds are asked the same held-out questions."""
+BASE_SEED = 0
+"""All seeds begin with the same base model."""
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """How much data a seed gets.
+    """How much data there is.
 
     Attributes:
-        texts: Plain texts of each domain.
-        cases: Conversations of each task to train on.
+        texts: Plain texts of each domain, for the base model.
+        cases: Conversations of each task that a seed trains on.
         pairs: Pairs of answers of each task.
         held_out: Questions of each task to be asked.
     """
@@ -48,33 +50,45 @@ class Amounts:
 
 @dataclass(frozen=True)
 class Files:
-    """Where a seed's data lie."""
+    """Where data lie.
 
-    root: Path
+    Attributes:
+        base: What the base model is made of: `text`, `tokenizer`, `tokens`.
+        seed: What a seed is fine-tuned on: `chat`, `preferences`, and the `cache` of their tokens.
+    """
+
+    base: Path
+    seed: Path
 
     @property
     def text(self) -> Path:
-        return self.root / 'text'
+        """Plain texts, a file for each domain."""
+        return self.base / 'text'
 
     @property
     def tokenizer(self) -> Path:
-        return self.root / 'tokenizer'
+        """The tokenizer of all models."""
+        return self.base / 'tokenizer'
 
     @property
     def tokens(self) -> Path:
-        return self.root / 'tokens'
+        """The texts' tokens."""
+        return self.base / 'tokens'
 
     @property
     def chat(self) -> Path:
-        return self.root / 'chat'
+        """Conversations, `train` and `held_out`, a file for each task."""
+        return self.seed / 'chat'
 
     @property
     def preferences(self) -> Path:
-        return self.root / 'preferences'
+        """Pairs of answers, likewise."""
+        return self.seed / 'preferences'
 
     @property
     def cache(self) -> Path:
-        return self.root / 'cache'
+        """Tokens of conversations and pairs."""
+        return self.seed / 'cache'
 
 
 def held_out_cases(amounts: Amounts) -> list[Case]:
@@ -86,21 +100,24 @@ def held_out_cases(amounts: Amounts) -> list[Case]:
     ]
 
 
-def write_data(root: Path, amounts: Amounts, seed: int) -> Files:
-    """Write texts, tokenizer, token files and conversations of a seed."""
-    files = Files(root)
-    for name, texts in plain_texts(amounts.texts, seed).items():
+def write_base_data(files: Files, amounts: Amounts) -> None:
+    """Write texts, tokenizer and token files for the base model."""
+    for name, texts in plain_texts(amounts.texts, BASE_SEED).items():
         _write_lines(files.text / f'{name}.jsonl', ({'text': text} for text in texts))
     template = build_template(TEMPLATE)
     talk = (
         template.text([{'role': 'user', 'content': said}, {'role': 'assistant', 'content': reply}])
-        for said, reply in random_talk(amounts.texts, seed)
+        for said, reply in random_talk(amounts.texts, BASE_SEED)
     )
     _write_lines(files.text / 'talk.jsonl', ({'text': text} for text in talk))
     make_tokenizer(files.tokenizer)
     preprocess(
         [files.text], files.tokens, tokenizer=files.tokenizer, num_workers=0, show_progress=False
     )
+
+
+def write_seed_data(files: Files, amounts: Amounts, seed: int) -> None:
+    """Write conversations and pairs of answers for one seed."""
     rng = random.Random(seed)
     for task in TASKS:
         cases = draw_cases(task, amounts.cases, held_out=False, seed=seed)
@@ -113,7 +130,6 @@ def write_data(root: Path, amounts: Amounts, seed: int) -> Files:
         asked = draw_cases(task, amounts.held_out, held_out=True, seed=HELD_OUT_SEED)
         _write_lines(files.chat / 'held_out' / f'{task}.jsonl', map(conversation, asked))
         _write_lines(files.preferences / 'held_out' / f'{task}.jsonl', map(preference, asked))
-    return files
 
 
 def make_tokenizer(folder: Path) -> None:

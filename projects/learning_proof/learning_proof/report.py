@@ -76,6 +76,9 @@ def table(seeds: Mapping[str, Mapping[str, Any]]) -> str:
         ['after DPO: the chosen answer has the higher implicit reward', '']
         + [_percent(seeds[name]['dpo']['preference']['after']) for name in names]
     )
+    for stage, name in (('base', 'base'), ('sft', 'all weights'), ('lora', 'LoRA'), ('dpo', 'DPO')):
+        seconds = [f'{seeds[seed][stage]["seconds"]:.0f}' for seed in names]
+        rows.append([f'seconds of training, {name}', '', *seconds])
     tasks = [['exact answers, mean of the seeds', 'base', 'all weights', 'LoRA', 'DPO']]
     for task in TASKS:
         means = [

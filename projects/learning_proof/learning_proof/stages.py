@@ -1,7 +1,8 @@
-"""One seed's four runs through the ordinary trainer, and the questions after each."""
+"""The base model, and the runs of a seed that begin with it; questions are asked after each."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,16 @@ from typing import Any
 from internlm_mm.api import train
 from internlm_mm.checkpoint.step_folders import list_checkpoints, step_of
 from internlm_mm.utils.curves import read_run
-from learning_proof.data import TEMPLATE, Amounts, Files, held_out_cases, write_data
+from learning_proof.data import (
+    BASE_SEED,
+    TEMPLATE,
+    Amounts,
+    Files,
+    held_out_cases,
+    write_base_data,
+    write_seed_data,
+)
+from learning_proof.report import RECORD, write_record
 from learning_proof.scoring import Score, ask, score
 from learning_proof.tasks import TASKS, Case
 
@@ -70,46 +80,89 @@ QUICK = Plan(
 """A few steps of everything: shows that the parts fit, and proves nothing."""
 
 
-def run_seed(root: Path, seed: int, plan: Plan, say: Callable[[str], None] = print) -> dict:
-    """Make a seed's data, train its four models, ask each the held-out questions.
+def run_base(out: Path, plan: Plan, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Make the base model and ask it the held-out questions.
 
     Args:
-        root: A folder of this seed alone.
-        seed: Of the data, the initialisation and the order of the rows.
+        out: Where everything is made: data in `data`, the run in `base`.
+        plan: What is run.
+        say: Told of the score, in a line.
+
+    Returns:
+        See `examine`. What an earlier call has finished is read and not done again.
+    """
+    files = files_of(out, BASE_SEED)
+    if not (out / 'base' / RECORD).exists():
+        if not files.tokens.exists():
+            write_base_data(files, plan.amounts)
+        run_stage(STAGES[0], out, BASE_SEED, files, plan, None)
+    result = _read(out / 'base')
+    say(_line('all seeds', 'base', result))
+    return result
+
+
+def run_seed(
+    out: Path, seed: int, plan: Plan, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Make a seed's data, fine-tune the base model three times, ask after each.
+
+    Args:
+        out: As of `run_base`, which has been called; the seed's part is `seed_N`.
+        seed: Of the data, the adapters and the order of the rows.
         plan: What is run.
         say: Told of every score, a line each.
 
     Returns:
-        By stage: its scores, see `examine`, and 'seconds' of training.
+        By stage, the base model's included: see `examine`. What an earlier call has finished is
+        read and not done again.
     """
-    files = write_data(root, plan.amounts, seed)
-    cases = held_out_cases(plan.amounts)
-    results: dict[str, Any] = {}
-    for stage in STAGES:
-        work_dir = root / stage.name
-        start = time.perf_counter()
-        train(
-            CONFIGS / f'{stage.name}.py',
-            work_dir=work_dir,
-            options={**options_of(stage, files, seed), **plan.options},
-        )
-        seconds = time.perf_counter() - start
-        before = results[stage.start]['curve'][-1] if stage.start else None
-        results[stage.name] = examine(work_dir, cases, before) | {'seconds': round(seconds, 1)}
-        exact, bracketed = (results[stage.name]['curve'][-1][key] for key in ('exact', 'bracketed'))
-        say(
-            f'seed {seed} | {stage.name:<4} | {seconds:5.0f} s | exact {exact:7.2%} | '
-            f'in brackets {bracketed:7.2%}'
-        )
+    files = files_of(out, seed)
+    if not files.preferences.exists():
+        write_seed_data(files, plan.amounts, seed)
+    results = {'base': _read(out / 'base')}
+    for stage in STAGES[1:]:
+        work_dir = files.seed / stage.name
+        if not (work_dir / RECORD).exists():
+            assert stage.start is not None
+            before = results[stage.start]['curve'][-1]
+            run_stage(stage, files.seed, seed, files, plan, before)
+        results[stage.name] = _read(work_dir)
+        say(_line(f'seed {seed}', stage.name, results[stage.name]))
     return results
 
 
+def run_stage(
+    stage: Stage,
+    root: Path,
+    seed: int,
+    files: Files,
+    plan: Plan,
+    before: Mapping[str, Any] | None,
+) -> None:
+    """Train and examine; leaves `RECORD` in the work dir."""
+    work_dir = root / stage.name
+    start = time.perf_counter()
+    train(
+        CONFIGS / f'{stage.name}.py',
+        work_dir=work_dir,
+        options={**options_of(stage, files, seed), **plan.options},
+    )
+    seconds = time.perf_counter() - start
+    result = examine(work_dir, held_out_cases(plan.amounts), before)
+    write_record(work_dir / RECORD, result | {'seconds': round(seconds, 1)})
+
+
+def files_of(out: Path, seed: int) -> Files:
+    """Where the data of a proof lie."""
+    return Files(out / 'data', out / f'seed_{seed}')
+
+
 def options_of(stage: Stage, files: Files, seed: int) -> dict[str, Any]:
-    """What a stage's config is told of this seed: paths, the vocabulary, the seed."""
+    """What a stage's config is told: paths and the seed."""
     options: dict[str, Any] = {
         'tokenizer.path': str(files.tokenizer),
         'randomness.seed': seed,
-        'experiment_name': f'{files.root.resolve()}_{stage.name}'.replace('/', '_'),
+        'experiment_name': f'{files.seed.resolve()}_{stage.name}'.replace('/', '_'),
         'log_level': 'WARNING',
     }
     if stage.start is None:
@@ -121,7 +174,8 @@ def options_of(stage: Stage, files: Files, seed: int) -> dict[str, Any]:
             f'{loader}.dataset.cache_dir': str(files.cache),
             f'{loader}.dataset.chat_template': TEMPLATE,
         }
-    return options | {'load_from': str(files.root / stage.start)}
+    start = files.base.parent / 'base' if stage.start == 'base' else files.seed / stage.start
+    return options | {'load_from': str(start)}
 
 
 def examine(work_dir: Path, cases: Sequence[Case], before: Mapping[str, Any] | None) -> dict:
@@ -133,9 +187,9 @@ def examine(work_dir: Path, cases: Sequence[Case], before: Mapping[str, Any] | N
         before: The last point of the run that this one began with; becomes step 0.
 
     Returns:
-        'curve': shares by step; 'by_task': right answers of the last checkpoint; 'examples':
-        questions with its answers; 'parameters' and 'trained'; and for pairs 'preference', the
-        share whose chosen answer has the higher implicit reward, before and after.
+        'curve': shares by step; 'by_task': those of the last checkpoint; 'examples': questions
+        with its answers; and for pairs 'preference', the share whose chosen answer has the higher
+        implicit reward, before and after.
     """
     curve = [] if before is None else [{**before, 'step': 0}]
     answers: list[str] = []
@@ -169,3 +223,15 @@ def shares(counts: Score) -> dict[str, Any]:
         'exact': counts.exact / counts.cases,
         'bracketed': counts.bracketed / counts.cases,
     }
+
+
+def _read(work_dir: Path) -> dict[str, Any]:
+    return json.loads((work_dir / RECORD).read_text(encoding='utf-8'))
+
+
+def _line(seed: str, name: str, result: Mapping[str, Any]) -> str:
+    last = result['curve'][-1]
+    return (
+        f'{seed:<9} | {name:<4} | {result["seconds"]:5.0f} s | exact {last["exact"]:7.2%} | '
+        f'in brackets {last["bracketed"]:7.2%}'
+    )

@@ -1,4 +1,4 @@
-"""What all runs share: an InternLM2 of 0.6M parameters, the runtime, 2,048 tokens a step."""
+"""What all runs share: an InternLM2 of 0.6M parameters, the runtime, 16 rows a step."""
 
 from mmengine.config import read_base
 
@@ -19,4 +19,4 @@ model = dict(
     rope_theta=10_000.0,
 )
 visualizer.update(vis_backends=[dict(type=LocalVisBackend)])
-train_cfg = dict(type=TokenTrainLoop, max_iters=1000, global_batch_size=32, micro_batch_size=32)
+train_cfg = dict(type=TokenTrainLoop, max_iters=1000, global_batch_size=16, micro_batch_size=16)
