@@ -21,7 +21,7 @@ from internlm_mm.models import PairwiseReward
 load_from = 'work_dirs/my_chat'
 model.update(objective=dict(type=PairwiseReward))
 tokenizer.update(path='data/python_stdlib/tokenizer')
-train_cfg = dict(type=TokenTrainLoop, max_iters=100, global_batch_size=4, micro_batch_size=4)
+train_cfg = dict(type=TokenTrainLoop, max_iters=60, global_batch_size=4, micro_batch_size=4)
 val_cfg = dict(type=PreferenceLoop)
 # What is to be scored later ends as the template ends an answer, and not as a sample does.
 _data = dict(seq_len=256, chat_template='internlm', add_ending=False)
@@ -30,5 +30,5 @@ train_dataloader.update(num_workers=0)
 val_dataloader.dataset.update(**_data)
 optim_wrapper.optimizer.update(lr=2e-4)
 param_scheduler[0].update(warmup=10)
-default_hooks.update(evaluation=dict(type=EvaluationHook, interval=50, at_start=True))
-default_hooks.checkpoint.update(interval=100)
+default_hooks.update(evaluation=dict(type=EvaluationHook, interval=30, at_start=True))
+default_hooks.checkpoint.update(interval=60)

@@ -108,6 +108,7 @@ LAYOUTS = [
         ({'tensor': 2}, {}),
     )
     if not (parallel == {'tensor': 2} and 'reward' in kind)
+    and (kind in ('dpo', 'lora', 'reward') or (parallel == {'data_shard': 2} and not options))
 ]
 
 
