@@ -25,7 +25,13 @@ from tests.questions import write_gsm8k, write_jsonl, write_mmlu
 from tests.trained import train_tokenizer
 
 FLOAT64 = dict(param='float64', reduce='float64')
-SPREAD = ['data_shard', 'data_replicate', 'tensor', 'context', 'pipeline']
+SPREAD = [
+    'data_shard',
+    pytest.param('data_replicate', marks=pytest.mark.slow),
+    'tensor',
+    'context',
+    'pipeline',
+]
 
 
 @pytest.fixture(scope='module')
