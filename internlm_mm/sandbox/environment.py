@@ -17,6 +17,8 @@ SCIENCE = ('numpy>=2', 'matplotlib>=3.9', 'sympy>=1.13', 'pandas>=2.2')
 SYSTEM = ('/usr/bin/python3', '/usr/local/bin/python3')
 """Where the system's own Python is looked for."""
 
+_TAKEN = ('/tmp', '/dev', '/proc', '/work', '/run/sandbox')
+
 _ASK = """\
 import sys, sysconfig
 paths = [sysconfig.get_path('purelib'), sysconfig.get_path('platlib')]
@@ -168,6 +170,12 @@ def _ask(path: Path) -> Python:
         # What is installed for the system's own Python is the host's business.
         packages=tuple(dict.fromkeys(map(os.path.realpath, told[4:]))) if prefix != base else (),
     )
+    for taken in _TAKEN:
+        if f'{base}/'.startswith(f'{taken}/'):
+            raise ValueError(
+                f'python={str(path)!r}: {base} lies in {taken}, and sessions have a {taken} of '
+                'their own'
+            )
     if os.getuid() == 0:
         for needed in (found.executable, found.base, *found.packages):
             _check_readable(Path(needed), str(path))

@@ -192,7 +192,7 @@ class Processes:
 
     def last_words(self, seconds: float = 0.2) -> str:
         """What was written to standard error by processes that did not come up."""
-        select.select([self.outputs[1]], [], [], seconds)
+        is_readable(self.outputs[1], seconds)
         try:
             return os.read(self.outputs[1], 4096).decode('utf-8', 'replace').strip()
         except BlockingIOError:
@@ -200,8 +200,7 @@ class Processes:
 
     def wait_readable(self) -> bool:
         """Whether the worker reported before the time for starting was over."""
-        left = max(0.0, self._deadline - time.monotonic())
-        return bool(select.select([self.control], [], [], left)[0])
+        return is_readable(self.control.fileno(), self._deadline - time.monotonic())
 
     def _signal(self, number: int) -> None:
         try:
@@ -226,6 +225,13 @@ class Processes:
                     pass  # it has ended
         for handle in handles.values():
             os.close(handle)
+
+
+def is_readable(file: int, seconds: float) -> bool:
+    """Whether there is something to read, or an end, within so long."""
+    poll = select.poll()  # `select` takes no numbers above 1023, which training may well reach
+    poll.register(file, select.POLLIN)
+    return bool(poll.poll(max(0.0, seconds * 1000)))
 
 
 def _as_user(user: int) -> dict[str, object]:

@@ -1,14 +1,13 @@
 """A worker that runs: its processes, what they use, and the proof that they are confined."""
 
 import json
-import select
 import time
 from pathlib import Path
 
 from internlm_mm.sandbox.cgroup import ControlGroup
 from internlm_mm.sandbox.exchange import Exchange, frame
 from internlm_mm.sandbox.limits import MIB, Limits
-from internlm_mm.sandbox.process import Command, Processes, StartError
+from internlm_mm.sandbox.process import Command, Processes, StartError, is_readable
 from internlm_mm.sandbox.proof import Traps
 from internlm_mm.sandbox.reply import ProtocolError, read_outcome
 from internlm_mm.sandbox.usage import (
@@ -70,7 +69,7 @@ class LiveWorker:
     @property
     def alive(self) -> bool:
         """Whether the interpreter is still there."""
-        return not select.select([self.processes.death], [], [], 0)[0]
+        return not is_readable(self.processes.death, 0)
 
     def exchange(self) -> Exchange:
         """The traffic of the next cell."""

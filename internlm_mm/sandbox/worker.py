@@ -320,7 +320,8 @@ def main(arguments: list[str]) -> None:
     builtins.exit = builtins.quit = _stop  # type: ignore[assignment]
     builtins.help = _Help()  # type: ignore[assignment]
     sys.argv = ['']
-    _warnings.filters.insert(0, ('ignore', _NotShown(), UserWarning, None, 0))  # type: ignore
+    filters: Any = getattr(_warnings, 'filters', [])
+    filters.insert(0, ('ignore', _NotShown(), UserWarning, None, 0))
     Worker(int(control), int(text), int(images), int(image_bytes)).serve()
 
 

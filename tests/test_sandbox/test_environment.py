@@ -66,6 +66,15 @@ def test_an_old_interpreter(tmp_path: Path) -> None:
         find_python(old)
 
 
+@pytest.mark.parametrize('base', ['/tmp/python', '/work', '/dev/shm/x', '/proc/self'])
+def test_an_interpreter_where_sessions_have_their_own(tmp_path: Path, base: str) -> None:
+    one = tmp_path / 'python'
+    one.write_text(f'#!/bin/sh\nprintf "3\\n12\\n{base}\\n{base}\\n/x\\n"\n')
+    one.chmod(0o755)
+    with pytest.raises(ValueError, match='sessions have a /'):
+        find_python(one)
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason='not root')
 def test_what_others_cannot_read(tmp_path: Path) -> None:
     closed = tmp_path / 'python'

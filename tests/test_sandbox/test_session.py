@@ -1,5 +1,7 @@
 """Sessions as chats use them, by the first backend that this machine has."""
 
+import os
+import resource
 import signal
 import threading
 import time
@@ -141,3 +143,21 @@ def test_an_alarm_ends_with_its_cell(session: Session) -> None:
     session.run('import signal; x = 5; signal.setitimer(signal.ITIMER_REAL, 0.05)')
     time.sleep(0.1)
     assert session.run('import time; time.sleep(0.1); x').result == '5'
+
+
+def test_beside_a_thousand_open_files(sandbox: Sandbox) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard[1] < 1400:
+        pytest.skip('this process may not open so many files')
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1400, hard[1]))
+    held = []
+    try:
+        while len(held) < 1100:
+            held.append(os.open('/dev/null', os.O_RDONLY))
+        for _ in range(2):
+            with sandbox.session() as one:
+                assert one.run('6 * 7').result == '42'
+    finally:
+        for file in held:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, hard)
