@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from internlm_mm.datasets.records import READERS, decode_text, read_records
+from internlm_mm.datasets.records import READERS, decode_text, parse_json, read_records
 from internlm_mm.utils.suggest import did_you_mean
 
 SUFFIXES = ('.csv', '.txt', *READERS)
@@ -100,12 +100,16 @@ def read_rows(bundle: Bundle, has_header: bool) -> Iterator[PlacedRow]:
             for value, place in _read_csv(file, has_header):
                 yield PlacedRow(value, place, subject)
         elif file.suffix.lower() == '.txt':
+            text = decode_text(file.read_bytes(), file, 1)
             try:
-                yield PlacedRow(
-                    json.loads(decode_text(file.read_bytes(), file, 1)), f'{file}', subject
-                )
+                value = parse_json(text)
             except json.JSONDecodeError as error:
                 raise ValueError(f'{file}:{error.lineno}: not JSON: {error.msg}') from error
+            except ValueError as error:
+                raise ValueError(f'{file}: not JSON: {error}') from error
+            yield PlacedRow(value, f'{file}', subject)
+        elif file.suffix.lower() == '.json' and _has_lines(file):
+            yield from _read_lines(file, subject)
         else:
             for record in read_records(file):
                 yield PlacedRow(record.value, record.place, subject)
@@ -120,6 +124,29 @@ def subject_of(file: Path, bundle: Bundle) -> str:
     if bundle.split is not None:
         name = name.removesuffix(f'_{bundle.split}')
     return name
+
+
+def _has_lines(file: Path) -> bool:
+    """Whether a .json file has an object on each line, as those of CLUE and FewCLUE."""
+    first, _, rest = decode_text(file.read_bytes(), file, 1).lstrip().partition('\n')
+    if not first.startswith('{') or not rest.strip():
+        return False
+    try:
+        parse_json(first)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_lines(file: Path, subject: str) -> Iterator[PlacedRow]:
+    text = decode_text(file.read_bytes(), file, 1)
+    for number, line in enumerate(text.split('\n'), 1):
+        if not line.strip():
+            continue
+        try:
+            yield PlacedRow(parse_json(line), f'{file}:{number}', subject)
+        except ValueError as error:
+            raise ValueError(f'{file}:{number}: not JSON: {error}') from error
 
 
 def _read_csv(file: Path, has_header: bool) -> Iterator[tuple[Any, str]]:

@@ -103,6 +103,13 @@ def test_two_processes_find_what_one_does(axis: str, alone, data, two_ranks, tmp
         assert any(record['output'] for record in texts)
 
 
+@pytest.mark.parametrize('technique', ['recompute', 'offload'])
+def test_a_copy_writes_what_the_model_does(technique: str, alone, data, tmp_path: Path) -> None:
+    options = {f'strategy__{technique}': {'recompute': 1.0, 'offload': True}[technique]}
+    found_by(tmp_path, data, [written(data)], **options)
+    assert records_of(tmp_path / 'evaluation', 'gsm8k') == alone[2]
+
+
 def test_perplexity_and_tasks_together_on_a_pipeline(data, two_ranks, tmp_path) -> None:
     # What an evaluation sums changes its shape from one to the other.
     rows = dict(type='RandomTokens', vocab_size=64, seq_len=32, num_rows=6, seed=7)

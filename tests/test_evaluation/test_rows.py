@@ -60,6 +60,10 @@ def test_lines_of_csv(write) -> None:
 def test_other_files(write) -> None:
     path = write('x.txt', '{"article": "a"}')
     assert rows_of(path) == [({'article': 'a'}, 'F', 'x')]
+    path = write('dev.json', '{"label": "1"}\n\n{"label": "0"}\n')  # as CLUE's
+    assert [row[:2] for row in rows_of(path)] == [({'label': '1'}, 'F:1'), ({'label': '0'}, 'F:3')]
+    for text in ('{"a": 1}\n', '{\n"a": 1\n}', '[{"a": 1}]', '[\n{"a": 1}\n]'):
+        assert rows_of(write('one.json', text)) == [({'a': 1}, 'F: record 1', 'one')]
     path = write('y.jsonl', '\n{"a": 1}\n')
     assert rows_of(path) == [({'a': 1}, 'F:2', 'y')]
 
@@ -71,6 +75,8 @@ def test_other_files(write) -> None:
         ('a.csv', 'a,b\n1,"2\n', r'a\.csv:2: not csv: '),
         ('a.csv', 'a,b\n1,"2"x\n', r'a\.csv:2: not csv: '),
         ('a.txt', '{"a":\n', r'a\.txt:2: not JSON'),
+        ('a.json', '{"a": 1}\n{"a" 1}\n', r'a\.json:2: not JSON'),
+        ('a.json', '{"a": 1\n"b": 1}', r'a\.json:2: not JSON'),
         ('a.jsonl', '{"a": 1}\n{"a"}\n', r'a\.jsonl:2: not JSON'),
     ],
 )
