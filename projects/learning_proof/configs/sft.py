@@ -13,12 +13,12 @@ from internlm_mm.engine.hooks import EvaluationHook
 
 train_dataloader.dataset.update(
     seq_len=64,
-    weights=dict(add=0.3, copy=0.25, reverse=0.25, sort=0.2),
+    weights=dict(copy=0.3, reverse=0.25, sort=0.25, add=0.2),
 )
 train_dataloader.update(num_workers=0)
 val_dataloader.dataset.update(seq_len=64)
 val_dataloader.update(micro_batch_size=16)
-train_cfg.update(max_iters=1600, global_batch_size=32, micro_batch_size=32)
+train_cfg.update(max_iters=1200, global_batch_size=32, micro_batch_size=32)
 val_cfg = dict(type=PerplexityLoop)
 optim_wrapper.optimizer.update(lr=2e-3)
 param_scheduler[0].update(warmup=50)
