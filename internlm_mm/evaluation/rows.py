@@ -49,9 +49,9 @@ def find_files(path: str | Path, split: str | None, key: str) -> Bundle:
 
     Args:
         path: A file, or a folder of them.
-        split: A sub-folder, with all below it, or what names of files in the folder are or end
-            in: 'val' finds `law_val.csv` and `val.jsonl`. None takes the files in the folder
-            itself.
+        split: A sub-folder, with all below it, or what names of files in the folder are, or end
+            or begin with: 'val' finds `law_val.csv`, `val.jsonl` and `val-00000-of-00001.parquet`.
+            None takes the files in the folder itself.
         key: The option to name in messages.
 
     Raises:
@@ -70,7 +70,9 @@ def find_files(path: str | Path, split: str | None, key: str) -> Bundle:
         files = [
             file
             for file in _readable(path.iterdir())
-            if _stem(file) == split or _stem(file).endswith(f'_{split}')
+            if _stem(file) == split
+            or _stem(file).endswith(f'_{split}')
+            or _stem(file).startswith(f'{split}-')  # test-00000-of-00001 of Hugging Face
         ]
     else:
         files = _readable(path.iterdir())
@@ -116,14 +118,14 @@ def read_rows(bundle: Bundle, has_header: bool) -> Iterator[PlacedRow]:
 
 
 def subject_of(file: Path, bundle: Bundle) -> str:
-    """`law` of `val/law_val.csv`; 'high' of `test/high/12.txt`."""
+    """'law' of `val/law_val.csv`, 'high' of `test/high/12.txt`; '' of `val.jsonl`."""
     folder = file.parent.relative_to(bundle.root)
     if folder.parts:
         return '/'.join(folder.parts)
-    name = _stem(file)
-    if bundle.split is not None:
-        name = name.removesuffix(f'_{bundle.split}')
-    return name
+    name, split = _stem(file), bundle.split
+    if split is None:
+        return name
+    return '' if name == split or name.startswith(f'{split}-') else name.removesuffix(f'_{split}')
 
 
 def _has_lines(file: Path) -> bool:

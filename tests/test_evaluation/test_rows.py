@@ -20,12 +20,12 @@ def test_a_sub_folder_is_a_split(write, tmp_path: Path) -> None:
 
 
 def test_an_end_of_names_is_a_split(write, tmp_path: Path) -> None:
-    for name in ('law_val.csv', 'law_dev.csv', 'val.jsonl', 'interval.csv'):
+    for name in ('law_val.csv', 'law_dev.csv', 'val.jsonl', 'interval.csv', 'val-0-of-1.parquet'):
         write(name, '')
     bundle = find_files(tmp_path, 'val', 'path')
-    assert names(bundle) == ['law_val.csv', 'val.jsonl']
-    assert [subject_of(file, bundle) for file in bundle.files] == ['law', 'val']
-    assert len(find_files(tmp_path, None, 'path').files) == 4
+    assert names(bundle) == ['law_val.csv', 'val-0-of-1.parquet', 'val.jsonl']
+    assert [subject_of(file, bundle) for file in bundle.files] == ['law', '', '']
+    assert len(find_files(tmp_path, None, 'path').files) == 5
     assert names(find_files(tmp_path / 'val.jsonl', None, 'path')) == ['val.jsonl']
 
 
