@@ -163,6 +163,9 @@ def bubblewrap(tools: Tools, features: frozenset[str]) -> Command:
     options = [
         *'--unshare-all --unshare-user --die-with-parent --new-session --cap-drop ALL'.split(),
         *'--uid 1000 --gid 1000 --hostname sandbox --clearenv'.split(),
+        # A process of bwrap's inside could be written to by the worker, which has the same user,
+        # and has none of its limits.
+        '--as-pid-1',
     ]
     if '--disable-userns' in features:
         options.append('--disable-userns')
@@ -216,7 +219,7 @@ def bubblewrap(tools: Tools, features: frozenset[str]) -> Command:
         environment={'PATH': '/usr/bin:/bin:/usr/local/bin'},
         user=user,
         filter=build_filter(own_namespaces=True),
-        depth=2,
+        depth=1,
         variables=frozenset(tools.environment('', '', ())),
     )
 

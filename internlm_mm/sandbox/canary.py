@@ -57,7 +57,7 @@ def attempt_all(secret: str, port: int, name: str, host: int, alone: bool) -> No
     blocked('memory outside of all counts', os.memfd_create, 'canary')
     if alone:
         seen = [entry for entry in os.listdir('/proc') if entry.isdigit()]
-        print(f'processes in sight: {"blocked" if len(seen) == 2 else "OPEN"}')
+        print(f'processes in sight: {"blocked" if len(seen) == 1 else "OPEN"}')
     else:
         blocked('processes of the host', read, f'/proc/{host}/environ')
     held = [number for number in range(3, 64) if _is_open(number)]
