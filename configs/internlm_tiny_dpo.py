@@ -1,4 +1,4 @@
-"""The tiny InternLM of docs/en/preference.md, by DPO with LoRA: two minutes on two cores.
+"""The tiny InternLM of docs/en/preference.md, by DPO with LoRA: a few minutes on two cores.
 
     python tools/train.py configs/internlm_tiny_dpo.py
 

@@ -1,4 +1,4 @@
-"""A tiny reward model from the preferences of docs/en/preference.md: a minute on two cores.
+"""A tiny reward model from the preferences of docs/en/preference.md: a minute or two.
 
     python tools/train.py configs/internlm_tiny_reward.py
 
