@@ -93,8 +93,7 @@ def remove_tree(path: Path) -> None:
         while way or left[-1]:
             if left[-1]:
                 way.append(left[-1].pop())
-                os.chmod(way[-1], 0o700, dir_fd=here)
-                below = os.open(way[-1], flags, dir_fd=here)
+                below = _open_folder(way[-1], flags, here)
                 left.append(_remove_files(below))
             else:
                 left.pop()
@@ -105,6 +104,18 @@ def remove_tree(path: Path) -> None:
     finally:
         os.close(here)
     os.rmdir(path)
+
+
+def _open_folder(name: str, flags: int, above: int) -> int:
+    """Open a folder and take the right to remove what is in it; root has both."""
+    try:
+        folder = os.open(name, flags, dir_fd=above)
+    except PermissionError:
+        os.chmod(name, 0o700, dir_fd=above)
+        return os.open(name, flags, dir_fd=above)
+    if os.getuid() != 0:
+        os.fchmod(folder, 0o700)
+    return folder
 
 
 def _remove_files(folder: int) -> list[str]:
