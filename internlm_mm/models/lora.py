@@ -198,7 +198,8 @@ class LoRALinear(nn.Linear):
         """Apply the changed layer. x: [..., in]; result: [..., out]."""
         weight: Tensor | FourBitWeight = self.weight
         if self.scales is not None:
-            weight = FourBitWeight(weight, self.scales, (self.out_features, self.in_features))
+            shape = (self.out_features, self.in_features)
+            weight = FourBitWeight(self.weight, self.scales, shape)
         return low_rank_linear(x, weight, self.bias, self.change())
 
     def round_weight(self) -> None:
