@@ -96,7 +96,7 @@ def _call_frame(call: str) -> Frame:
     if in_json is None:  # a line with the name, and then the arguments
         head, rest = call.split('{name}')
         middle, tail = rest.split('{arguments}')
-        pattern = rf'{_at_line(head)}[ \t]*(?P<name>[^\n]*)\n\s*{loosely(middle)}'
+        pattern = rf'{_at_line(head)}(?P<name>[^\n]*)\n\s*{loosely(middle)}'
         return Frame(re.compile(pattern), head, tail.strip())
     head, name, arguments, tail = in_json.groups()
     pattern = _at_line(head) if head else _at_line('') + rf'(?=\{{\s*"{name}"\s*:)'

@@ -289,10 +289,11 @@ class _Reader:
             return self._checked(CODE_TOOL, arguments, end)
         if '```' not in inside:
             return self._checked(CODE_TOOL, {'code': self.marks.show(inside).strip()}, end)
-        fenced = re.fullmatch(r'\s*```[ \t]*\w*[ \t]*\n(.*?)\n?[ \t]*```\s*', inside, re.DOTALL)
-        if fenced is None:
+        first, _, rest = inside.strip().partition('\n')
+        if not re.fullmatch(r'```[ \t]*\w*[ \t]*', first) or not rest.endswith('```'):
             raise _Wrong('truncated', 'its code is not closed with ```, or has text around it', end)
-        return Call(CODE_TOOL, {'code': self.marks.show(fenced.group(1))})
+        code = rest.removesuffix('```').rstrip(' \t').removesuffix('\n')
+        return Call(CODE_TOOL, {'code': self.marks.show(code)})
 
     def _end(
         self, frame: Frame, text: str, start: int, *, at_once: bool = False

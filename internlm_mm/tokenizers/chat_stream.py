@@ -151,7 +151,7 @@ class AnswerStream:
                 if self._rest.startswith(word) or word.startswith(self._rest):
                     return 0
                 continue
-            found = self._rest.find(word) if word not in self._template.stop else -1
+            found = self._rest.rfind(word) if word not in self._template.stop else -1
             if found >= 0:
                 place = min(place, found)
                 continue

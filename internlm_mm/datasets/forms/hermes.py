@@ -32,9 +32,9 @@ _ROLES = {
     'assistant': 'assistant',
     'tool': 'tool',
 }
-_TOOLS = re.compile(r'<tools>(?!\s*</tools>)\s*(.*?)\s*</tools>', re.DOTALL)
-_CALL = re.compile(r'\s*<tool_call>\s*(.*?)\s*</tool_call>', re.DOTALL)
-_RESULT = re.compile(r'\s*<tool_response>\n?(.*?)\n?</tool_response>\s*', re.DOTALL)
+_TOOLS = re.compile(r'<tools>(?!\s*</tools>)(.*?)</tools>', re.DOTALL)
+_CALL = re.compile(r'\s*<tool_call>(.*?)</tool_call>', re.DOTALL)
+_RESULT = re.compile(r'<tool_response>\n?(.*?)\n?</tool_response>', re.DOTALL)
 # The words around the list tell of the form: they are the template's business.
 _PROTOCOL = re.compile(
     r'You are a function calling AI model\..*(?:</tool_call>|</tools>)\s*', re.DOTALL
@@ -77,7 +77,7 @@ def read(record: Mapping[str, Any]) -> Parts:
         if role == 'system':
             listed = _TOOLS.search(text)
             if listed is not None:
-                tools = tools or functions(_listed(listed[1], f'{field}.value, <tools>'))
+                tools = tools or functions(_listed(listed[1].strip(), f'{field}.value, <tools>'))
                 text = _PROTOCOL.sub('', _outside(text), count=1)
             if text:
                 messages.append({'role': role, 'content': text})
@@ -133,7 +133,7 @@ def _calling(text: str, field: str) -> Message:
         match = _CALL.match(text, place)
         if match is None:
             raise ValueError(f'{field}: something else behind or inside a <tool_call>')
-        called = literal(match[1], f'{field}, <tool_call>')
+        called = literal(match[1].strip(), f'{field}, <tool_call>')
         if not isinstance(called, dict) or 'name' not in called:
             raise ValueError(f'{field}, <tool_call>: an object with name and arguments')
         arguments = called.get('arguments', called.get('parameters')) or {}

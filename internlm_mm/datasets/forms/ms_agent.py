@@ -25,8 +25,7 @@ from internlm_mm.datasets.forms.fields import (
 
 _ROLES = ('system', 'user', 'assistant')
 _PART = re.compile(
-    r'<\|startof(?P<kind>think|exec)\|>\s*```JSON\s*\n?(?P<inside>.*?)\n?\s*```\s*<\|endof(?P=kind)\|>',
-    re.DOTALL,
+    r'<\|startof(?P<kind>think|exec)\|>(?P<inside>.*?)<\|endof(?P=kind)\|>', re.DOTALL
 )
 _INTRODUCTION = '当前对话可以使用的插件信息如下'
 _PROTOCOL = """\
@@ -108,7 +107,7 @@ def _answers(text: str, field: str) -> Iterator[Message]:
     for match in _PART.finditer(text):
         between = text[place : match.start()]
         place = match.end()
-        inside = match['inside']
+        inside = _unfenced(match['inside'])
         if match['kind'] == 'exec':
             if not waits or between.strip():
                 raise ValueError(f'{field}: a result (startofexec) that follows no call')
@@ -128,6 +127,14 @@ def _answers(text: str, field: str) -> Iterator[Message]:
         raise ValueError(f'{field}: a call (startofthink) without its result (startofexec)')
     if not place or (rest.strip() and not waits):
         yield {'role': 'assistant', 'content': rest}
+
+
+def _unfenced(text: str) -> str:
+    """What stands between ```JSON and ```; a text without them as it is."""
+    inside = text.strip()
+    if not (inside.startswith('```JSON') and inside.endswith('```')):
+        return text
+    return inside.removeprefix('```JSON').removesuffix('```').strip()
 
 
 def _plugins(text: str) -> Iterator[dict[str, Any]]:

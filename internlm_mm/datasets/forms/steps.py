@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import itertools
 from typing import NamedTuple
 
 from internlm_mm.datasets.forms.fields import (
@@ -15,11 +15,7 @@ from internlm_mm.datasets.forms.fields import (
     to_json,
 )
 
-_STEP = re.compile(
-    r'\s*(?:Thought:[ \t]?(?P<thought>.*?)\s*?\n)?\s*?Action:[ \t]*(?P<name>[^\n]*?)[ \t]*\n'
-    r'\s*?Action Input:[ \t]*(?P<input>.*)',
-    re.DOTALL,
-)
+_THOUGHT, _ACTION, _INPUT = 'Thought:', 'Action:', 'Action Input:'
 
 
 class Step(NamedTuple):
@@ -32,10 +28,21 @@ class Step(NamedTuple):
 
 def read_step(text: str) -> Step | None:
     """The step that a text is; None if it is none."""
-    match = _STEP.fullmatch(text)
-    if match is None or not match['name']:
-        return None
-    return Step(match['thought'] or '', match['name'], match['input'].strip())
+    lines = text.split('\n')
+    filled = [number for number, line in enumerate(lines) if line.strip()]
+    for number, following in itertools.pairwise(filled):
+        action, given = lines[number].lstrip(), lines[following].lstrip()
+        if not (action.startswith(_ACTION) and given.startswith(_INPUT)):
+            continue
+        thought = '\n'.join(lines[:number]).strip()
+        name = action.removeprefix(_ACTION).strip()
+        if not name or (thought and not thought.startswith(_THOUGHT)):
+            return None
+        thought = thought.removeprefix(_THOUGHT)
+        thought = thought[1:] if thought.startswith((' ', '\t')) else thought
+        rest = [given.removeprefix(_INPUT), *lines[following + 1 :]]
+        return Step(thought, name, '\n'.join(rest).strip())
+    return None
 
 
 def step_message(step: Step, field: str) -> Message:

@@ -20,7 +20,7 @@ from internlm_mm.datasets.forms.fields import (
 )
 from internlm_mm.datasets.forms.steps import read_step, step_message, write_step
 
-_APIS = re.compile(r'\s*(?:Specifically, )?you have access (?:to|of) the following APIs: *', re.I)
+_APIS = re.compile(r'(?:Specifically, )?you have access (?:to|of) the following APIs: *', re.I)
 _LISTED = '\nSpecifically, you have access to the following APIs: '
 _ASKED = re.compile(r'\n(.*)\nBegin!\n', re.DOTALL)
 _ROLES = ('system', 'user', 'assistant', 'function')
@@ -52,7 +52,7 @@ def read(record: Mapping[str, Any]) -> Parts:
             if found is not None:
                 listed = literal(text[found.end() :], f'{field}.value, APIs')
                 tools = functions(list_of(listed, f'{field}.value, APIs'))
-                message['content'] = text[: found.start()]
+                message['content'] = text[: found.start()].rstrip()
         elif speaker == 'user':
             asked = _ASKED.fullmatch(text)
             message['content'] = asked[1] if asked is not None else text

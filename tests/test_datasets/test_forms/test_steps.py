@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from internlm_mm.datasets.forms.steps import Step, read_step, step_message, write_step
@@ -17,6 +19,20 @@ from internlm_mm.datasets.forms.steps import Step, read_step, step_message, writ
 )
 def test_steps(text, step):
     assert read_step(text) == step
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'Thought: ' + '\n' * 50_000,
+        'Thought: ' + 'Action: f\n \n' * 20_000,
+        'a b\n' * 50_000 + 'Action:',
+    ],
+)
+def test_long_texts_take_no_time(text):
+    start = time.monotonic()
+    assert read_step(text) is None
+    assert time.monotonic() - start < 5  # some hundredths; patterns took hours
 
 
 def test_messages():
