@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from internlm_mm.api import from_pretrained
 from internlm_mm.checkpoint.pretrained import convert_to_hf, load_model
+from internlm_mm.datasets import collate_rows
 from internlm_mm.engine import LLMRunner
 from internlm_mm.engine.evaluate import evaluate, metrics_table
 from internlm_mm.utils.config import check_config, load_config
@@ -153,6 +158,21 @@ def test_a_checkpoint_is_evaluated_by_itself(full, dpo) -> None:
         for key, value in history(runner)[8].items():
             assert metrics[key] == pytest.approx(value, rel=1e-5), key
         assert 'rewards/accuracy' in metrics_table(metrics)
+
+
+def test_what_was_aligned_is_exported_as_any_language_model(full, dpo) -> None:
+    for folder, _, runner in (full, dpo):
+        assert convert_to_hf(folder / 'work', folder / 'hf', dtype='float32') < 1e-4
+        theirs = AutoModelForCausalLM.from_pretrained(folder / 'hf').eval()
+        rows = runner.val_dataloader.dataset
+        (ids, _), *_ = documents_of(rows, [0])
+        row = rows.read(*rows.locate(0))
+        labels = torch.from_numpy(row.labels[: len(ids)])
+        logits = theirs(torch.tensor([ids])).logits[0].log_softmax(-1)
+        wanted = logits[torch.arange(len(ids)), labels.clamp(min=0)][labels >= 0].sum()
+        with torch.no_grad(), runner.model.objective.telling_log_probs():
+            told = runner.model.eval()(collate_rows([row]))['log_probs'][0, 0]
+        assert told == pytest.approx(wanted.item(), rel=1e-4)
 
 
 @pytest.fixture(scope='module')
