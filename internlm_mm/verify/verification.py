@@ -157,7 +157,8 @@ class Verification:
         """Everything. One report a precision.
 
         Args:
-            tell: Called with a line when a layout begins.
+            tell: Called with a line when a layout begins, and with what became of it: whoever stops
+                a long run knows that much.
 
         Raises:
             ValueError: If not even one process can train the config.
@@ -168,6 +169,7 @@ class Verification:
             before = done[-1:] if self.pairs == 'ring' else []
             try:
                 self.run_case(case, before)
+                tell(f'    {self._verdict(case)}')
             except LayoutRefusedError as error:
                 if case == Case():
                     raise ValueError(f'one process: {error}') from error
@@ -328,6 +330,15 @@ class Verification:
                     detail=detail if blamed else first.detail,
                 )
             )
+
+    def _verdict(self, case: Case) -> str:
+        cells = [cell for r in self.reports for cell in r.cells if cell.layout == case.name]
+        failed = [cell.check for cell in cells if not cell.passed]
+        if failed:
+            return (
+                f'{len(failed)} of {len(cells)} checks failed: {", ".join(dict.fromkeys(failed))}'
+            )
+        return f'{len(cells)} checks passed'
 
     def _is_right(self, case: Case, report: Report) -> bool:
         return all(cell.passed for cell in report.cells if cell.layout == case.name)
