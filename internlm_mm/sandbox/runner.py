@@ -1,6 +1,7 @@
 """A worker that runs: its processes, what they use, and the proof that they are confined."""
 
 import json
+import logging
 import time
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from internlm_mm.sandbox.usage import (
     over_limit,
     remove_tree,
 )
+
+LOG = logging.getLogger(__name__)
 
 _START_SECONDS = 20.0
 
@@ -123,7 +126,10 @@ class LiveWorker:
 
     def _remove_scratch(self) -> None:
         if self._scratch is not None and self._scratch.exists():
-            remove_tree(self._scratch)
+            try:
+                remove_tree(self._scratch)
+            except OSError as error:
+                LOG.warning('sandbox: %s could not be removed: %s', self._scratch, error)
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + _START_SECONDS

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -88,6 +88,8 @@ class Sandbox:
         self._spares: list[LiveWorker] = []
         self._lock = threading.Lock()
         self._closed = False
+        self._open = 0
+        self._features: frozenset[str] = frozenset()
         self._jobs: queue.Queue[tuple[Callable[[], Any], Future[Any]] | None] = queue.Queue()
         self._traps: Traps | None = None
         self._owner = os.getpid()
@@ -116,11 +118,17 @@ class Sandbox:
         """
         with self._lock:
             self._check_open()
-            if len(self._sessions) >= self.max_sessions:
+            if self._open >= self.max_sessions:
                 raise SandboxError(
                     f'max_sessions={self.max_sessions} sessions are open: close one first'
                 )
-        session = Session(self._take, self.limits, self._forget)
+            self._open += 1
+        try:
+            session = Session(self._take, self.limits, self._forget)
+        except BaseException:
+            with self._lock:
+                self._open -= 1
+            raise
         with self._lock:
             self._sessions.append(session)
         return session
@@ -196,7 +204,9 @@ class Sandbox:
 
     def _command(self, name: str) -> Command:
         if name == 'bubblewrap':
-            return backends.bubblewrap(self._tools, backends.bubblewrap_features())
+            if not self._features:
+                self._features = backends.bubblewrap_features()
+            return backends.bubblewrap(self._tools, self._features)
         scratch = Path(tempfile.mkdtemp(prefix='session-', dir=self._folder))
         version = landlock_version() if name == 'landlock' else 0
         return backends.landlock(self._tools, scratch, version)
@@ -241,6 +251,7 @@ class Sandbox:
         with self._lock:
             if session in self._sessions:
                 self._sessions.remove(session)
+                self._open -= 1
 
     def _check_open(self) -> None:
         if self._closed:
@@ -249,6 +260,9 @@ class Sandbox:
     def _in_keeper(self, job: Callable[[], LiveWorker]) -> LiveWorker:
         future: Future[LiveWorker] = Future()
         self._jobs.put((job, future))
+        while not wait([future], timeout=1.0).done:
+            if not self._keeper.is_alive():
+                raise SandboxError('this sandbox is closed')
         return future.result()
 
     def _keep(self) -> None:

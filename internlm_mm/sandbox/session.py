@@ -203,7 +203,9 @@ def _watch(worker: LiveWorker, exchange: Exchange, began: float, seconds: float)
         if now >= look:
             look = now + _TICK
             limit = worker.look()
-            if limit in ('files', 'disk_mb') or (limit and limit == reached and now > again):
+            # Memory that is still too much after an interrupt is not waited for.
+            late = limit == 'memory_mb' and reached is not None and now > again
+            if limit in ('files', 'disk_mb') or late:
                 return limit
             if limit and reached is None:
                 reached, kill = limit, now + limits.grace_seconds

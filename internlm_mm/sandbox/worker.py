@@ -26,6 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+MOST_CELLS = 200  # whose lines are shown in tracebacks
 ONLY_AST = 0x400  # ast.PyCF_ONLY_AST
 RICH = {
     '_repr_html_': 'text/html',
@@ -100,6 +101,8 @@ class Worker:
         self._bury_children()
         self.images, self.shown = [], None
         self.cells[name] = code
+        if len(self.cells) > MOST_CELLS:
+            del self.cells[next(iter(self.cells))]
         sys.displayhook = self._keep
         answer: dict[str, Any] = {
             'status': 'ok', 'result': None, 'rich': {}, 'images': [], 'error': None

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -225,3 +226,36 @@ def test_figures_of_matplotlib(name: str) -> None:
         )
     assert reply.ok and reply.stdout == 'two\n' and reply.stderr == '', reply
     assert [image[:8] for image in reply.images] == [b'\x89PNG\r\n\x1a\n'] * 2
+
+
+def test_many_threads_open_no_more_sessions_than_allowed() -> None:
+    name = next((one for one in ('bubblewrap', 'landlock') if missing(one) is None), None)
+    if name is None:
+        pytest.skip('no backend here')
+    refused: list[str] = []
+
+    def work() -> None:
+        try:
+            box.session()
+        except SandboxError as error:
+            refused.append(str(error))
+
+    with Sandbox(backend=name, spare=0, max_sessions=2) as box:
+        threads = [threading.Thread(target=work) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(refused) == 4 and len(box._sessions) == 2
+
+
+def test_a_sandbox_whose_keeper_is_gone() -> None:
+    try:
+        box = Sandbox(spare=0)
+    except SandboxError as error:
+        pytest.skip(str(error))
+    with box:
+        box.session()  # the one that it was tried with
+        box._jobs.put(None)
+        with pytest.raises(SandboxError, match='closed'):
+            box.session()

@@ -187,6 +187,16 @@ def test_json_is_right() -> None:
     worker._to_json(value).encode('ascii')
 
 
+def test_cells_of_long_ago_are_forgotten() -> None:
+    one = Alone()
+    one.run('def broken():\n    return 1 / 0')
+    assert 'return 1 / 0' in one.run('broken()')['error']
+    for _ in range(worker.MOST_CELLS):
+        one.run('1')
+    assert one.run('broken()')['error'].endswith('ZeroDivisionError: division by zero\n')
+    one.end()
+
+
 def test_it_starts_with_little() -> None:
     """Each module costs a start a millisecond or more."""
     code = f'import sys; exec(open({worker.__file__!r}).read(), {{}}); print(*sys.modules)'
