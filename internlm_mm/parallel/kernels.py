@@ -76,8 +76,10 @@ def apply_kernels(
     if kernels.norm != 'torch':
         norm = _kernel('norm', kernels.norm, NORMS, device, dtype, tensor_degree)
         _set_seam(model, 'norm', norm, f'strategy.kernels.norm={kernels.norm!r}')
-    # Of a pipeline, only the last stage has a head.
-    if kernels.cross_entropy != 'torch' and getattr(model, 'lm_head', model) is not None:
+    # Of a pipeline, only the last stage has a head, or an objective that takes its place.
+    replaced = getattr(getattr(model, 'objective', None), 'replaces_head', False)
+    has_end = replaced or getattr(model, 'lm_head', model) is not None
+    if kernels.cross_entropy != 'torch' and has_end:
         name = kernels.cross_entropy
         loss = _kernel('cross_entropy', name, CROSS_ENTROPIES, device, dtype, tensor_degree)
         _set_seam(model, 'cross_entropy', loss, f'strategy.kernels.cross_entropy={name!r}')

@@ -80,3 +80,11 @@ def test_a_plug_in_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     stage.lm_head = None  # as a stage of a pipeline that is not the last
     apply_kernels(stage, kernels, CPU, torch.float32)
     assert stage.objective.cross_entropy is linear_cross_entropy
+
+
+@pytest.mark.parametrize('objective', ['SimPO', 'PairwiseReward'])
+def test_a_loss_that_an_objective_does_not_have(objective: str, monkeypatch) -> None:
+    monkeypatch.setitem(CROSS_ENTROPIES.module_dict, 'other', lambda *arguments: None)
+    module = InternLM(**SIZES, objective=dict(type=objective))
+    with pytest.raises(ValueError, match=r"cross_entropy='other': InternLM has no seam"):
+        apply_kernels(module, Kernels(cross_entropy='other'), CPU, torch.float32)

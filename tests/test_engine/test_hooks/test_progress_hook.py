@@ -64,3 +64,19 @@ def test_a_step_that_was_passed_over() -> None:
 def test_wrong_interval() -> None:
     with pytest.raises(ValueError, match='ProgressHook: interval=0'):
         ProgressHook(interval=0)
+
+
+def test_a_step_over_pairs_of_answers() -> None:
+    values = {'loss': 0.5, 'lr': 1e-5, 'grad_norm': 1.0}
+    pairs = {'rewards/accuracy': 0.75, 'rewards/margin': 1.25}
+    line = progress_line(3, 9, values | pairs)
+    assert line.endswith('grad norm 1.000 | accuracy 0.750 margin 1.250')
+
+
+def test_an_evaluation_without_perplexity_tells_its_loss(tmp_path: Path) -> None:
+    runner = tiny_runner(tmp_path)
+    hook = ProgressHook()
+    hook.before_run(runner)
+    hook.after_val_epoch(runner, {'loss': 0.5, 'rewards/accuracy': 0.75, 'loss/code': 0.25})
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert 'evaluation at 0 | loss 0.5000 | rewards/accuracy 0.7500 | loss/code 0.2500' in log
