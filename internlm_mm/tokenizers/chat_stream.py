@@ -14,6 +14,8 @@ Kind = Literal['text', 'thought', 'call']
 # What a head begins with, by which a growing text may become one: a mark, a word, a brace.
 _FIRST = re.compile(r'<\|?\w+\|?>|[^:\n]+:|.')
 
+_LONGEST = 2000  # characters of what begins a call, with a name in it
+
 
 class Piece(NamedTuple):
     """Some text, and what it is part of.
@@ -137,26 +139,32 @@ class AnswerStream:
 
     def _held(self) -> int:
         """Where that part of the rest begins that may become something else."""
-        waited = [*self._template.stop] if not self._open else [
-            *self._template.stop,
-            *self._words,
-            *(self._before + word for word in self._words),
-            *(f'\n{word}' for word in self._lines),
-            *(self._lines if not self._last else ()),
-        ]  # fmt: skip
-        place = len(self._rest)
+        size = len(self._rest)
+        place = size
+        waited = list(self._template.stop)
+        if self._open:
+            waited += [self._before + word for word in self._words] + list(self._words)
+            waited += [f'\n{word}' for word in self._lines]
         for word in waited:
-            at_start = not self._last and word in self._lines
-            if at_start:
-                if self._rest.startswith(word) or word.startswith(self._rest):
-                    return 0
-                continue
-            found = self._rest.rfind(word) if word not in self._template.stop else -1
-            if found >= 0:
-                place = min(place, found)
-                continue
-            for length in range(min(len(word), len(self._rest)), 0, -1):
+            for length in range(min(len(word), size), 0, -1):
                 if self._rest.endswith(word[:length]):
-                    place = min(place, len(self._rest) - length)
+                    place = min(place, size - length)
                     break
+        begun = self._begun() if self._open else -1
+        return min(place, begun) if 0 <= begun and size - begun < _LONGEST else place
+
+    def _begun(self) -> int:
+        """Where in the rest the last call may have begun, whose beginning is not complete; or -1.
+
+        One that another follows is none.
+        """
+        place = max((self._rest.rfind(f'\n{word}') for word in self._lines), default=-1)
+        for word in self._words:
+            found = self._rest.rfind(word)
+            if found >= 0 and self._rest.endswith(self._before, 0, found):
+                found -= len(self._before)
+            place = max(place, found)
+        if place < 0 and not self._last:
+            starts = (w.startswith(self._rest) or self._rest.startswith(w) for w in self._lines)
+            place = 0 if any(starts) else -1
         return place

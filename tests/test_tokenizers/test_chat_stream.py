@@ -1,6 +1,7 @@
 """Answers that come in pieces, cut anywhere."""
 
 import itertools
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -106,3 +107,16 @@ def test_broken_calls_are_calls():
     pieces, answer = streamed(template, list('a\n<tool_call>\n{"name": '))
     assert [error.kind for error in answer.errors] == ['truncated']
     assert joined(pieces, 'text') == 'a' and joined(pieces, 'call') == '<tool_call>\n{"name": '
+
+
+@pytest.mark.parametrize(
+    'text', ['Action:f\n' * 5000, 'Action:' + ' ' * 40_000, '\n{"name": ' * 4000]
+)
+@pytest.mark.parametrize('name', ['internlm_v1_1', 'llama3'])
+def test_what_never_becomes_a_call_takes_no_time(name, text):
+    start = time.monotonic()
+    stream = AnswerStream(build_template(name))
+    for place in range(0, len(text), 4):
+        stream.feed(text[place : place + 4])
+    stream.finish()
+    assert time.monotonic() - start < 10  # some tenths; waiting for an end took minutes

@@ -156,6 +156,17 @@ def calling(content: str, calls: Sequence[dict[str, Any]]) -> Message:
     return {'role': 'assistant', 'content': content, 'tool_calls': list(calls)}
 
 
+def between(text: str, begin: str, end: str) -> Iterator[tuple[int, str, int]]:
+    """What stands between two marks: where the first begins, the inside, where the last ends."""
+    start = text.find(begin)
+    while start >= 0:
+        stop = text.find(end, start + len(begin))
+        if stop < 0:
+            return
+        yield start, text[start + len(begin) : stop], stop + len(end)
+        start = text.find(begin, stop + len(end))
+
+
 def named(messages: list[Message]) -> list[Message]:
     """Results of several calls get the names of their functions, for they stand in their order."""
     waiting: list[Any] = []

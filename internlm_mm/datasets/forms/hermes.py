@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from internlm_mm.datasets.forms.fields import (
     Message,
     Parts,
     a_call,
+    between,
     calling,
     calls_of,
     functions,
@@ -32,13 +32,11 @@ _ROLES = {
     'assistant': 'assistant',
     'tool': 'tool',
 }
-_TOOLS = re.compile(r'<tools>(?!\s*</tools>)(.*?)</tools>', re.DOTALL)
-_CALL = re.compile(r'\s*<tool_call>(.*?)</tool_call>', re.DOTALL)
-_RESULT = re.compile(r'<tool_response>\n?(.*?)\n?</tool_response>', re.DOTALL)
+_TOOLS = ('<tools>', '</tools>')
+_CALL = ('<tool_call>', '</tool_call>')
+_RESULT = ('<tool_response>', '</tool_response>')
 # The words around the list tell of the form: they are the template's business.
-_PROTOCOL = re.compile(
-    r'You are a function calling AI model\..*(?:</tool_call>|</tools>)\s*', re.DOTALL
-)
+_PROTOCOL = 'You are a function calling AI model.'
 _PROMPT = """\
 You are a function calling AI model. You are provided with function signatures within \
 <tools></tools> XML tags. You may call one or more functions to assist with the user query. \
@@ -75,15 +73,14 @@ def read(record: Mapping[str, Any]) -> Parts:
             raise unknown_speaker(field, speaker, _ROLES)
         role = _ROLES[speaker]
         if role == 'system':
-            listed = _TOOLS.search(text)
-            if listed is not None:
-                tools = tools or functions(_listed(listed[1].strip(), f'{field}.value, <tools>'))
-                text = _PROTOCOL.sub('', _outside(text), count=1)
+            text, listed = _outside(text)
+            if listed:
+                tools = tools or functions(_listed(listed, f'{field}.value, <tools>'))
             if text:
                 messages.append({'role': role, 'content': text})
         elif role == 'tool':
-            found = list(_RESULT.finditer(text))
-            results = [match[1] for match in found] or [text]
+            found = [inside for _, inside, _ in between(text, *_RESULT)]
+            results = [one.removeprefix('\n').removesuffix('\n') for one in found] or [text]
             messages += [{'role': role, 'content': result} for result in results]
         elif role == 'assistant' and '<tool_call>' in text:
             messages.append(_calling(text, f'{field}.value'))
@@ -127,18 +124,19 @@ def write(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> di
 
 def _calling(text: str, field: str) -> Message:
     """A message with calls."""
-    start = text.index('<tool_call>')
+    start = text.index(_CALL[0])
     calls, place = [], start
-    while place < len(text.rstrip()):
-        match = _CALL.match(text, place)
-        if match is None:
-            raise ValueError(f'{field}: something else behind or inside a <tool_call>')
-        called = literal(match[1].strip(), f'{field}, <tool_call>')
+    for begin, inside, end in between(text, *_CALL):
+        if text[place:begin].strip():
+            break
+        called = literal(inside.strip(), f'{field}, <tool_call>')
         if not isinstance(called, dict) or 'name' not in called:
             raise ValueError(f'{field}, <tool_call>: an object with name and arguments')
         arguments = called.get('arguments', called.get('parameters')) or {}
         calls.append(a_call(called['name'], arguments))
-        place = match.end()
+        place = end
+    if text[place:].strip():
+        raise ValueError(f'{field}: something else behind or inside a <tool_call>')
     return calling(text[:start].removesuffix('\n'), calls)
 
 
@@ -152,6 +150,15 @@ def _listed(text: str, field: str) -> Iterator[Any]:
             yield literal(line, field)
 
 
-def _outside(text: str) -> str:
-    """A text with its list of functions emptied, which may spell anything."""
-    return _TOOLS.sub('<tools></tools>', text, count=1)
+def _outside(text: str) -> tuple[str, str]:
+    """A system's text without the form's own words, and the list of functions in it."""
+    found = [one for one in between(text, *_TOOLS) if one[1].strip()]
+    if not found:
+        return text, ''
+    start, listed, stop = found[0]
+    rest = text[:start] + ''.join(_TOOLS) + text[stop:]
+    begin = rest.find(_PROTOCOL)
+    if begin >= 0:
+        end = max(rest.rfind(mark) + len(mark) for mark in (_CALL[1], _TOOLS[1]))
+        rest = rest[:begin] + rest[end:].lstrip() if end > begin else rest
+    return rest, listed.strip()

@@ -24,9 +24,7 @@ from internlm_mm.datasets.forms.fields import (
 )
 
 _ROLES = ('system', 'user', 'assistant')
-_PART = re.compile(
-    r'<\|startof(?P<kind>think|exec)\|>(?P<inside>.*?)<\|endof(?P=kind)\|>', re.DOTALL
-)
+_BEGINS = re.compile(r'<\|startof(think|exec)\|>')
 _INTRODUCTION = '当前对话可以使用的插件信息如下'
 _PROTOCOL = """\
 当前对话可以使用的插件信息如下，请自行判断是否需要调用插件来解决当前用户问题。\
@@ -104,12 +102,16 @@ def _answers(text: str, field: str) -> Iterator[Message]:
     """What an assistant's text is made of: thoughts with calls, results, and an answer."""
     place = 0
     waits = False
-    for match in _PART.finditer(text):
-        between = text[place : match.start()]
-        place = match.end()
-        inside = _unfenced(match['inside'])
-        if match['kind'] == 'exec':
-            if not waits or between.strip():
+    while (match := _BEGINS.search(text, place)) is not None:
+        before = text[place : match.start()]
+        close = f'<|endof{match[1]}|>'
+        stop = text.find(close, match.end())
+        if stop < 0:
+            raise ValueError(f'{field}: {match[0]} without {close}')
+        inside = _unfenced(text[match.end() : stop])
+        place = stop + len(close)
+        if match[1] == 'exec':
+            if not waits or before.strip():
                 raise ValueError(f'{field}: a result (startofexec) that follows no call')
             yield {'role': 'tool', 'content': inside}
             place += text.startswith('\n', place)
@@ -120,7 +122,7 @@ def _answers(text: str, field: str) -> Iterator[Message]:
         called = literal(inside, f'{field}, startofthink')
         if not isinstance(called, dict) or 'api_name' not in called:
             raise ValueError(f'{field}, startofthink: an object with api_name and parameters')
-        yield calling(between, [a_call(called['api_name'], called.get('parameters') or {})])
+        yield calling(before, [a_call(called['api_name'], called.get('parameters') or {})])
         waits = True
     rest = text[place:]
     if waits and rest.strip():

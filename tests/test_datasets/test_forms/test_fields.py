@@ -54,3 +54,11 @@ def test_results_of_several_calls_get_names():
     assert [m.get('name') for m in messages] == [None, 'f', 'g']
     messages = fields.named([fields.calling('', calls[:1]), dict(result)])
     assert 'name' not in messages[1]
+
+
+def test_between():
+    assert list(fields.between('a<b>c</b> <b></b><b>', '<b>', '</b>')) == [
+        (1, 'c', 9),
+        (10, '', 17),
+    ]
+    assert list(fields.between('</b><b>', '<b>', '</b>')) == []

@@ -1,6 +1,7 @@
 """A sample as hermes-function-calling-v1 has them."""
 
 import json
+import time
 
 import pytest
 
@@ -93,3 +94,15 @@ def test_nothing_is_lost():
 def test_malformed(text, error):
     with pytest.raises(ValueError, match=error):
         read({'conversations': [{'from': 'gpt', 'value': text}]})
+
+
+@pytest.mark.parametrize('mark', ['<tools>', '<tool_call>', '<tool_response>', '\n \n'])
+def test_marks_without_end_take_no_time(mark):
+    start = time.monotonic()
+    for speaker in ('system', 'gpt', 'tool'):
+        text = 'You are a function calling AI model.' + mark * 20_000
+        try:
+            read({'conversations': [{'from': speaker, 'value': text}]})
+        except ValueError:
+            assert speaker == 'gpt'
+    assert time.monotonic() - start < 5  # patterns took minutes
