@@ -59,7 +59,7 @@ def test_of_a_function():
 
 HINTS = [str, int, float, bool, list, dict, list[int], list[list[str]], dict[str, bool],
          Sequence[float], Mapping[str, int], str | None, Optional[int], int | str,  # noqa: UP045
-         list[int] | None, Literal['a', 1], Any, tuple[int, ...]]  # fmt: skip
+         list[int] | None, Literal['a', 'b'], Any, tuple[int, ...]]  # fmt: skip
 VALUES = some.recursive(
     some.one_of(some.none(), some.booleans(), some.integers(-2, 2), some.sampled_from('ab')),
     lambda inner: some.one_of(
