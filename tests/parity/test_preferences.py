@@ -4,6 +4,8 @@ The reference is the model alone, over the whole step at once. Rows hold one, tw
 some are empty, so that neither rows nor ranks nor micro-batches count alike.
 """
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -63,10 +65,12 @@ def reference(kind: str) -> dict:
 
 def step(kind: str, micro_rows: int, parallel: dict, options: dict) -> dict:
     """One step through a strategy."""
-    built = strategy(
-        parallel=parallel, precision={'param': 'float64', 'reduce': 'float64'}, **options
+    options = {'precision': {'param': 'float64', 'reduce': 'float64'}} | options
+    built = strategy(parallel=parallel, **options)
+    model = model_of(kind)
+    built.prepare(
+        model if built.param_dtype == torch.float64 else model.float(), optim_wrapper=OPTIM
     )
-    built.prepare(model_of(kind), optim_wrapper=OPTIM)
     rows, share = rows_of(kind), len(LENGTHS) // built.data_world_size
     own = rows[built.data_rank * share : (built.data_rank + 1) * share]
     batches = [collate_rows(own[i : i + micro_rows]) for i in range(0, share, micro_rows)]
@@ -117,6 +121,25 @@ def test_two_processes(two_ranks, kind: str, parallel: dict, options: dict) -> N
     wanted = reference(kind)
     for found in two_ranks(step, kind, 2, parallel, options):
         assert_same(found, wanted)
+
+
+@pytest.mark.parametrize('kind', ['dpo', 'lora', 'lora_reward'])
+def test_bf16_is_as_close_as_bf16_can_be(two_ranks, kind: str) -> None:
+    """Log-probabilities are sums of a dozen numbers near 5, each off by up to 2 ** -9 of itself."""
+    wanted = reference(kind)
+    options = {'precision': {'param': 'bfloat16', 'reduce': 'float32'}}
+    for found in two_ranks(step, kind, 2, {'data_shard': 2}, options):
+        assert found['sums']['loss'] == pytest.approx(wanted['sums']['loss'].item(), rel=0.05)
+        for name, value in wanted['gradients'].items():
+            assert (found['gradients'][name] - value).norm() / value.norm() < 0.25, name
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('default')  # torch's compiler warns of what it does itself
+@pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile needs a compiler on CPUs')
+@pytest.mark.parametrize('kind', ['lora', 'reward'])
+def test_compiled(kind: str) -> None:
+    assert_same(step(kind, 2, {}, {'compile': True}), reference(kind))
 
 
 def test_a_reward_model_has_no_vocabulary_to_split(two_ranks) -> None:
