@@ -203,16 +203,21 @@ def bubblewrap(tools: Tools, features: frozenset[str]) -> Command:
     for name, value in tools.environment('/work', '/tmp', packages).items():
         options += ['--setenv', name, value]
     user = choose_user()
+    program = which('bwrap') or 'bwrap'
     worker = tools.worker(_INSIDE, _processes(user, limits, own=_counts_by_namespace()))
     # A handler of core dumps runs outside, as root. The kernel calls none if the limit is 1 byte;
     # the filter of system calls lets nobody set it to 0, at which it would.
-    core = ['prlimit', '--core=1:1'] if resource.getrlimit(resource.RLIMIT_CORE)[1] else []
+    core = (
+        [which('prlimit') or 'prlimit', '--core=1:1']
+        if resource.getrlimit(resource.RLIMIT_CORE)[1]
+        else []
+    )
 
     def arguments(lifeline: int, control: int, code: int) -> Sequence[str]:  # noqa: ARG001
         # The lifeline is Landlock's; bwrap ends with its parent by itself.
         filtered = ['--seccomp', str(code)]
         own = [part.format(control=control) for part in worker]
-        return [*core, 'bwrap', *options, *filtered, '--', *tools.interpreter, *own]
+        return [*core, program, *options, *filtered, '--', *tools.interpreter, *own]
 
     return Command(
         arguments=arguments,

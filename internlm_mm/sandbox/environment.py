@@ -85,7 +85,10 @@ def find_python(path: str | Path | None = None) -> Python:
             return _ask(Path(candidate))
         except ValueError as error:
             reasons.append(f'  {error}')
-    raise ValueError('no Python for the sandbox:\n' + '\n'.join(reasons))
+    raise ValueError(
+        'no Python for the sandbox; name one: python=PATH, or install python3\n'
+        + '\n'.join(reasons)
+    )
 
 
 def make_environment(
