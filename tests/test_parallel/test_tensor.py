@@ -83,7 +83,7 @@ class Plain(nn.Module):
 
 def test_an_objective_without_the_seam() -> None:
     model = InternLM(**SIZES, objective=Plain())
-    with pytest.raises(ValueError, match='the objective Plain has no seam for a split vocabulary, as `cross'):
+    with pytest.raises(ValueError, match='objective Plain has no seam for a split vocabulary'):
         apply_tensor_parallel(model, NO_MESH)
     assert not any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
