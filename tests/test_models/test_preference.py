@@ -112,7 +112,11 @@ OBJECTIVES_HERE = [
 ]
 
 
-@pytest.mark.parametrize('objective', OBJECTIVES_HERE, ids=lambda o: repr(vars(o))[-60:])
+@pytest.mark.parametrize(
+    'objective',
+    OBJECTIVES_HERE,
+    ids=[f'{type(one).__name__}-{number}' for number, one in enumerate(OBJECTIVES_HERE)],
+)
 def test_losses_and_gradients(objective) -> None:
     batch = batch_of()
     hidden = torch.randn(3, SEQ, 16).requires_grad_()

@@ -24,7 +24,7 @@ def saving():
         ({'resume_optimizer': False}, {'model', 'random', 'scheduler'}),
         ({'resume_param_scheduler': False}, {'model', 'random', 'optimizer'}),
     ],
-    ids=str,
+    ids=['everything', 'no optimizer', 'no scheduler'],
 )
 def test_resuming_takes_what_is_asked_for(saving, options, content):
     callback = mock.Mock()
