@@ -137,7 +137,7 @@ class Processes:
             self._signal(signal.SIGCONT)
             self._stopped = False
 
-    def sweep(self, seconds: float = 0.5) -> bool:
+    def sweep(self, seconds: float = 2.0) -> bool:
         """Kill every process but the worker; whether it came to an end.
 
         Args:

@@ -63,7 +63,7 @@ def test_an_answer_with_the_token_is_for_this_cell_only(host: Host) -> None:
         'while True: pass'
     )
     first = host.run(stolen, 0.2)
-    assert first.status in ('ok', 'killed')
+    assert first.status in ('ok', 'interrupted', 'killed')
     second = host.run('6 * 7', 0.2)
     if second.status == 'killed':
         assert second.result is None
