@@ -12,9 +12,11 @@ from transformers import (
 )
 
 from internlm_mm.api import from_pretrained
+from internlm_mm.checkpoint.peft_files import export_peft
 from internlm_mm.checkpoint.pretrained import convert_to_hf, load_model
 from internlm_mm.datasets import collate_rows
 from internlm_mm.engine import LLMRunner
+from internlm_mm.engine.dry_run import dry_run
 from internlm_mm.engine.evaluate import evaluate, metrics_table
 from internlm_mm.utils.config import check_config, load_config
 from tests.conversations import internlm_model
@@ -221,6 +223,50 @@ def test_transformers_gives_the_same_scores(name, rewards) -> None:
             wanted = theirs(ids).logits.item()
             hidden = ours.hidden_states(ids, torch.arange(ids.shape[1])[None])
             assert ours.objective.score(hidden[:, -1]).item() == pytest.approx(wanted, abs=1e-5)
+
+
+def test_trained_adapters_are_no_start_for_a_reference_without_them(full, dpo, tmp_path) -> None:
+    folder, settings, runner = dpo
+    adapters, foreign = tmp_path / 'peft', tmp_path / 'hf'
+    export_peft(folder / 'work', adapters)
+    convert_to_hf(full[0] / 'work', foreign, dtype='float32')
+    for load_from, way_out in (
+        (str(folder / 'work'), rf'`tools/convert2hf\.py {folder}/work/iter_8 OUT`'),
+        ({'path': str(foreign), 'adapter': str(adapters)}, 'merge_and_unload'),
+    ):
+        given = settings | {'load_from': load_from}
+        message = rf"adapters_off' .*{way_out}.* reference='precomputed' with default_hooks"
+        started = runner_of('internlm_tiny_dpo', tmp_path / 'refused', given)
+        with pytest.raises(ValueError, match=message):
+            started.prepare_training()
+        assert next(started.model.parameters()).is_meta, 'refused before it was placed'
+        with pytest.raises(ValueError, match=message):
+            dry_run(started.cfg)
+    resumed = settings | {'resume': str(folder / 'work/iter_4')}
+    again = runner_of('internlm_tiny_dpo', tmp_path / 'resumed', resumed)
+    again.train()
+    assert history(again)[8] == history(runner)[8]
+
+
+@pytest.mark.parametrize('way', ['merged', 'precomputed'])
+def test_ways_to_align_what_adapters_have_learnt(way: str, dpo, tmp_path) -> None:
+    folder, settings, runner = dpo
+    if way == 'merged':
+        convert_to_hf(folder / 'work', tmp_path / 'hf', dtype='float32')
+        given = settings | {'load_from': str(tmp_path / 'hf')}
+    else:
+        hook = {'default_hooks.references': {'type': 'ReferenceHook'}}
+        given = settings | hook | {'load_from': str(folder / 'work')}
+        given |= {'model.objective.reference': 'precomputed'}
+    started = runner_of('internlm_tiny_dpo', tmp_path / 'work', given)
+    started.train()
+    before, after = history(runner)[8], history(started)
+    for key in ('log_probs/chosen', 'log_probs/rejected'):
+        assert after[0][key] == pytest.approx(before[key], rel=1e-4), 'what was learnt is there'
+    assert after[0]['loss'] == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-5)
+    assert after[0]['kl'] == pytest.approx(0, abs=1e-3)
+    told = [after[step]['log_probs/chosen'] + after[step]['log_probs/rejected'] for step in (0, 8)]
+    assert after[8]['kl'] == pytest.approx((told[1] - told[0]) / 2, rel=1e-3)
 
 
 def documents_of(rows, indices):

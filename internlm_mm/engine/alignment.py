@@ -5,8 +5,11 @@ from typing import Any
 
 from torch import nn
 
+from internlm_mm.checkpoint.step_folders import read_model_state
 from internlm_mm.engine.hooks.reference_hook import ReferenceHook
+from internlm_mm.engine.load_from import Start
 from internlm_mm.parallel.mesh import Layout
+from internlm_mm.utils.adapters import is_adapter
 
 
 def check_alignment(
@@ -61,3 +64,32 @@ def check_alignment(
             "model.objective.reference='precomputed' needs a hook: "
             'default_hooks.update(references=dict(type=ReferenceHook))'
         )
+
+
+def check_reference(start: Start | None, model: nn.Module) -> None:
+    """Refuse to take a model without its adapters for what training begins with, where it is not.
+
+    Args:
+        start: What a run that trains begins with; one that is resumed goes on as it began.
+        model: Whole; may be on the meta device.
+
+    Raises:
+        ValueError: Naming the adapters that are trained already, and two ways out.
+    """
+    objective = getattr(model, 'objective', None)
+    if start is None or start.random or 'model' not in start.content:
+        return
+    if getattr(objective, 'reference', None) != 'adapters_off':
+        return
+    if start.adapter is not None:
+        folder, merge = start.adapter, "peft's merge_and_unload, and load_from what it saves"
+    elif start.foreign is None and any(map(is_adapter, read_model_state(start.path))):
+        folder, merge = start.path, f'`tools/convert2hf.py {start.path} OUT`, and load_from=OUT'
+    else:
+        return
+    raise ValueError(
+        "model.objective.reference='adapters_off' takes the model without its adapters for the one "
+        f'that training begins with, and load_from begins with the trained adapters of {folder}: '
+        f"merge them first ({merge}), or set reference='precomputed' with "
+        'default_hooks.update(references=dict(type=ReferenceHook)), which asks the model with them'
+    )

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from internlm_mm.engine.alignment import check_reference
 from internlm_mm.engine.preflight import build_data_part, check_run
 from internlm_mm.engine.start import check_start, check_start_vocabulary, choose_start
 from internlm_mm.engine.stock_hooks import check_hook
@@ -179,6 +180,7 @@ def _start_lines(
     )
     if start is None:
         return []
+    check_reference(start, model)
     for one in start.chain():
         source = check_start(one, model, config, LOG)
     check_start_vocabulary(start, tokenizer, loaders, LOG)

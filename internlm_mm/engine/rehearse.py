@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from internlm_mm.datasets.sampler import BatchSizeRampup, check_division
+from internlm_mm.engine.alignment import check_reference
 from internlm_mm.engine.memory_budget import attends_by_mask, decide
 from internlm_mm.engine.preflight import check_run, give_tokenizer, propose_fit
 from internlm_mm.engine.rehearse_memory import model_sizes, run_sizes, unknown_parameters
@@ -264,6 +265,7 @@ def _start(config: Config, model: nn.Module) -> str | None:
         return f'not checked: {str(error).splitlines()[0].split(";")[0]}'
     if start is None:
         return None
+    check_reference(start, model)
     for one in start.chain():
         check_start(one, model, config, LOG)
     return f'{", ".join(start.content)} of {start.path}'

@@ -13,7 +13,7 @@ from internlm_mm.checkpoint.base import Base
 from internlm_mm.checkpoint.foreign import Source
 from internlm_mm.checkpoint.peft_files import read_peft
 from internlm_mm.checkpoint.step_folders import TOKENIZER_FOLDER, read_state
-from internlm_mm.engine.alignment import check_alignment
+from internlm_mm.engine.alignment import check_alignment, check_reference
 from internlm_mm.engine.building import BuildingRunner
 from internlm_mm.engine.load_from import Start, base_of, check_base
 from internlm_mm.engine.memory_budget import settle_recompute
@@ -237,6 +237,8 @@ class LLMRunner(BuildingRunner):
         self._start = choose_start(
             self._resume, self._load_from, self.work_dir, training, self.logger
         )
+        if training:
+            agree(lambda: check_reference(self._start, self.model))
         if self._start is not None:
             self._taken = [
                 (one, check_start(one, self.model, self.cfg, self.logger))
