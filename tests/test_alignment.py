@@ -230,13 +230,13 @@ def test_trained_adapters_are_no_start_for_a_reference_without_them(full, dpo, t
     adapters, foreign = tmp_path / 'peft', tmp_path / 'hf'
     export_peft(folder / 'work', adapters)
     convert_to_hf(full[0] / 'work', foreign, dtype='float32')
-    for load_from, way_out in (
-        (str(folder / 'work'), rf'`tools/convert2hf\.py {folder}/work/iter_8 OUT`'),
-        ({'path': str(foreign), 'adapter': str(adapters)}, 'merge_and_unload'),
+    for name, load_from, way_out in (
+        ('lora', str(folder / 'work'), rf'`tools/convert2hf\.py {folder}/work/iter_8 OUT`'),
+        ('peft', {'path': str(foreign), 'adapter': str(adapters)}, 'merge_and_unload'),
     ):
         given = settings | {'load_from': load_from}
         message = rf"adapters_off' .*{way_out}.* reference='precomputed' with default_hooks"
-        started = runner_of('internlm_tiny_dpo', tmp_path / 'refused', given)
+        started = runner_of('internlm_tiny_dpo', tmp_path / f'from_{name}', given)
         with pytest.raises(ValueError, match=message):
             started.prepare_training()
         assert next(started.model.parameters()).is_meta, 'refused before it was placed'
