@@ -7,7 +7,6 @@ exported as `llama` first.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from internlm_mm.checkpoint.base import recorded_base
 from internlm_mm.checkpoint.foreign import is_foreign, open_source
 from internlm_mm.checkpoint.hf_files import is_hf_folder, publish_folder, write_json
 from internlm_mm.checkpoint.huggingface import find_form, write_tokenizer
+from internlm_mm.checkpoint.peft_config import CONFIG_NAME, read_peft_config
 from internlm_mm.checkpoint.step_folders import (
     TOKENIZER_FOLDER,
     check_whole,
@@ -38,23 +38,8 @@ from internlm_mm.utils.adapters import is_adapter, layer_of
 
 LOG = logging.getLogger(__name__)
 
-CONFIG_NAME, WEIGHTS_NAME = 'adapter_config.json', 'adapter_model.safetensors'
+WEIGHTS_NAME = 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
-
-_MUST_BE: dict[str, tuple[Any, ...]] = {
-    'peft_type': ('LORA',),
-    'bias': ('none', None),
-    'fan_in_fan_out': (False, None),
-    'lora_bias': (False, None),
-    'rank_pattern': ({}, None),
-    'alpha_pattern': ({}, None),
-    'modules_to_save': ([], None),
-    'trainable_token_indices': ([], None),
-    'layer_replication': ([], None),
-    'use_qalora': (False, None),
-    'target_parameters': ([], None),
-}
-"""Settings of PEFT that are understood here with these values alone."""
 
 
 def is_peft_folder(path: str | Path) -> bool:
@@ -152,29 +137,6 @@ def _base_of(checkpoint: Path, layers: Mapping[str, str]) -> str | None:
             )
             return None
     return str(base.path)
-
-
-def read_peft_config(folder: str | Path) -> dict[str, Any]:
-    """Content of adapter_config.json.
-
-    Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: If it is damaged, or asks for what is not known here.
-    """
-    file = Path(folder) / CONFIG_NAME
-    if not file.is_file():
-        raise FileNotFoundError(f'{folder} holds no adapters of PEFT: {CONFIG_NAME} is missing')
-    try:
-        said = json.loads(file.read_text(encoding='utf-8'))
-        rank, alpha = said['r'], said['lora_alpha']
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{file} is truncated or damaged: {error!r}') from error
-    if not isinstance(rank, int) or not isinstance(alpha, (int, float)):
-        raise ValueError(f'{file}: r={rank!r} and lora_alpha={alpha!r} must be numbers')
-    for key, values in _MUST_BE.items():
-        if key in said and said[key] not in values:
-            raise ValueError(f'{file}: {key}={said[key]!r} is not known here, only {values[0]!r}')
-    return said
 
 
 def adapter_of_peft(folder: str | Path) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from internlm_mm.checkpoint.foreign import (
     is_foreign,
     open_source,
 )
-from internlm_mm.checkpoint.peft_files import adapter_of_peft, check_peft, read_peft_config
+from internlm_mm.checkpoint.peft_config import read_peft_config
+from internlm_mm.checkpoint.peft_files import adapter_of_peft, check_peft
 from internlm_mm.checkpoint.pretrained import check_family
 from internlm_mm.checkpoint.step_folders import (
     TOKENIZER_FOLDER,

@@ -114,10 +114,10 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     'change, message',
     [
-        ({'bias': 'all'}, "bias='all' is not known here, only 'none'"),
+        ({'bias': 'all'}, 'bias=\'all\' is not known here, only "none"'),
         ({'modules_to_save': ['lm_head']}, r"modules_to_save=\['lm_head'\] is not known"),
         ({'rank_pattern': {'q_proj': 2}}, 'rank_pattern='),
-        ({'peft_type': 'LOHA'}, "peft_type='LOHA' is not known here, only 'LORA'"),
+        ({'peft_type': 'LOHA'}, 'peft_type=\'LOHA\' is not known here, only "LORA"'),
         ({'r': '4'}, "r='4' and lora_alpha=6.0 must be numbers"),
     ],
 )
