@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -18,6 +19,7 @@ from internlm_mm.datasets.packing import Row
 from internlm_mm.datasets.preference import PreferenceDataset
 from internlm_mm.datasets.token_cache import SOURCE_NAME, cached_folder, folder_of
 from internlm_mm.parallel.sums import reduce_all
+from internlm_mm.utils.config import dump_config
 
 
 def hash_weights(model: nn.Module) -> str:
@@ -34,11 +36,26 @@ def hash_weights(model: nn.Module) -> str:
     return found.hexdigest()
 
 
-def describe(strategy: Any, dataset: PreferenceDataset, weights: str) -> dict[str, Any]:
-    """All that decides what a model says of a dataset's answers."""
+def hash_model(model: nn.Module, config: Config) -> str:
+    """sha256 of all weights and of what the config says of them: heads, rotary base, epsilon ...
+
+    The objective is left out, since it does not change what is said. Collective.
+
+    Args:
+        model: Placed and loaded.
+        config: The run's.
+    """
+    said = json.loads(dump_config(config)[1]).get('model', {})
+    said.pop('objective', None)
+    text = json.dumps(said, sort_keys=True)
+    return hashlib.sha256(f'{hash_weights(model)}\n{text}'.encode()).hexdigest()
+
+
+def describe(strategy: Any, dataset: PreferenceDataset, model: str) -> dict[str, Any]:
+    """All that decides what a model, by its hash, says of a dataset's answers."""
     return {
         'kind': 'log-probabilities of answers',
-        'weights': weights,
+        'model': model,
         'precision': str(strategy.param_dtype),
         'tokens': dataset.folder.name,  # a hash of data, tokenizer, template and options
         'domains': dataset.domains,
@@ -55,7 +72,7 @@ def read_references(
         dataset: Names the folder, and says how many pairs there are.
 
     Raises:
-        ValueError: If what lies there is of other weights or other data, or is damaged.
+        ValueError: If what lies there is of another model or other data, or is damaged.
     """
     folder = folder_of(dataset.cache_dir, source)
     if not folder.is_dir():

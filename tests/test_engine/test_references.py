@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 
 from internlm_mm.datasets import PreferenceDataset
 from internlm_mm.datasets.token_cache import SOURCE_NAME
 from internlm_mm.engine.references import (
     compute_references,
     describe,
+    hash_model,
     hash_weights,
     keep_references,
     read_references,
@@ -94,6 +96,20 @@ def test_a_hash_tells_weights_apart() -> None:
     assert hash_weights(model) != first
 
 
+@pytest.mark.parametrize(
+    'change', [dict(rope_theta=100.0), dict(norm_eps=1e-2), dict(num_heads=2), dict(adapter=4)]
+)
+def test_a_hash_tells_apart_what_is_made_of_the_same_weights(change) -> None:
+    model, said = prepared(40, {}).model, dict(type='InternLM', num_heads=4)
+
+    def found(config: dict) -> str:
+        return hash_model(model, Config(dict(model=config)))
+
+    assert found(said) == found(dict(reversed(said.items())))
+    assert found(said) == found(said | dict(objective=dict(type='IPO')))
+    assert found(said) != found(said | change)
+
+
 def test_what_was_kept_is_read_and_nothing_else(data) -> None:
     rows = dataset(data)
     built = prepared(rows.vocab_size, {})
@@ -121,6 +137,6 @@ def test_what_was_kept_is_read_and_nothing_else(data) -> None:
     with pytest.raises(ValueError, match=r'is damaged .*: delete it'):
         read_references(source, rows)
     np.save(folder / '1.npy', arrays[1])
-    (folder / SOURCE_NAME).write_text(json.dumps(source | {'weights': 'old'}))
-    with pytest.raises(ValueError, match="is stale: its weights is 'old', and not 'abc'"):
+    (folder / SOURCE_NAME).write_text(json.dumps(source | {'model': 'old'}))
+    with pytest.raises(ValueError, match="is stale: its model is 'old', and not 'abc'"):
         read_references(source, rows)

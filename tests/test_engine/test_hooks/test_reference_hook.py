@@ -5,6 +5,7 @@ from types import SimpleNamespace as Fake
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 
 from internlm_mm.engine.hooks import EvaluationHook, ReferenceHook
 from tests.test_engine.test_references import dataset, pairs_in, prepared
@@ -23,6 +24,7 @@ def runner(tmp_path):
     lines: list[str] = []
     return Fake(
         iter=0,
+        cfg=Config(dict(model=dict(type='InternLM'))),
         strategy=prepared(loaders[0].dataset.vocab_size, {}),
         train_loop=Fake(dataloader=loaders[0]),
         val_loop=Fake(dataloader=loaders[1]),
@@ -62,7 +64,7 @@ def test_what_cannot_be_asked_any_more(runner) -> None:
     hook = ReferenceHook()
     hook.after_load_checkpoint(runner, {'reference_weights': 'gone'})
     runner.iter = 3
-    with pytest.raises(ValueError, match=r'has no references .*gone.*they are trained already'):
+    with pytest.raises(ValueError, match=r'has no references .*gone.*it is trained already'):
         hook.before_train(runner)
     hook.after_load_checkpoint(runner, {})
     with pytest.raises(ValueError, match='it was trained without ReferenceHook'):
@@ -76,6 +78,16 @@ def test_weights_that_are_started_from_are_asked_anew(runner) -> None:
     state: dict = {}
     hook.before_save_checkpoint(runner, state)
     assert state['reference_weights'] != 'of the run before'
+
+
+def test_another_function_of_the_same_weights_is_asked_anew(runner) -> None:
+    ReferenceHook().before_train(runner)
+    for theta, what in ((100.0, ' in '), (100.0, ' were kept')):
+        runner.cfg = Config(dict(model=dict(type='InternLM', rope_theta=theta)))
+        runner.train_loop = Fake(dataloader=runner.again())
+        runner.lines.clear()
+        ReferenceHook().before_train(runner)
+        assert f'train_dataloader: references of 14 pairs{what}' in runner.lines[0]
 
 
 def test_tasks_alone_need_no_references(runner) -> None:
