@@ -26,7 +26,9 @@ def need(row: Mapping[str, Any], key: str, field: str | None = None) -> Any:
     Raises:
         ValueError: If it is missing or null; names the nearest that there is.
     """
-    if row.get(key) is None:
+    if key in row and row[key] is None:
+        raise ValueError(f'field {field or repr(key)} is null')
+    if key not in row:
         raise ValueError(f'field {field or repr(key)} is missing.{did_you_mean(key, row)}')
     return row[key]
 
@@ -50,16 +52,33 @@ def need_text(row: Mapping[str, Any], key: str) -> str:
 
 
 def texts_of(value: Any, field: str) -> tuple[str, ...]:
-    """Two texts or more.
+    """Two texts or more, at most as many as there are letters.
 
     Raises:
-        ValueError: If it is no list of texts, or too short.
+        ValueError: If it is no list of texts, too short or too long.
     """
     if not isinstance(value, (list, tuple)):
         raise ValueError(f'{field}: a list, not {kind(value)}')
     if len(value) < 2:
         raise ValueError(f'{field}: two options at least, not {len(value)}')
+    if len(value) > len(ascii_uppercase):
+        most = len(ascii_uppercase)
+        raise ValueError(f'{field}: {most} options at most, one a letter, not {len(value)}')
     return tuple(text_of(item, f'{field}[{index}]') for index, item in enumerate(value))
+
+
+def subject_of(row: Mapping[str, Any], key: str) -> str:
+    """What a row says that it is about, a text or a whole number; '' where it says nothing.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    value = row.get(key)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f'{key}: a text, not {kind(value)}')
+    return value or ''
 
 
 def choice_of(value: Any, field: str, count: int) -> int:

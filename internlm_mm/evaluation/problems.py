@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from internlm_mm.evaluation.answers import extract_boxed, extract_hash
-from internlm_mm.evaluation.fields import as_object, need, need_text, text_of
+from internlm_mm.evaluation.fields import as_object, need, need_text, subject_of, text_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ def _question_answer(row: Any) -> Iterator[Problem]:
         text=need_text(row, 'question'),
         solution=answer if solution is None else text_of(solution, 'solution'),
         answer=answer,
-        subject=row.get('subject') or '',
+        subject=subject_of(row, 'subject'),
     )
 
 
@@ -66,7 +66,7 @@ def _math(row: Any) -> Iterator[Problem]:
         text=need_text(row, 'problem'),
         solution=solution,
         answer=answer,
-        subject=str(row.get('type') or ''),
+        subject=subject_of(row, 'type'),
     )
 
 

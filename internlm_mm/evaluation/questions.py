@@ -13,6 +13,7 @@ from internlm_mm.evaluation.fields import (
     kind,
     need,
     need_text,
+    subject_of,
     text_of,
     texts_of,
     whole_number,
@@ -44,16 +45,31 @@ def _options(row: Any) -> Iterator[Question]:
     """`question`, `options`, `answer`; `passage` and `subject` where there are."""
     row = as_object(row)
     options = texts_of(need(row, 'options'), 'options')
-    answer = row.get('answer')
-    if isinstance(answer, str) and answer in options and len(answer) > 1:
-        answer = options.index(answer)
-    answer = choice_of(need(row, 'answer') if answer is None else answer, 'answer', len(options))
+    answer = _option_of(need(row, 'answer'), options)
     yield Question(
         text=_with_passage(row, 'passage', need_text(row, 'question')),
         options=options,
         answer=answer,
-        subject=row.get('subject') or '',
+        subject=subject_of(row, 'subject'),
     )
+
+
+def _option_of(answer: Any, options: tuple[str, ...]) -> int:
+    """Index of the option that a text, a letter or a number says."""
+    text = answer.strip() if isinstance(answer, str) else None
+    if text is None or text not in options:
+        return choice_of(answer, 'answer', len(options))
+    index = options.index(text)
+    try:
+        letter = choice_of(text, 'answer', len(options))
+    except ValueError:
+        return index
+    if letter != index:
+        raise ValueError(
+            f'answer {answer!r}: the letter of {options[letter]!r} and the text of another '
+            f'option; give its number, {letter} or {index}'
+        )
+    return index
 
 
 def _mmlu(row: Any) -> Iterator[Question]:
@@ -73,7 +89,7 @@ def _mmlu(row: Any) -> Iterator[Question]:
         text=need_text(row, 'question'),
         options=options,
         answer=choice_of(need(row, 'answer'), 'answer', len(options)),
-        subject=str(row.get('subject') or '').replace('_', ' '),
+        subject=subject_of(row, 'subject').replace('_', ' '),
     )
 
 
@@ -86,7 +102,7 @@ def _lettered(row: Any) -> Iterator[Question]:
         text=need_text(row, 'question'),
         options=tuple(need_text(row, letter) for letter in 'ABCD'),
         answer=choice_of(need(row, 'answer'), 'answer', 4),
-        subject=str(row.get('subject') or ''),
+        subject=subject_of(row, 'subject'),
     )
 
 
@@ -133,6 +149,8 @@ def _commonsenseqa(row: Any) -> Iterator[Question]:
     if not row.get('answerKey'):
         raise ValueError("field 'answerKey' is missing, as in the test split: use dev")
     key = row['answerKey']
+    if not isinstance(labels, list):
+        raise ValueError(f'{field}.label: a list, not {kind(labels)}')
     if key not in labels:
         raise ValueError(f'answerKey {key!r}: expected one of {", ".join(map(str, labels))}')
     options = texts_of(options, f'{field}.text')

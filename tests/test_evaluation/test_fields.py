@@ -7,6 +7,7 @@ from internlm_mm.evaluation.fields import (
     choice_of,
     need,
     need_text,
+    subject_of,
     text_of,
     texts_of,
     whole_number,
@@ -18,6 +19,9 @@ def test_what_is_there() -> None:
     assert as_object(row) is row
     assert need(row, 'zero') == 0 and need_text(row, 'question') == 'x'
     assert texts_of([' a', 'b '], 'options') == ('a', 'b')
+    assert len(texts_of(['a'] * 26, 'options')) == 26
+    subjects = [subject_of({'subject': value}, 'subject') for value in ('law', 3, 0, None, '')]
+    assert subjects == ['law', '3', '0', '', ''] and subject_of({}, 'subject') == ''
     assert [choice_of(value, 'answer', 4) for value in ('A', ' d ', 'b', 0, 3)] == [0, 3, 1, 0, 3]
     assert [whole_number(value, 'label', 0, 1) for value in (0, '1', ' 1 ')] == [0, 1, 1]
 
@@ -30,7 +34,10 @@ def test_what_is_there() -> None:
             lambda: need({'questoin': 1}, 'question'),
             "'question' is missing. Did you mean 'questoin'",
         ),
-        (lambda: need({'a': None}, 'a'), "field 'a' is missing"),
+        (lambda: need({'a': None}, 'a'), "^field 'a' is null$"),
+        (lambda: subject_of({'subject': 1.5}, 'subject'), 'subject: a text, not float'),
+        (lambda: subject_of({'subject': True}, 'subject'), 'subject: a text, not bool'),
+        (lambda: texts_of(['a'] * 27, 'options'), 'options: 26 options at most, one a letter'),
         (lambda: text_of(3, 'x'), 'x: a text, not int'),
         (lambda: text_of(' ', 'x'), 'x: the text is empty'),
         (lambda: texts_of('AB', 'options'), 'options: a list, not str'),

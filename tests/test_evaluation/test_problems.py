@@ -42,7 +42,7 @@ def test_public_schemas(name: str, row: dict, expected: tuple) -> None:
         ('gsm8k', {'question': 'x'}, "'answer' is missing"),
         ('math', MATH | {'solution': '12'}, r'solution: no \\boxed{}'),
         ('math', MATH | {'problem': ''}, 'problem: the text is empty'),
-        ('agieval_cloze', CLOZE | {'answer': None}, "'answer' is missing"),
+        ('agieval_cloze', CLOZE | {'answer': None}, "'answer' is null"),
         ('question_answer', {'question': 'Q', 'answer': [1]}, 'answer: a text, not list'),
         ('question_answer', ['Q'], 'named fields is expected, not list'),
     ],
@@ -56,3 +56,8 @@ def test_rows_that_are_wrong(name: str, row, message: str) -> None:
 def test_defaults_exist(name: str) -> None:
     form = PROBLEM_FORMATS[name]
     assert set(form.extract) <= set(EXTRACTORS) and form.compare in COMPARISONS
+
+
+def test_a_number_is_a_subject() -> None:
+    row = {'question': 'x', 'answer': 1, 'subject': 7}
+    assert next(PROBLEM_FORMATS['question_answer'].read(row)).subject == '7'

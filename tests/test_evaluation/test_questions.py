@@ -143,7 +143,7 @@ def changed(name: str, **changes) -> tuple:
         (changed('commonsenseqa', question={'stem': 'x'}), r'field question\.choices is missing'),
         (changed('commonsenseqa columns', choices=['a']), 'choices: a list of label and text'),
         (changed('bustm', label=2), 'label 2: expected 0 to 1'),
-        (changed('bustm', sentence2=None), "'sentence2' is missing"),
+        (changed('bustm', sentence2=None), "'sentence2' is null"),
         (changed('cluewsc', label='maybe'), "label 'maybe': expected true or false"),
         (changed('cluewsc', target={'span1_text': 'x'}), r'target\.span2_text is missing'),
         (changed('cluewsc', target='x'), 'target: an object with span1_text'),
@@ -164,3 +164,32 @@ def test_the_file_says_what_a_row_does_not() -> None:
     assert placed(one, 'f:1', 'law').subject == 'law' and placed(one, 'f:1', '').place == 'f:1'
     own = Question(text='x', options=('a', 'b'), answer=0, subject='art')
     assert placed(own, 'f:1', 'law').subject == 'art'
+
+
+@pytest.mark.parametrize(
+    ('options', 'answer', 'right'),
+    [
+        (['1', '2', '3'], '2', 1), (['1', '2', '3'], 2, 2), (['1', '2', '3'], 'B', 1),
+        (['A', 'B'], 'A', 0), (['b', 'c'], ' b ', None), (['x', 'y'], 'y', 1),
+        (['B', 'A'], 'A', None), (['B', 'A'], 1, 1),
+    ],
+)  # fmt: skip
+def test_an_answer_is_a_text_a_letter_or_a_number(options, answer, right) -> None:
+    row = {'question': 'x', 'options': options, 'answer': answer}
+    if right is None:
+        with pytest.raises(ValueError, match=r"the letter of '.*give its number, [01] or [01]"):
+            list(QUESTION_FORMATS['options'].read(row))
+    else:
+        (question,) = QUESTION_FORMATS['options'].read(row)
+        assert question.answer == right
+
+
+def test_a_number_is_a_subject() -> None:
+    row = {'question': 'x', 'options': ['a', 'b'], 'answer': 0, 'subject': 7}
+    assert next(QUESTION_FORMATS['options'].read(row)).subject == '7'
+
+
+def test_labels_that_are_no_list() -> None:
+    row = {'question': 'x', 'choices': {'label': 5, 'text': ['a', 'b']}, 'answerKey': 'A'}
+    with pytest.raises(ValueError, match=r'choices\.label: a list, not int'):
+        list(QUESTION_FORMATS['commonsenseqa'].read(row))
