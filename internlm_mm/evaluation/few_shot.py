@@ -163,10 +163,36 @@ def check_shots(shots: int, shots_from: str | Path | None) -> None:
 
 
 def locate_shots(path: str | Path, shots_from: str | Path) -> tuple[str | Path, str | None]:
-    """Path and split of the examples: a split beside the questions, or a path of its own."""
-    if Path(path).is_dir() and not Path(shots_from).exists():
-        return path, str(shots_from)
-    return shots_from, None
+    """Path and split of the examples: a split beside the questions, or a path of its own.
+
+    A split of `path` comes first, whatever the current folder holds. What begins with '/', './' or
+    '../' is a path always.
+
+    Raises:
+        ValueError: If it has folders in it and is both.
+    """
+    name = str(shots_from)
+    spelt_as_path = Path(name).is_absolute() or name.startswith(('./', '../'))
+    if spelt_as_path or not Path(path).is_dir():
+        return shots_from, None
+    exists = Path(name).exists()
+    if not _has_split(path, name):
+        return (shots_from, None) if exists else (path, name)
+    elsewhere = Path(name).resolve() != (Path(path) / name).resolve()
+    if exists and elsewhere and len(Path(name).parts) > 1:
+        raise ValueError(
+            f'shots_from={name!r} is a split of path={str(path)!r} and a path of its own: write '
+            f'{"./" + name!r} or {str(Path(path) / name)!r}'
+        )
+    return path, name
+
+
+def _has_split(path: str | Path, name: str) -> bool:
+    try:
+        find_files(path, name, 'shots_from')
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def fitting_prompt(

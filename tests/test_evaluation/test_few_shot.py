@@ -76,6 +76,40 @@ def test_shots_and_their_origin_go_together(tmp_path: Path, write) -> None:
     assert locate_shots(file, 'dev') == ('dev', None)
 
 
+def test_a_split_of_the_path_comes_before_the_current_folder(tmp_path: Path, monkeypatch) -> None:
+    for file in ('data/val/a.jsonl', 'data/dev/a.jsonl', 'dev/a.jsonl', 'other/a.jsonl'):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(tmp_path / file, [GOOD])
+    monkeypatch.chdir(tmp_path)
+    assert locate_shots('data', 'dev') == ('data', 'dev')
+    assert locate_shots('data', './dev') == ('./dev', None)
+    assert locate_shots('data', tmp_path / 'dev') == (tmp_path / 'dev', None)
+    assert locate_shots('data', 'other') == ('other', None)  # no split of data
+    assert locate_shots('data', 'nowhere') == ('data', 'nowhere')
+    (found,) = source().read(*locate_shots('data', 'dev'), 'shots_from')
+    assert found.place == 'data/dev/a.jsonl:1'
+    assert locate_shots('.', 'data/dev') == ('.', 'data/dev')  # the same one
+    (tmp_path / 'data/data/dev').mkdir(parents=True)
+    write_jsonl(tmp_path / 'data/data/dev/a.jsonl', [GOOD])
+    with pytest.raises(ValueError, match=r"'data/dev' is a split of .* write '\./data/dev' or 'da"):
+        locate_shots('data', 'data/dev')
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'subject': ['law']}, 'subject: a text, not list'),
+        ({'options': [str(number) for number in range(27)]}, 'options: 26 options at most.*27'),
+    ],
+)
+def test_odd_rows_have_a_place_or_are_left_out(change: dict, message: str, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / 'a.jsonl', [GOOD, GOOD | change])
+    with pytest.raises(ValueError, match=rf'mine: .*a\.jsonl:2, {message}'):
+        source().read(path, None, 'path')
+    lenient = source('skip')
+    assert len(lenient.read(path, None, 'path')) == len(lenient.skipped) == 1
+
+
 class Letters:
     bos_id = None
 
