@@ -1,6 +1,7 @@
 """From preferences to an aligned model: train, evaluate, resume and export, through the runner."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,14 @@ def test_a_checkpoint_is_evaluated_by_itself(full, dpo) -> None:
         for key, value in history(runner)[8].items():
             assert metrics[key] == pytest.approx(value, rel=1e-5), key
         assert 'rewards/accuracy' in metrics_table(metrics)
+
+
+def test_data_may_be_moved_or_spelt_otherwise(full, tmp_path, monkeypatch) -> None:
+    folder, _, runner = full
+    shutil.copytree(folder / 'pairs', tmp_path / 'elsewhere')
+    monkeypatch.chdir(tmp_path)
+    found = evaluate(folder / 'work', options={'val_dataloader.dataset.path': 'elsewhere'})
+    assert found['loss'] == pytest.approx(history(runner)[8]['loss'], rel=1e-5)
 
 
 def test_what_was_aligned_is_exported_as_any_language_model(full, dpo) -> None:

@@ -21,7 +21,7 @@ from internlm_mm.datasets.packing import Row
 from internlm_mm.datasets.preference_formats import Preference, check_format, read_preferences
 from internlm_mm.datasets.preprocessing import domains_of
 from internlm_mm.datasets.row_order import check_order
-from internlm_mm.datasets.token_cache import cached_folder, hash_contents
+from internlm_mm.datasets.token_cache import cached_folder, hash_in_order
 from internlm_mm.datasets.token_file import TokenFile
 from internlm_mm.datasets.token_writer import TokenFileWriter
 from internlm_mm.registry import DATASETS
@@ -305,7 +305,7 @@ def tokenise(
     source = {
         'kind': 'preferences',
         'version': __version__,
-        'domains': {name: hash_contents(files) for name, files in domains.items()},
+        'domains': {name: hash_in_order(files) for name, files in domains.items()},
         'tokenizer': encoder.tokenizer.hash,
         'template': repr(encoder.template),
         'max_tokens': encoder.max_tokens,

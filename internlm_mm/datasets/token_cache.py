@@ -73,6 +73,11 @@ def hash_contents(files: Iterable[Path]) -> dict[str, str]:
     return hashes
 
 
+def hash_in_order(files: Iterable[Path]) -> list[list[str]]:
+    """Name and sha256 of each file, in their order, wherever they are and however that is spelt."""
+    return [[Path(path).name, found] for path, found in hash_contents(files).items()]
+
+
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Hold a lock that ends with the process, whatever happens to it."""

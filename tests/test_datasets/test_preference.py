@@ -1,6 +1,7 @@
 """Rows of pairs: what is spelt, what shares a row, what is refused, and by which message."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,19 @@ def test_pairs_that_are_longer_than_a_row(tokenizer, tmp_path) -> None:
     folder = write(tmp_path / 'other', pair(10**80))
     with pytest.raises(ValueError, match=r'pairs.jsonl:1: .*nothing to compare is left'):
         dataset(folder, tokenizer, seq_len=40, overlong='truncate')
+
+
+def test_the_same_files_are_the_same_data_wherever_they_are(
+    tokenizer, tmp_path, monkeypatch
+) -> None:
+    folder = write(tmp_path / 'data', pair(1), pair(2))
+    first = dataset(folder, tokenizer).folder
+    monkeypatch.chdir(tmp_path)
+    assert dataset(Path('data'), tokenizer, cache_dir=tmp_path / 'cache').folder == first
+    shutil.move(folder, tmp_path / 'moved')
+    assert dataset(tmp_path / 'moved', tokenizer).folder == first
+    write(tmp_path / 'moved', pair(2), pair(1))
+    assert dataset(tmp_path / 'moved', tokenizer).folder != first
 
 
 BROKEN = [

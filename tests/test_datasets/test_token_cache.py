@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from internlm_mm.datasets.token_cache import SOURCE_NAME, cached_folder, hash_contents
+from internlm_mm.datasets.token_cache import (
+    SOURCE_NAME,
+    cached_folder,
+    hash_contents,
+    hash_in_order,
+)
 
 
 def make_slowly(folder: Path) -> None:
@@ -53,3 +58,17 @@ def test_hashes_are_of_contents(tmp_path: Path) -> None:
     before = hash_contents([tmp_path / 'a'])
     (tmp_path / 'a').write_text('y')
     assert list(before) == [str(tmp_path / 'a')] and hash_contents([tmp_path / 'a']) != before
+
+
+def test_order_counts_and_not_where_files_are(tmp_path: Path, monkeypatch) -> None:
+    for folder in 'here', 'there':
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / 'a').write_text('1')
+        (tmp_path / folder / 'b').write_text('2')
+    monkeypatch.chdir(tmp_path)
+    names = ('a', 'b')
+    wanted = hash_in_order(Path('here', name) for name in names)
+    assert wanted == hash_in_order(tmp_path / 'there' / name for name in names)
+    assert wanted != hash_in_order(tmp_path / 'here' / name for name in reversed(names))
+    (tmp_path / 'here/b').write_text('3')
+    assert wanted != hash_in_order(tmp_path / 'here' / name for name in names)
