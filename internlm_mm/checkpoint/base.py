@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from internlm_mm.checkpoint.disk import files_crc32
 from internlm_mm.checkpoint.step_folders import MANIFEST_FILE, find_checkpoint, read_state
 
-_PIECE = 1 << 16  # bytes at either end of a file that are looked at
-_WEIGHTS = ('*.safetensors', '*.bin', '*.pt')
+LOG = logging.getLogger(__name__)
+
+_WEIGHTS = ('*.safetensors', '*.bin', 'model_*.pt')  # InternLM's shards of optimizers are *.pt too
+_WHOLE = 'crc32:'  # how fingerprints begin that have seen all of the files
+
+_PIECE = 1 << 16  # bytes at either end of a file that fingerprints of old looked at
+_WEIGHTS_OF_OLD = ('*.safetensors', '*.bin', '*.pt')
 
 
 class Base(NamedTuple):
@@ -45,14 +52,33 @@ def fingerprint(path: str | Path) -> str:
     """A hash that copies of the same weights share, wherever they lie.
 
     Of a checkpoint it is that of the manifest, which has checksums of all files. Of other folders
-    sizes and both ends of the files of weights are looked at, not all of the many gigabytes.
+    the files of weights are read, every byte of them: two merges of adapters into one base differ
+    in nothing but numbers in the middle of files. It finds changes, and is no proof against who
+    means to forge one.
     """
     path = Path(path)
-    digest = hashlib.sha256()
     if (path / MANIFEST_FILE).is_file():
-        digest.update((path / MANIFEST_FILE).read_bytes())
-        return digest.hexdigest()[:32]
-    for file in sorted({file for pattern in _WEIGHTS for file in path.glob(pattern)}):
+        return _of_manifest(path)
+    files = _files(path, _WEIGHTS)
+    digest = hashlib.sha256()
+    for file, checksum in zip(files, files_crc32(files), strict=True):
+        digest.update(f'{file.name} {file.stat().st_size} {checksum}\n'.encode())
+    return f'{_WHOLE}{digest.hexdigest()[:32]}'
+
+
+def sees_all(base: Base) -> bool:
+    """Whether a fingerprint has seen all bytes of the weights, as those of old have not."""
+    return base.fingerprint.startswith(_WHOLE) or (base.path / MANIFEST_FILE).is_file()
+
+
+def _of_manifest(path: Path) -> str:
+    return hashlib.sha256((path / MANIFEST_FILE).read_bytes()).hexdigest()[:32]
+
+
+def _fingerprint_of_old(path: Path) -> str:
+    """Of a folder of another program: sizes and both ends of its files, as once was taken."""
+    digest = hashlib.sha256()
+    for file in _files(path, _WEIGHTS_OF_OLD):
         size = file.stat().st_size
         digest.update(f'{file.name} {size}\n'.encode())
         with open(file, 'rb') as opened:
@@ -60,6 +86,10 @@ def fingerprint(path: str | Path) -> str:
             opened.seek(max(0, size - _PIECE))
             digest.update(opened.read(_PIECE))
     return digest.hexdigest()[:32]
+
+
+def _files(path: Path, patterns: Sequence[str]) -> list[Path]:
+    return sorted({file for pattern in patterns for file in path.glob(pattern)})
 
 
 def recorded_base(checkpoint: str | Path) -> Base | None:
@@ -96,9 +126,16 @@ def find_base(
         )
     if instead is not None and not said.options and any(path.glob('iter_*')):
         path = find_checkpoint(path)
-    if fingerprint(path) != said.fingerprint:
+    whole = sees_all(said._replace(path=path))
+    found = fingerprint(path) if whole else _fingerprint_of_old(path)
+    if found != said.fingerprint:
         raise ValueError(
             f'{checkpoint} holds adapters of other weights than those in {path}: its base was '
             f'{said.path}, whose fingerprint {said.fingerprint} differs'
+        )
+    if not whole:
+        LOG.warning(
+            f'{checkpoint} is of a version that looked at both ends of the files of its base alone:'
+            f' whether the weights in {path} are the same ones in the middle is not known'
         )
     return said._replace(path=path)

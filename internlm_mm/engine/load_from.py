@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from internlm_mm.checkpoint.base import Base, describe_base, find_base, recorded_base
+from internlm_mm.checkpoint.base import Base, describe_base, find_base, recorded_base, sees_all
 from internlm_mm.checkpoint.foreign import is_foreign
 from internlm_mm.checkpoint.step_folders import read_model_state
 from internlm_mm.utils.adapters import is_adapter
@@ -110,6 +110,9 @@ def base_of(start: Start | None, model: Any) -> Base | None:
     if start is None or 'model' not in start.content or not has_adapters:
         return None
     first = start.chain()[0]
+    said = recorded_base(start.path) if start.base is not None else None
+    if said is not None and sees_all(said._replace(path=first.path)):
+        return said._replace(path=first.path)  # compared when the start was chosen
     if first.foreign is not None:
         return describe_base(first.path, first.foreign)
     holds_all = any(is_adapter(name) for name in read_model_state(first.path))
