@@ -257,6 +257,20 @@ def test_trained_adapters_are_no_start_for_a_reference_without_them(full, dpo, t
     assert history(again)[8] == history(runner)[8]
 
 
+def test_a_loss_of_pairs_has_no_perplexity(dpo, tmp_path) -> None:
+    folder, settings, _ = dpo
+    runner = runner_of('internlm_tiny_dpo', tmp_path / 'loop', settings)
+    assert 'everything fits together' in dry_run(runner.cfg)
+    given = settings | {'val_cfg.type': 'PerplexityLoop'}
+    refused = runner_of('internlm_tiny_dpo', tmp_path / 'wrong_loop', given)
+    for act in (refused.prepare_training, lambda: dry_run(refused.cfg)):
+        with pytest.raises(ValueError, match=r'PerplexityLoop .* DPO .*type=PreferenceLoop'):
+            act()
+    assert next(refused.model.parameters()).is_meta
+    with pytest.raises(ValueError, match='type=PreferenceLoop'):
+        evaluate(folder / 'work', options={'val_cfg.type': 'PerplexityLoop'})
+
+
 @pytest.mark.parametrize('way', ['merged', 'precomputed'])
 def test_ways_to_align_what_adapters_have_learnt(way: str, dpo, tmp_path) -> None:
     folder, settings, runner = dpo

@@ -13,15 +13,20 @@ from internlm_mm.utils.adapters import is_adapter
 
 
 def check_alignment(
-    model: nn.Module, loaders: Mapping[str, Any], layout: Layout, hooks: Iterable[Any]
+    model: nn.Module,
+    loaders: Mapping[str, Any],
+    layout: Layout,
+    hooks: Iterable[Any],
+    val_loop: Any = None,
 ) -> None:
-    """Compare an objective over pairs, or any other, with data, adapters, layout and hooks.
+    """Compare an objective over pairs, or any other, with data, adapters, layout, hooks and loop.
 
     Args:
         model: Whole; may be on the meta device.
         loaders: Built loaders by config key.
         layout: Of the job.
         hooks: Of the run.
+        val_loop: What evaluates, built or its class; None where nothing does.
 
     Raises:
         ValueError: Naming the keys that do not go together, and what would.
@@ -43,6 +48,12 @@ def check_alignment(
             )
     if not takes_pairs:
         return
+    if 'val_dataloader' in loaders and not getattr(val_loop, 'takes_pairs', True):
+        loop = val_loop if isinstance(val_loop, type) else type(val_loop)
+        raise ValueError(
+            f'val_cfg.type: {loop.__name__} tells the perplexity of texts, and the loss of {name} '
+            'is of pairs: use val_cfg=dict(type=PreferenceLoop)'
+        )
     reference = getattr(objective, 'reference', None)
     if layout.context > 1:
         raise ValueError(

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from internlm_mm.engine.alignment import check_reference
+from internlm_mm.engine.alignment import check_alignment, check_reference
 from internlm_mm.engine.preflight import build_data_part, check_run
 from internlm_mm.engine.start import check_start, check_start_vocabulary, choose_start
 from internlm_mm.engine.stock_hooks import check_hook
@@ -31,6 +31,7 @@ from internlm_mm.registry import (
     DATALOADERS,
     DATASETS,
     HOOKS,
+    LOOPS,
     MODELS,
     OPTIM_WRAPPER_CONSTRUCTORS,
     PARAM_SCHEDULERS,
@@ -38,6 +39,7 @@ from internlm_mm.registry import (
 )
 from internlm_mm.utils.device import dtype_of, pick_device
 from internlm_mm.utils.flops import model_flops
+from internlm_mm.utils.resolve import resolve_type
 
 LOG = logging.getLogger(__name__)
 
@@ -82,7 +84,8 @@ def dry_run(config: Config) -> str:
         check_documents(exchange, layout.context, getattr(loader.dataset, 'max_docs', 1), key)
     _check_techniques(strategy, layout, model)
     next(iter(train))  # reads one step: truncated or foreign files show here
-    _check_parts(config, model)
+    hooks = _check_parts(config, model)
+    check_alignment(model, loaders, layout, hooks, _val_loop(config))
     lines = [
         *_model_lines(model, train.dataset.seq_len),
         *_start_lines(config, model, tokenizer, loaders),
@@ -142,8 +145,8 @@ def _loader(config: Config, key: str, layout: Layout, train_cfg: dict | None = N
     return DATALOADERS.build(loader, default_args=options)
 
 
-def _check_parts(config: Config, model: nn.Module) -> None:
-    """Build what needs no data: strategy options, optimizer, schedules, loops' pairing, hooks."""
+def _check_parts(config: Config, model: nn.Module) -> list[Any]:
+    """Build what needs no data: strategy options, optimizer, schedules, hooks. Gives the hooks."""
     strategy = config.get('strategy', {})
     dtype, _ = check_options(strategy.get('precision'), strategy.get('reshard', 'step'))
     apply_attention(model, strategy.get('attention', 'auto'), pick_device(), dtype)
@@ -163,12 +166,21 @@ def _check_parts(config: Config, model: nn.Module) -> None:
         defaults = {'by_epoch': False, 'end': config.train_cfg.max_iters}
         PARAM_SCHEDULERS.build({**defaults, **schedule}, default_args={'optimizer': wrapper})
     named = [hook for hook in (config.get('default_hooks') or {}).values() if hook is not None]
+    hooks = []
     for hook in (*named, *(config.get('custom_hooks') or [])):
-        check_hook(HOOKS.build({k: v for k, v in hook.items() if k != 'priority'}))
+        hooks.append(HOOKS.build({k: v for k, v in hook.items() if k != 'priority'}))
+        check_hook(hooks[-1])
     folder = Path(config.work_dir).absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise PermissionError(f'work_dir={config.work_dir!r} cannot be made: {existing}')
+    return hooks
+
+
+def _val_loop(config: Config) -> Any:
+    """The class of what evaluates, if anything does."""
+    kind = (config.get('val_cfg') or {}).get('type')
+    return None if kind is None else resolve_type(kind, LOOPS, 'val_cfg.type')
 
 
 def _start_lines(

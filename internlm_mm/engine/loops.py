@@ -197,6 +197,8 @@ class PerplexityLoop(BaseLoop):
             at once.
     """
 
+    takes_pairs = False  # whether what it tells means something where the loss is of pairs
+
     def __init__(
         self,
         runner: Any,

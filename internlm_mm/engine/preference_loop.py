@@ -22,6 +22,8 @@ class PreferenceLoop(PerplexityLoop):
         task_batch_size: Likewise.
     """
 
+    takes_pairs = True
+
     def _metrics(self, means: Mapping[str, Any]) -> dict[str, float]:
         """'loss', 'loss/NAME', and what the objective tells besides: 'rewards/accuracy' ..."""
         return {key.replace('domain_loss/', 'loss/'): float(value) for key, value in means.items()}

@@ -209,7 +209,7 @@ class LLMRunner(BuildingRunner):
     def _check_data(self, loaders: Mapping[str, Any]) -> None:
         """Whether model, tokenizer and layout fit all rows, and every size of a ramped-up batch."""
         check_run(self.model, loaders, self.tokenizer)
-        check_alignment(self.model, loaders, self.strategy.layout, self.hooks)
+        check_alignment(self.model, loaders, self.strategy.layout, self.hooks, self._val_loop)
         if self._start is not None:
             check_start_vocabulary(self._start, self.tokenizer, loaders, self.logger)
         for key, loader in loaders.items():
