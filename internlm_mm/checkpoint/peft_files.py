@@ -22,6 +22,7 @@ from internlm_mm.checkpoint.foreign import is_foreign, open_source
 from internlm_mm.checkpoint.hf_files import is_hf_folder, publish_folder, write_json
 from internlm_mm.checkpoint.huggingface import find_form, write_tokenizer
 from internlm_mm.checkpoint.peft_config import CONFIG_NAME, read_peft_config
+from internlm_mm.checkpoint.reward import scored_config, scored_layout
 from internlm_mm.checkpoint.step_folders import (
     TOKENIZER_FOLDER,
     check_whole,
@@ -34,7 +35,7 @@ from internlm_mm.checkpoint.vocabulary import find_tokenizer
 from internlm_mm.registry import MODELS
 from internlm_mm.tokenizers import build_template
 from internlm_mm.tokenizers.chat_choice import recorded_template
-from internlm_mm.utils.adapters import is_adapter, layer_of
+from internlm_mm.utils.adapters import is_adapter, is_score, layer_of
 
 LOG = logging.getLogger(__name__)
 
@@ -49,6 +50,9 @@ def is_peft_folder(path: str | Path) -> bool:
 
 def export_peft(checkpoint: str | Path, out: str | Path, overwrite: bool = False) -> int:
     """Write the adapters of a checkpoint, and its tokenizer, so that `peft` loads them.
+
+    Those of a reward model go with its score, over transformers' `...ForSequenceClassification` of
+    the frozen weights with `num_labels=1`.
 
     Args:
         checkpoint: A work dir or a checkpoint `iter_N`. Frozen weights need not be there.
@@ -71,15 +75,27 @@ def export_peft(checkpoint: str | Path, out: str | Path, overwrite: bool = False
         raise ValueError(f'{checkpoint} has no adapters: model.adapter is not in its config')
     with torch.device('meta'):
         model: Any = MODELS.build(said)
-    layout = find_form(model, None).layout(model.num_heads, model.num_kv_heads)
+    form = find_form(model, None)
+    layout = form.layout(model.num_heads, model.num_kv_heads)
     state = read_model_state(checkpoint)
-    names = {name: _PREFIX + layout.stored(name).name for name in sorted(filter(is_adapter, state))}
-    layers = {layer_of(name): layer_of(stored) for name, stored in names.items()}
+    scores = sorted(filter(is_score, state))
+    if scores:
+        scored_config(form, form.config_of(model))  # or an error, where transformers has no class
+        layout = scored_layout(layout)
+    names = {
+        name: _PREFIX + layout.stored(name).name
+        for name in [*sorted(filter(is_adapter, state)), *scores]
+    }
+    layers = {
+        layer_of(name): layer_of(stored) for name, stored in names.items() if is_adapter(name)
+    }
     with publish_folder(Path(out), overwrite) as folder:
         tensors = {stored: state[name] for name, stored in names.items()}
         entries = [Entry(name, value.dtype, tuple(value.shape)) for name, value in tensors.items()]
         size, _ = write_tensor_file(folder / WEIGHTS_NAME, entries, iter(tensors.values()))
         content = _config_of(build_adapter(adapter), model, layers)
+        if scores:
+            content |= {'task_type': 'SEQ_CLS', 'modules_to_save': ['score']}
         content['base_model_name_or_path'] = _base_of(checkpoint, layers)
         write_json(folder / CONFIG_NAME, content)
         tokenizer = find_tokenizer(checkpoint / TOKENIZER_FOLDER)

@@ -8,8 +8,14 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
+from internlm_mm.checkpoint.base import describe_base
+from internlm_mm.checkpoint.checkpointer import Checkpointer
 from internlm_mm.checkpoint.peft_files import adapter_of_peft, check_peft, export_peft, read_peft
 from internlm_mm.checkpoint.pretrained import load_model, load_tokenizer_of
 from internlm_mm.inference.template_choice import stored_template
@@ -101,6 +107,42 @@ def test_a_packed_base_is_not_named(tmp_path: Path, caplog) -> None:
     ids = torch.randint(300, (2, 30))
     ours = load_model(tmp_path / 'peft', base=tmp_path / 'hf').logits(ids)
     assert (ours - model.logits(ids)).abs().max() <= 1e-5 * ours.abs().max()
+
+
+@pytest.mark.parametrize('family', [InternLM, Qwen3])
+def test_peft_gives_the_same_scores(tmp_path: Path, family) -> None:
+    hf, work_dir, adapted = adapted_run(tmp_path, family)
+    file = work_dir / 'iter_3' / 'config.json'
+    said = json.loads(file.read_text())
+    said['model']['objective'] = {'type': 'PairwiseReward'}
+    model = MODELS.build(dict(said['model']))
+    model.load_state_dict(adapted.state_dict(), strict=False)
+    torch.nn.init.normal_(model.objective.score.weight)
+    state = dict(model.named_parameters())
+    learnt = {name: p.detach() for name, p in state.items() if p.requires_grad}
+    assert 'objective.score.weight' in learnt
+    Checkpointer(async_save=False).save(
+        tmp_path / 'reward' / 'iter_3',
+        {f'model.{name}': value for name, value in learnt.items()},
+        {'iter': 3, 'base': describe_base(hf).as_json()},
+        {'config.json': json.dumps(said)},
+    )
+    export_peft(tmp_path / 'reward', tmp_path / 'peft')
+    said = json.loads((tmp_path / 'peft' / 'adapter_config.json').read_text())
+    assert (said['task_type'], said['modules_to_save']) == ('SEQ_CLS', ['score'])
+    plain = AutoModelForSequenceClassification.from_pretrained(hf, num_labels=1)
+    plain.config.pad_token_id = 0
+    theirs = peft.PeftModel.from_pretrained(plain, tmp_path / 'peft').eval()
+    assert type(theirs).__name__ == 'PeftModelForSequenceClassification'
+    ids = torch.randint(1, 300, (3, 20))
+    with torch.no_grad():
+        wanted = theirs(ids).logits.squeeze(1)
+        hidden = model.eval().hidden_states(ids, torch.arange(20).expand(3, -1))
+        found = model.objective.score(hidden[:, -1]).squeeze(1)
+        merged = theirs.merge_and_unload()(ids).logits.squeeze(1)
+    assert found.unique().numel() == 3
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, merged, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture
