@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from internlm_mm.datasets.conversation_formats import Example
+from internlm_mm.datasets.forms.fields import is_context
 from internlm_mm.tokenizers import ChatTemplate, Tokenizer
 from internlm_mm.tokenizers.chat_spelling import Encoded
 from internlm_mm.utils.suggest import did_you_mean
@@ -153,7 +154,7 @@ def split_turns(
 
 def _check_answers(example: Example) -> None:
     for index, message in enumerate(example.messages):
-        if message.get('role') != 'assistant' or message.get('loss') is False:
+        if message.get('role') != 'assistant' or is_context(message):
             continue
         content = message.get('content')
         if not message.get('tool_calls') and isinstance(content, (str, type(None), list)):

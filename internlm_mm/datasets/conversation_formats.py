@@ -25,6 +25,7 @@ from internlm_mm.datasets.forms.fields import (
     Parts,
     kind,
     list_of,
+    loss_of,
     need,
     parsed,
     system_of,
@@ -177,11 +178,10 @@ def _weighed(message: Any, index: int) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise ValueError(f'message {index}: an object with role and content, not {kind(message)}')
     read = {key: value for key, value in message.items() if value is not None}
-    if 'weight' in read:
-        weight = read.pop('weight')
-        if weight not in (0, 1):
-            raise ValueError(f'message {index}: weight {reprlib.repr(weight)}: 0 or 1')
-        read.setdefault('loss', bool(weight))
+    loss = loss_of(read, f'message {index}: ')
+    read.pop('weight', None)
+    if loss is not None:
+        read['loss'] = loss
     if read.get('function_call') and 'tool_calls' not in read:  # of 2023
         read['tool_calls'] = [{'type': 'function', 'function': read.pop('function_call')}]
     if read.get('role') == 'function':

@@ -16,6 +16,7 @@ import numpy as np
 from internlm_mm.datasets.browsing import Sheet
 from internlm_mm.datasets.conversation_encoding import ConversationEncoder
 from internlm_mm.datasets.conversation_formats import Example, read_examples
+from internlm_mm.datasets.forms.fields import is_context
 from internlm_mm.registry import CHAT_TEMPLATES
 from internlm_mm.tokenizers import ChatTemplate, Tokenizer, build_template
 from internlm_mm.tokenizers.chat_spelling import Encoded
@@ -131,7 +132,7 @@ def _look_at(example: Example, encoder: ConversationEncoder, marks: Marks, repor
     answers = [
         index
         for index, message in enumerate(example.messages)
-        if message.get('role') == 'assistant' and message.get('loss') is not False
+        if message.get('role') == 'assistant' and not is_context(message)
     ]
     for document in documents:
         report.add(document)

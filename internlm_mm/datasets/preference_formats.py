@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from internlm_mm.datasets.conversation_formats import FORMATS as CONVERSATIONS
 from internlm_mm.datasets.conversation_formats import read_formed, refuse_filled
+from internlm_mm.datasets.forms.fields import is_context
 from internlm_mm.datasets.records import Record
 from internlm_mm.utils.suggest import did_you_mean
 
@@ -104,7 +105,7 @@ def _read(record: Record, format: str) -> Preference:
     for name, answer in (('chosen', chosen), ('rejected', rejected)):
         if not answer or answer[-1].get('role') != 'assistant':
             raise ValueError(f'{name}: an answer of the assistant is expected at the end')
-        if any(message.get('loss') is False for message in answer):
+        if any(is_context(message) for message in answer):
             raise ValueError(f'{name}: all of an answer is compared; loss or weight says not')
     for name, messages in (('prompt', prompt), ('chosen', chosen), ('rejected', rejected)):
         for index, message in enumerate(messages):

@@ -144,9 +144,10 @@ def test_malformed_conversations(tokenizer, messages: list[dict], message: str) 
     assert str(raised.value).startswith(f'c.jsonl:3, {message}')
 
 
-def test_an_empty_answer_may_be_context(tokenizer: Path) -> None:
+@pytest.mark.parametrize('loss', [False, 0])
+def test_an_empty_answer_may_be_context(tokenizer: Path, loss: object) -> None:
     encoder = ConversationEncoder(tokenizer, build_template('internlm2'), 500)
-    empty = {'role': 'assistant', 'content': '', 'loss': False}
+    empty = {'role': 'assistant', 'content': '', 'loss': loss}
     (document,), *_ = encoder(example([Q, empty, Q, PLAIN[2]]))
     assert learned(document) == learned(encoder(example([Q, PLAIN[2]])).documents[0])
 

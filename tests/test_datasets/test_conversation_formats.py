@@ -28,6 +28,8 @@ CASES: list[tuple[dict, str, list[dict]]] = [
     ({'messages': PLAIN, 'id': 7}, 'messages', PLAIN),
     ({'messages': json.dumps(PLAIN)}, 'messages', PLAIN),
     ({'messages': [Q, {**A, 'weight': 0}]}, 'messages', [Q, {**A, 'loss': False}]),
+    ({'messages': [Q, {**A, 'loss': 0, 'weight': 0}]}, 'messages', [Q, {**A, 'loss': False}]),
+    ({'messages': [Q, {**A, 'loss': 1}]}, 'messages', [Q, {**A, 'loss': True}]),
     ({'messages': [Q, {**A, 'loss': False, 'name': None}]}, 'messages', [Q, {**A, 'loss': False}]),
     ({'instruction': 'q', 'output': 'a'}, 'alpaca', [Q, A]),
     (
@@ -144,14 +146,21 @@ def test_parquet(tmp_path: Path) -> None:
 
 BAD = [
     ({'messages': 'no json'}, 'messages: no JSON'),
-    ({'messages': None}, "field 'messages' is missing"),
+    ({'messages': None}, "field 'messages' is null"),
     ({'messages': {'role': 'user'}}, 'messages: a list, not dict'),
     ({'messages': ['q']}, 'message 0: an object with role and content, not str'),
     ({'messages': [Q, {**A, 'weight': 2}]}, 'message 1: weight 2: 0 or 1'),
+    ({'messages': [Q, {**A, 'weight': 0, 'loss': True}]}, 'message 1: loss True beside weight 0'),
+    ({'messages': [Q, {**A, 'weight': 1, 'loss': 0}]}, 'message 1: loss 0 beside weight 1: they'),
+    ({'messages': [Q, {**A, 'loss': []}]}, 'message 1: loss []: true or false'),
+    (
+        {'conversations': [{'from': 'gpt', 'value': 'a', 'loss': True, 'weight': 0}]},
+        'conversations[0].loss True beside weight 0',
+    ),
     ({'messages': [Q, {**A, 'content': '\ud800'}]}, 'message 1: the text has a lone surrogate'),
     ({'messages': [Q, A], 'tools': '['}, 'tools: no JSON'),
     ({'messages': [Q, A], 'tools': {'x': 1}}, 'tools: a list, not dict'),
-    ({'instruction': 'q', 'output': None}, "field 'output' is missing"),
+    ({'instruction': 'q', 'output': None}, "field 'output' is null"),
     ({'instruction': 'q', 'output': 3}, 'output: a text, not int'),
     ({'instruction': 'q', 'output': 'a', 'input': 4}, 'input: a text, not int'),
     ({'instruction': 'q', 'output': 'a', 'history': ['qa']}, "history[0]: a question and an"),

@@ -64,7 +64,7 @@ def test_statistics_by_role(tmp_path: Path, tokenizer) -> None:
         ('assistant', '5', '5'),
         ('tool', '2', '0'),
     ]
-    muted = over(tmp_path, tokenizer, chat(Q, {**A, 'loss': False}, Q, A))
+    muted = over(tmp_path, tokenizer, chat(Q, {**A, 'loss': 0}, Q, A))
     assert muted.messages['assistant'] == 2 and muted.with_loss == {'user': 0, 'assistant': 1}
 
 

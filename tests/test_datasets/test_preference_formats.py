@@ -178,6 +178,10 @@ MALFORMED = [
         'chosen: all of an answer is compared',
     ),
     (
+        dict(prompt=USER, chosen=[ANSWERS[0][0] | {'loss': 0}], rejected=BAD),
+        'chosen: all of an answer is compared',
+    ),
+    (
         dict(prompt=None, chosen=TALK, rejected=TALK + ANSWERS[0]),
         'chosen: it is the beginning of the other',
     ),

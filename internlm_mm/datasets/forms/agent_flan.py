@@ -11,6 +11,7 @@ from internlm_mm.datasets.forms.fields import (
     Parts,
     kind,
     list_of,
+    loss_of,
     need,
     plain_text,
     text_of,
@@ -49,7 +50,7 @@ def read(record: Mapping[str, Any]) -> Parts:
         message: Message = {'role': role, 'content': text}
         if role == 'assistant':
             message = _answer(text)
-            if turn.get('loss') is False:
+            if loss_of(turn, f'{field}.') is False:
                 message['loss'] = False
         elif waits or role not in ('system', 'user'):
             message['role'] = 'tool' if waits else 'user'

@@ -22,7 +22,9 @@ def need(record: Mapping[str, Any], key: str) -> Any:
     Raises:
         ValueError: If it is not, or is null.
     """
-    if record.get(key) is None:
+    if key in record and record[key] is None:
+        raise ValueError(f'field {key!r} is null')
+    if key not in record:
         raise ValueError(f'field {key!r} is missing.{did_you_mean(key, record)}')
     return record[key]
 
@@ -52,6 +54,31 @@ def list_of(value: Any, field: str) -> list[Any]:
 def kind(value: object) -> str:
     """Name of a value's type."""
     return type(value).__name__
+
+
+def loss_of(turn: Mapping[str, Any], field: str) -> bool | None:
+    """What `loss`, or OpenAI's `weight`, says of a turn; None where there is neither.
+
+    Args:
+        turn: Its fields; 0 and 1 are as good as false and true.
+        field: In front of the names, for messages: 'message 1: ' or 'conversations[1].'.
+
+    Raises:
+        ValueError: If one is something else, or the two contradict each other.
+    """
+    loss, weight = turn.get('loss'), turn.get('weight')
+    for key, value, valid in (('loss', loss, 'true or false'), ('weight', weight, '0 or 1')):
+        if value not in (None, False, True):
+            raise ValueError(f'{field}{key} {reprlib.repr(value)}: {valid}')
+    if loss is not None and weight is not None and loss != weight:
+        raise ValueError(f'{field}loss {loss!r} beside weight {weight!r}: they contradict')
+    value = weight if loss is None else loss
+    return None if value is None else bool(value)
+
+
+def is_context(message: Mapping[str, Any]) -> bool:
+    """Whether a message says that it is not learned: `loss` is False, or 0."""
+    return message.get('loss') in (False,)
 
 
 def parsed(value: Any, field: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +10,10 @@ from internlm_mm.datasets.forms.fields import (
     Message,
     Parts,
     calls_of,
+    is_context,
     kind,
     list_of,
+    loss_of,
     named,
     need,
     parsed,
@@ -56,11 +57,9 @@ def read(record: Mapping[str, Any]) -> Parts:
         message: Message = {'role': role, 'content': text}
         if role == 'calls':
             message = {'role': 'assistant', 'content': None, 'tool_calls': _calls(text, field)}
-        loss = turn.get('loss', turn.get('weight'))
+        loss = loss_of(turn, f'{field}.')
         if loss is not None:
-            if loss not in (0, 1):
-                raise ValueError(f'{field}.loss {reprlib.repr(loss)}: true or false')
-            message['loss'] = bool(loss)
+            message['loss'] = loss
         messages.append(message)
     return named(messages), tools_of(record)
 
@@ -89,7 +88,7 @@ def write(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> di
                 'from': 'function_call',
                 'value': to_json(spelt if len(spelt) > 1 else spelt[0]),
             }
-        if message.get('loss') is False and role == 'assistant':
+        if is_context(message) and role == 'assistant':
             turn['loss'] = False
         turns.append(turn)
     record['conversations'] = turns

@@ -62,3 +62,28 @@ def test_between():
         (10, '', 17),
     ]
     assert list(fields.between('</b><b>', '<b>', '</b>')) == []
+
+
+@pytest.mark.parametrize(
+    ('turn', 'expected'),
+    [
+        ({}, None), ({'loss': None, 'weight': None}, None), ({'loss': 0}, False),
+        ({'loss': True}, True), ({'weight': 1}, True), ({'loss': False, 'weight': 0.0}, False),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_the_loss(turn, expected):
+    assert fields.loss_of(turn, '') is expected
+    assert fields.is_context(turn) is (turn.get('loss') is not None and not turn['loss'])
+
+
+@pytest.mark.parametrize(
+    ('turn', 'message'),
+    [
+        ({'loss': 'no'}, "^m: loss 'no': true or false"),
+        ({'weight': -1}, '^m: weight -1: 0 or 1'),
+        ({'loss': True, 'weight': 0}, '^m: loss True beside weight 0: they contradict'),
+    ],
+)
+def test_a_loss_that_is_none(turn, message):
+    with pytest.raises(ValueError, match=message):
+        fields.loss_of(turn, 'm: ')

@@ -115,7 +115,7 @@ def test_what_the_messages_cannot_hold_comes_back():
 @pytest.mark.parametrize(
     ('change', 'error'),
     [
-        ({'chat': None}, "field 'chat' is missing"),
+        ({'chat': None}, "field 'chat' is null"),
         ({'chat': []}, 'chat: an object of turns, not list'),
         ({'chat': {'first': {}}}, "chat: 'turn_1' and so on, not 'first'"),
         ({'chat': {'turn_1': 3}}, 'chat.turn_1: an object, not int'),

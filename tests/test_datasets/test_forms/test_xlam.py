@@ -74,7 +74,7 @@ def test_irrelevant_functions_and_lists_that_are_no_text():
         ({'tools': {'a': 1}}, 'tools: a list, not dict'),
         ({'tools': [{'name': 'f', 'parameters': {'x': 'int'}}]}, r'parameters.x: an object, not'),
         ({'tools': [{'name': 'f', 'parameters': [1]}]}, r'tools\[0\].parameters: an object'),
-        ({'query': None}, "field 'query' is missing"),
+        ({'query': None}, "field 'query' is null"),
     ],
 )
 def test_malformed(change, error):
