@@ -155,8 +155,13 @@ def _base_of(checkpoint: Path, layers: Mapping[str, str]) -> str | None:
     return str(base.path)
 
 
-def adapter_of_peft(folder: str | Path) -> dict[str, Any]:
+def adapter_of_peft(folder: str | Path, num_layers: int | None = None) -> dict[str, Any]:
     """`model.adapter` of a config, for the adapters in a folder.
+
+    Args:
+        folder: Has the two files.
+        num_layers: Of the model that they are of. Where it is known, and all of its layers are
+            adapted alike, targets are few names instead of those of all layers.
 
     Raises:
         FileNotFoundError: If files are missing.
@@ -165,9 +170,7 @@ def adapter_of_peft(folder: str | Path) -> dict[str, Any]:
     said = read_peft_config(folder)
     layers = sorted({layer_of(name) for name in _names(folder)})
     ends = sorted({name.rpartition('.')[2] for name in layers})
-    blocks = {name.rpartition('.')[0] for name in layers}
-    by_depth = {'.'.join(block.split('.')[:2]) for block in blocks}
-    everywhere = len(layers) == len(ends) * len(by_depth)
+    everywhere = num_layers is not None and len(layers) == len(ends) * num_layers
     return {
         'type': 'LoRA',
         'rank': said['r'],
@@ -191,12 +194,12 @@ def check_peft(folder: str | Path, model: nn.Module, adapter: Mapping[str, Any] 
         FileNotFoundError: If files are missing.
         ValueError: Naming the setting or the tensor that does not fit.
     """
-    theirs = build_adapter(adapter_of_peft(folder))
+    said = adapter_of_peft(folder, _depth(model))
+    theirs = build_adapter(said)
     wanted = {name: list(p.shape) for name, p in model.named_parameters() if is_adapter(name)}
     if not wanted or adapter is None:
         raise ValueError(
-            f'{folder} holds adapters, and the model has none: set model.adapter='
-            f'{adapter_of_peft(folder)}'
+            f'{folder} holds adapters, and the model has none: set model.adapter={said}'
         )
     ours = build_adapter(adapter)
     for key in ('rank', 'alpha', 'rslora', 'dora'):
@@ -253,7 +256,8 @@ def open_peft(
         ValueError: If the two do not belong together.
     """
     path = peft_base(folder, base)
-    adapter, tensors = build_adapter(adapter_of_peft(folder)), read_peft(folder)
+    said, tensors = adapter_of_peft(folder), read_peft(folder)
+    adapter = build_adapter(said)
     if is_foreign(path):
         source = open_source(path)
         config, weights = source.config, source.weights
@@ -262,9 +266,18 @@ def open_peft(
         config = {k: v for k, v in read_config(path)['model'].items() if k != 'objective'}
         weights = read_frozen(path)
     with torch.device('meta'):
-        adapter.apply(model := MODELS.build(dict(config)))
-    check_peft(folder, model, adapter_of_peft(folder))
+        model = MODELS.build(dict(config))
+    try:
+        adapter.apply(model)
+    except ValueError as error:
+        raise ValueError(f'{folder} does not fit the weights in {path}: {error}') from error
+    check_peft(folder, model, said)
     return config, Merged(weights, tensors, adapter)
+
+
+def _depth(model: Any) -> int | None:
+    layers = getattr(model, 'layers', None)
+    return None if layers is None else len(layers)
 
 
 def _names(folder: str | Path) -> dict[str, list[int]]:

@@ -62,7 +62,7 @@ def adopt_model(config: Config) -> None:
         model = open_source(path, **options).config
     model = {key: value for key, value in model.items() if key != 'objective'}
     if adapter is not None:
-        model['adapter'] = adapter_of_peft(adapter)
+        model['adapter'] = adapter_of_peft(adapter, {**model, **said}.get('num_layers'))
     config.model = to_plain({**model, **said})  # classes by name, as in a dump
 
 

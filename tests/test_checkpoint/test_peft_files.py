@@ -21,7 +21,7 @@ from internlm_mm.checkpoint.pretrained import load_model, load_tokenizer_of
 from internlm_mm.inference.template_choice import stored_template
 from internlm_mm.models import InternLM, InternLM2, Qwen3
 from internlm_mm.registry import MODELS
-from tests.trained import SIZES, adapted_run
+from tests.trained import SIZES, adapted_run, trained_run
 
 pytestmark = [
     pytest.mark.filterwarnings('ignore:.*is_gradient_checkpointing:FutureWarning'),
@@ -35,8 +35,9 @@ pytestmark = [
         (InternLM, {}),
         (InternLM, {'dora': True, 'targets': ['o_proj', 'up_proj']}),
         (Qwen3, {'rslora': True, 'targets': ['layers.1.*.[qv]_proj', 'layers.0.mlp.down_proj']}),
+        (InternLM, {'targets': ['layers.0.*.[qv]_proj']}),
     ],
-    ids=['lora', 'dora', 'rslora on some layers'],
+    ids=['lora', 'dora', 'rslora on some layers', 'a full set on the first layer'],
 )
 def test_peft_gives_the_same_logits(tmp_path: Path, family, adapter) -> None:
     hf, work_dir, model = adapted_run(tmp_path, family, **adapter)
@@ -69,7 +70,7 @@ def test_what_peft_has_trained_is_read(tmp_path: Path) -> None:
     wanted = theirs(ids).logits
     found = load_model(tmp_path / 'theirs').logits(ids)
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
-    said = adapter_of_peft(tmp_path / 'theirs')
+    said = adapter_of_peft(tmp_path / 'theirs', num_layers=2)
     assert said['targets'] == [f'{x}_proj' for x in ('down', 'gate', 'k', 'o', 'q', 'up', 'v')]
     assert (said['rank'], said['alpha'], said['dora'], said['rslora']) == (3, 5.0, True, False)
     with pytest.raises(FileNotFoundError, match="'nowhere', which is no folder: say with base"):
@@ -77,6 +78,28 @@ def test_what_peft_has_trained_is_read(tmp_path: Path) -> None:
     moved = shutil.move(hf, tmp_path / 'moved')
     found = load_model(tmp_path / 'theirs', base=moved).logits(ids)
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize('layers', [[0], [1]])
+def test_what_peft_has_trained_on_some_layers_is_read(tmp_path: Path, layers) -> None:
+    hf, _, _ = adapted_run(tmp_path)
+    config = peft.LoraConfig(r=3, target_modules=['q_proj', 'v_proj'], layers_to_transform=layers)
+    theirs = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(hf), config)
+    for name, parameter in theirs.named_parameters():
+        if 'lora_B' in name:
+            torch.nn.init.normal_(parameter, 0.0, 0.2)
+    theirs.save_pretrained(tmp_path / 'theirs')
+    names = [f'layers.{layers[0]}.self_attn.{name}_proj' for name in 'qv']
+    for num_layers in (None, 2):
+        assert adapter_of_peft(tmp_path / 'theirs', num_layers)['targets'] == names
+    ids = torch.randint(300, (2, 30))
+    wanted = theirs(ids).logits
+    found = load_model(tmp_path / 'theirs').logits(ids)
+    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    if layers == [1]:
+        trained_run(tmp_path / 'shallow', num_layers=1)
+        with pytest.raises(ValueError, match=r"theirs does not fit .*'layers\.1\.self_attn\.q_pr"):
+            load_model(tmp_path / 'theirs', base=tmp_path / 'shallow' / 'work')
 
 
 def test_settings_targets_and_tokenizer_are_written(tmp_path: Path) -> None:

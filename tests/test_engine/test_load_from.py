@@ -119,6 +119,7 @@ def test_adapters_of_peft_are_laid_over(base: Path, tmp_path: Path) -> None:
     config.load_from, config.model = said, {'max_seq_len': 32}
     adopt_model(config)
     assert config.model['adapter']['rank'] == 4 and config.model['adapter']['dora'] is True
+    assert 'q_proj' in config.model['adapter']['targets']  # all layers of the model: short names
 
 
 def test_frozen_weights_in_four_bits(base: Path, tmp_path: Path) -> None:
