@@ -16,7 +16,7 @@ from internlm_mm.engine.alignment import check_alignment, check_reference
 from internlm_mm.engine.preflight import build_data_part, check_run
 from internlm_mm.engine.start import check_start, check_start_vocabulary, choose_start
 from internlm_mm.engine.stock_hooks import check_hook
-from internlm_mm.engine.task_evaluation import build_tasks, check_evaluation
+from internlm_mm.engine.task_evaluation import build_tasks, check_evaluation, check_objective
 from internlm_mm.parallel.attention import apply_attention, check_shared_attention
 from internlm_mm.parallel.context import check_documents
 from internlm_mm.parallel.fit import check_layout
@@ -76,6 +76,7 @@ def dry_run(config: Config) -> str:
     tasks = (config.get('val_cfg') or {}).get('tasks') or ()
     built = build_tasks(tasks, tokenizer, model.max_seq_len) if tasks else []
     strategy = config.get('strategy', {})
+    check_objective(built, model, check_kernels(strategy.get('kernels')).cross_entropy)
     for key, loader in loaders.items():
         for count in getattr(loader, 'micro_batch_counts', [None]):
             seq_len, pipeline = loader.dataset.seq_len, strategy.get('pipeline')

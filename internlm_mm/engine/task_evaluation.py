@@ -122,7 +122,7 @@ class TaskEvaluation:
             one_each=ring,
         )
         self.tasks = build_tasks(tasks, runner.tokenizer, self.scorer.longest)
-        _check_objective(self.tasks, runner.model, strategy.techniques.kernels.cross_entropy)
+        check_objective(self.tasks, runner.model, strategy.techniques.kernels.cross_entropy)
         writing = [task.name for task in self.tasks if task.generates]
         if writing and not hasattr(runner.model, 'make_cache'):
             raise ValueError(
@@ -178,9 +178,24 @@ class TaskEvaluation:
         return copy_whole(strategy.model, model, strategy.device, strategy.param_dtype)
 
 
-def _check_objective(tasks: Sequence[Task], model: nn.Module, cross_entropy: str) -> None:
-    """Refuse to compare log-probabilities by a model that learns something else."""
+def check_objective(tasks: Sequence[Task], model: nn.Module, cross_entropy: str) -> None:
+    """Refuse to compare log-probabilities, or to write, by a model that learns something else.
+
+    Args:
+        tasks: Built.
+        model: May be on the meta device.
+        cross_entropy: Name of the kernel.
+
+    Raises:
+        ValueError: Naming the tasks, and what hinders them.
+    """
     objective = getattr(model, 'objective', None)
+    if tasks and getattr(objective, 'replaces_head', False):
+        raise ValueError(
+            f'val_cfg.tasks: {", ".join(task.name for task in tasks)} needs a model of language, '
+            f'and one with the objective {type(objective).__name__} has a score in place of its '
+            'head: take it out'
+        )
     scored = [task.name for task in tasks if not task.generates]
     if scored and cross_entropy == 'liger':
         raise ValueError(

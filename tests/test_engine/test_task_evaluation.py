@@ -10,9 +10,9 @@ import torch
 from internlm_mm.engine.dry_run import dry_run
 from internlm_mm.engine.task_evaluation import (
     TaskEvaluation,
-    _check_objective,
     build_tasks,
     check_evaluation,
+    check_objective,
 )
 from internlm_mm.evaluation import Generate, MultipleChoice, Play, Report, Task
 from internlm_mm.inference import Generator, Sampling
@@ -177,13 +177,30 @@ def test_objectives_that_sum_something_else(data, tmp_path: Path) -> None:
     message = r'val_cfg\.tasks: mmlu compares log-probabilities, which the objective SimPO does not'
     with pytest.raises(ValueError, match=message):
         found_by(tmp_path, data, [choice(data), written(data)], **more)
+    config = tiny_config(tmp_path, **changes(data, [choice(data)], **more))
+    with pytest.raises(ValueError, match=message):
+        dry_run(config)
     assert 'gsm8k/accuracy' in found_by(tmp_path, data, [written(data)], **more)
+
+
+@pytest.mark.parametrize('task', [choice, written])
+def test_a_reward_model_neither_writes_nor_compares(task, data, tmp_path: Path) -> None:
+    more = dict(model__objective=dict(type='PairwiseReward'))
+    runner = tiny_runner(tmp_path, **changes(data, [task(data)], **more))
+    message = (
+        r'val_cfg\.tasks: (gsm8k|mmlu) needs a model of language, .* PairwiseReward has a score'
+    )
+    with pytest.raises(ValueError, match=message):
+        runner.val()
+    assert next(runner.model.parameters()).is_meta, 'refused before it was placed'
+    with pytest.raises(ValueError, match=message):
+        dry_run(runner.cfg)
 
 
 def test_a_kernel_that_tells_no_losses_of_tokens(data) -> None:
     tasks = [MultipleChoice(data / 'mmlu', 'mmlu', split='test')]
     with pytest.raises(ValueError, match=r"mmlu compares .*'liger' tells no losses"):
-        _check_objective(tasks, torch.nn.Linear(1, 1), 'liger')
+        check_objective(tasks, torch.nn.Linear(1, 1), 'liger')
 
 
 @TASKS.register_module()
