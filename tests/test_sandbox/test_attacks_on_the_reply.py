@@ -46,7 +46,7 @@ def answer(token, result='forged', **more):
     ],
 )
 def test_an_answer_in_place_of_the_worker(host: Host, forged: str) -> None:
-    reply = host.run(f'{FORGE}\nos.write(channel(), {forged})\nwhile True: pass', 0.3)
+    reply = host.run(f'{FORGE}\nos.write(channel(), {forged})\nwhile True: pass', 1.5)
     assert reply.status == 'killed', reply
     assert reply.result is None and 'forged' not in reply.text
     assert 'protocol' in (reply.error or '') or reply.limit == 'seconds'
@@ -97,7 +97,7 @@ def test_an_answer_for_the_next_cell(host: Host) -> None:
     ],
 )
 def test_a_channel_that_is_closed(host: Host, code: str) -> None:
-    reply = host.run(f'{FORGE}\n{code}', 0.5)
+    reply = host.run(f'{FORGE}\n{code}', 1.5)
     assert reply.status == 'killed' and reply.state_lost, reply
     assert 'all that was defined is lost' in (reply.error or '')
     assert host.run('6 * 7').fresh

@@ -15,7 +15,7 @@ from internlm_mm.sandbox import Limits, Sandbox, SandboxError, Session
 @pytest.fixture(scope='module')
 def sandbox() -> Iterator[Sandbox]:
     try:
-        box = Sandbox(limits=Limits(seconds=5, grace_seconds=0.3, code_kb=4), spare=1)
+        box = Sandbox(limits=Limits(seconds=5, grace_seconds=1.5, code_kb=4), spare=1)
     except SandboxError as error:
         pytest.skip(str(error))
     with box:
