@@ -58,7 +58,7 @@ def read_examples(
     """Conversations of one file, in order, and in the place of each that is malformed its error.
 
     Args:
-        path: A .json, .jsonl, .jsonl.gz or .parquet file.
+        path: A .json or .jsonl file, also with .gz, or a .parquet file.
         format: One of `FORMATS`; 'auto' is what the keys of the file's first record say, which is
             logged.
         keep_going: Whether a line that is no JSON gives an error in its place, too.

@@ -1,10 +1,15 @@
-"""Documents in text files: txt, json, jsonl, jsonl.gz and parquet."""
+"""Documents in text files: txt, json, jsonl, both of them with .gz, and parquet."""
 
 from __future__ import annotations
 
+import logging
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from mmengine.logging import print_log
 
 from internlm_mm.datasets.permutation import hash_key
 from internlm_mm.datasets.records import READERS, decode_text, read_records, suffix_of
@@ -35,9 +40,9 @@ class Document(NamedTuple):
 def read_documents(path: str | Path, *, text_key: str = 'text') -> Iterator[Document]:
     """Documents of one file, in order.
 
-    A .txt file is one document. A .json file is a list of records or one record; .jsonl and
-    .jsonl.gz have one record a line; .parquet one a row. A record is an object with a text under
-    `text_key`, or (but for parquet) the text itself. Empty texts are left out.
+    A .txt file is one document. A .json or .json.gz file is a list of records or one record;
+    .jsonl and .jsonl.gz have one record a line; .parquet one a row. A record is an object with a
+    text under `text_key`, or (but for parquet) the text itself. Empty texts are left out.
 
     Args:
         path: The file.
@@ -61,46 +66,71 @@ def read_documents(path: str | Path, *, text_key: str = 'text') -> Iterator[Docu
             yield document
 
 
-def find_files(path: str | Path) -> list[Path]:
-    """Files below `path` that can be read, by name; hidden ones are left out.
+def find_files(path: str | Path, *, texts: bool = True) -> list[Path]:
+    """Files below `path` that can be read, by name.
+
+    Hidden files, what is written about the data (README, LICENSE, .md) and files that hold no
+    data, as scripts and pictures, are left out, and the log says how many.
 
     Args:
         path: A folder, or one file.
+        texts: Whether .txt files are data; False where records are read.
 
     Raises:
         FileNotFoundError: If there is nothing there, or nothing that can be read.
-        ValueError: If `path` is a file of another kind.
+        ValueError: If `path` is a file of another kind, or a folder with data of another kind.
     """
     path = Path(path)
+    endings = _ENDINGS if texts else tuple(READERS)
     if path.is_file():
-        suffix_of(path, _ENDINGS)
+        suffix_of(path, endings)
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f'no file or folder {path}')
-    files = [
-        file
-        for file in sorted(path.rglob('*'))
-        if file.name.lower().endswith(_ENDINGS)
-        and not any(part.startswith('.') for part in file.relative_to(path).parts)
-        and file.is_file()
-    ]
+    files, left_out = [], Counter[str]()
+    for file in sorted(path.rglob('*')):
+        if not file.is_file():
+            continue
+        name = file.name.lower()
+        if any(part.startswith('.') for part in file.relative_to(path).parts):
+            left_out['hidden'] += 1
+        elif name.endswith(endings):
+            files.append(file)
+        elif _ABOUT.match(name):
+            left_out['README, LICENSE or .md'] += 1
+        elif name.endswith(_OTHER_DATA):
+            suffix_of(file, endings)
+        else:
+            left_out[file.suffix or 'without an ending'] += 1
+    if left_out:
+        kinds = ', '.join(f'{count:,} {kind}' for kind, count in sorted(left_out.items()))
+        print_log(
+            f'{path}: {left_out.total():,} files are no data and left out: {kinds}',
+            logger='current',
+            level=logging.INFO,
+        )
     if not files:
-        raise FileNotFoundError(f'{path} has no file that ends in {", ".join(_ENDINGS)}')
+        raise FileNotFoundError(f'{path} has no file that ends in {", ".join(endings)}')
     return files
 
 
-def find_domains(path: str | Path) -> dict[str, list[Path]]:
+def find_domains(path: str | Path, *, texts: bool = True) -> dict[str, list[Path]]:
     """Files below `path` by domain.
 
     A file's domain is the sub-folder of `path` it is in or, directly in `path`, its name without
     the ending. A single file is one domain.
 
+    Args:
+        path: As in `find_files`.
+        texts: As in `find_files`.
+
     Raises:
         FileNotFoundError: If there is nothing that can be read.
+        ValueError: If there is data of a kind that cannot be read.
     """
     root = Path(path)
     domains: dict[str, list[Path]] = {}
-    for file in find_files(root):
+    for file in find_files(root, texts=texts):
         parts = file.relative_to(root).parts
         name = parts[0] if len(parts) > 1 else file.name[: -len(suffix_of(file, _ENDINGS))]
         domains.setdefault(name, []).append(file)
@@ -163,3 +193,11 @@ def _read_texts(path: Path, text_key: str) -> Iterator[Document]:
 
 
 _ENDINGS = ('.txt', *READERS)
+_ABOUT = re.compile(r'readme|licen[cs]e|.*\.md$')
+_OTHER_DATA = (
+    *('.txt', '.csv', '.tsv', '.ndjson', '.jsonlines'),
+    *('.gz', '.zst', '.zstd', '.bz2', '.xz', '.lz4', '.zip', '.tar', '.tgz', '.7z', '.rar'),
+    *('.arrow', '.feather', '.avro', '.orc', '.xlsx', '.xls', '.db', '.sqlite'),
+    *('.bin', '.npy', '.npz', '.pkl', '.pickle', '.pt', '.h5', '.hdf5', '.msgpack', '.tfrecord'),
+)
+# Data that is not read; it is refused, so that nobody trains on less than there is.

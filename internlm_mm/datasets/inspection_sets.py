@@ -261,4 +261,4 @@ def _needed(tokenizer: Tokenizer | None) -> Tokenizer:
 
 def _files(config: Mapping[str, Any]) -> dict[str, list[Path]]:
     path: str | Path | Sequence[str | Path] = config['path']
-    return domains_of([path] if isinstance(path, (str, Path)) else path)
+    return domains_of([path] if isinstance(path, (str, Path)) else path, texts=False)

@@ -73,9 +73,9 @@ class PreferenceDataset(PackedRows):
     `ConversationDataset` are.
 
     Args:
-        path: Files and folders of json, jsonl, jsonl.gz and parquet, one or several. In a folder
-            each sub-folder is a domain, and each file directly in it another; 'NAME=PATH' names
-            a domain.
+        path: Files and folders of json, jsonl, both with .gz, and parquet, one or several. In a
+            folder each sub-folder is a domain, and each file directly in it another; 'NAME=PATH'
+            names a domain.
         seq_len: Length of a row, in tokens; both answers with their prompts must fit into it.
         chat_template: A name in the registry, or a dict with `type`.
         tokenizer: The model's: its config or a path; None takes the run's.
@@ -135,7 +135,7 @@ class PreferenceDataset(PackedRows):
             tokenizer_of(tokenizer), build_template(chat_template), seq_len, overlong, add_ending
         )
         inputs = [path] if isinstance(path, (str, Path)) else path
-        domains = domains_of(inputs)
+        domains = domains_of(inputs, texts=False)
         self.folder = tokenise(domains, encoder, cache_dir, format=format, on_error=on_error)
         self.template = encoder.template
         self.cache_dir = Path(cache_dir)  # of references too

@@ -198,11 +198,12 @@ def check_output(output: Path, overwrite: bool) -> None:
         )
 
 
-def domains_of(inputs: Iterable[str | Path]) -> dict[str, list[Path]]:
+def domains_of(inputs: Iterable[str | Path], *, texts: bool = True) -> dict[str, list[Path]]:
     """Files by domain, domains and files in a fixed order.
 
     Args:
         inputs: As in `preprocess`.
+        texts: As in `find_files`.
 
     Raises:
         FileNotFoundError: If an input is missing, or holds nothing that can be read.
@@ -214,9 +215,10 @@ def domains_of(inputs: Iterable[str | Path]) -> dict[str, list[Path]]:
         if equals and not Path(item).exists():
             if not name or '/' in name or name.startswith('.'):
                 raise ValueError(f'input {item!r}: {name!r} cannot be the name of a folder')
-            found = {name: [file for group in find_domains(path).values() for file in group]}
+            groups = find_domains(path, texts=texts).values()
+            found = {name: [file for group in groups for file in group]}
         else:
-            found = find_domains(item)
+            found = find_domains(item, texts=texts)
         for domain, files in found.items():
             domains.setdefault(domain, []).extend(files)
     for domain, files in domains.items():

@@ -1,4 +1,4 @@
-"""Records in json, jsonl, jsonl.gz and parquet files, each with the line it stands in."""
+"""Records in json, jsonl, both with .gz, and parquet files, each with the line it stands in."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def read_records(
 ) -> Iterator[Record]:
     """Records of one file, in order.
 
-    A .json file is a list of records or one record; .jsonl and .jsonl.gz have one a line, and
-    empty lines between them; .parquet has one a row.
+    A .json or .json.gz file is a list of records or one record; .jsonl and .jsonl.gz have one a
+    line, and empty lines between them; .parquet has one a row.
 
     Args:
         path: The file.
@@ -139,7 +139,18 @@ _BETWEEN = re.compile(r'[\s,]*')
 
 
 def _read_json(path: Path, options: Options) -> Iterator[Record]:  # noqa: ARG001
-    data = path.read_bytes()
+    yield from _records_of(path.read_bytes(), path, path.stat().st_size)
+
+
+def _read_json_gz(path: Path, options: Options) -> Iterator[Record]:  # noqa: ARG001
+    try:
+        data = gzip.decompress(path.read_bytes())
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f'{path}: damaged gzip file: {error}') from error
+    yield from _records_of(data, path, path.stat().st_size)
+
+
+def _records_of(data: bytes, path: Path, size: int) -> Iterator[Record]:
     text = decode_text(data, path, 1)
     try:
         content = parse_json(text)
@@ -149,7 +160,7 @@ def _read_json(path: Path, options: Options) -> Iterator[Record]:  # noqa: ARG00
         raise ValueError(f'{path}:{_flawed_line(text)}: not JSON: {error}') from None
     records = content if isinstance(content, list) else [content]
     for number, record in enumerate(records, 1):
-        done = len(data) * number // len(records)
+        done = size * number // len(records)
         yield Record(record, path, number, f'{path}: record {number}', done)
 
 
@@ -234,6 +245,7 @@ def _read_parquet(path: Path, options: Options) -> Iterator[Record]:
 
 READERS: dict[str, Callable[[Path, Options], Iterator[Record]]] = {
     '.json': _read_json,
+    '.json.gz': _read_json_gz,
     '.jsonl': _read_jsonl,
     '.jsonl.gz': _read_jsonl_gz,
     '.parquet': _read_parquet,

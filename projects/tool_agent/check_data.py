@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
             data.get('add_ending', True),
         )
         path = data['path']
-        domains = domains_of([path] if isinstance(path, (str, Path)) else path)
+        domains = domains_of([path] if isinstance(path, (str, Path)) else path, texts=False)
         findings = look_over(domains, encoder, data.get('format', 'auto'))
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)

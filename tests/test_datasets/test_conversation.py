@@ -102,6 +102,17 @@ def test_domains_are_files_and_folders(tmp_path: Path, tokenizer) -> None:
     assert only.domains == ['alpaca']
 
 
+def test_a_readme_beside_the_data_is_no_data_and_a_table_is_an_error(
+    tmp_path: Path, tokenizer
+) -> None:
+    write(tmp_path / 'data/a.jsonl', {'messages': PLAIN})
+    (tmp_path / 'data/README.txt').write_text('Conversations of mine.')
+    assert make(tmp_path / 'data', tokenizer, tmp_path, seq_len=512).domains == ['a']
+    (tmp_path / 'data/b.csv').write_text('prompt,answer')
+    with pytest.raises(ValueError, match=r"b\.csv: cannot read '\.csv', only \.json, "):
+        make(tmp_path / 'data', tokenizer, tmp_path, seq_len=512)
+
+
 def test_it_is_made_once(tmp_path: Path, tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / 'c.jsonl', *[{'messages': PLAIN}] * 5)
     first = make(path, tokenizer, tmp_path)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from internlm_mm.datasets import documents
 from internlm_mm.datasets.documents import (
     find_domains,
     find_files,
@@ -45,6 +46,17 @@ def test_json_list(tmp_path: Path, content: list) -> None:
     path = tmp_path / 'a.json'
     path.write_text(json.dumps(content, indent=1))
     assert texts_of(path) == TEXTS
+
+
+def test_json_gz(tmp_path: Path) -> None:
+    path = tmp_path / 'a.json.gz'
+    path.write_bytes(gzip.compress(json.dumps([{'text': 'one'}, 'two']).encode()))
+    assert texts_of(path) == ['one', 'two']
+    assert list(find_domains(tmp_path)) == ['a']
+    assert list(read_documents(path))[-1].bytes_read == path.stat().st_size
+    path.write_bytes(b'[]')
+    with pytest.raises(ValueError, match=r'a\.json\.gz: damaged gzip file'):
+        texts_of(path)
 
 
 def test_json_record(tmp_path: Path) -> None:
@@ -124,6 +136,47 @@ def test_missing_and_unknown_files(tmp_path: Path) -> None:
         find_files(tmp_path / 'none')
     with pytest.raises(FileNotFoundError, match='has no file that ends in'):
         find_files(tmp_path)
+
+
+def fill(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_what_is_no_data_is_left_out_and_counted(tmp_path: Path, monkeypatch) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(documents, 'print_log', lambda message, **_: logged.append(message))
+    names = ('a.jsonl', 'README', 'LICENSE.txt', 'x/notes.md', '.git/a.json', 'make.py', 'b.R')
+    fill(tmp_path, *names)
+    assert find_files(tmp_path, texts=False) == [tmp_path / 'a.jsonl']
+    assert logged == [
+        f'{tmp_path}: 6 files are no data and left out: 1 .R, 1 .py, 3 README, LICENSE or .md, '
+        '1 hidden'
+    ]
+    assert [file.name for file in find_files(tmp_path)] == ['LICENSE.txt', 'a.jsonl']
+    assert len(logged) == 2  # the text is a document
+    find_files(tmp_path / 'x/..' / 'a.jsonl')
+    assert len(logged) == 2
+
+
+@pytest.mark.parametrize('name', ['b.jsonl.zst', 'x/b.jsonl.bz2', 'b.CSV', 'b.csv.gz', 'b.arrow'])
+def test_data_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> None:
+    fill(tmp_path, 'a.jsonl', name)
+    with pytest.raises(
+        ValueError, match=rf'{name}: cannot read .*, only \.txt, \.json, \.json\.gz'
+    ):
+        find_files(tmp_path)
+    with pytest.raises(ValueError, match=rf'{name}: cannot read .*, only \.json, \.json\.gz'):
+        find_domains(tmp_path, texts=False)
+
+
+def test_texts_are_no_records(tmp_path: Path) -> None:
+    fill(tmp_path, 'a.jsonl', 'b.txt')
+    assert len(find_files(tmp_path)) == 2
+    for path in (tmp_path, tmp_path / 'b.txt'):
+        with pytest.raises(ValueError, match=r"b\.txt: cannot read '\.txt', only \.json, "):
+            find_files(path, texts=False)
 
 
 def test_domains_are_sub_folders_and_files(tmp_path: Path) -> None:
