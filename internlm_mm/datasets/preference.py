@@ -359,6 +359,13 @@ def _write(
                     counts.tokens += len(ids)
                     counts.compared += sum(loss_mask[1:])
         if not counts.pairs:
-            reason = f', {counts.skipped} malformed: {counts.messages[0]}' if counts.skipped else ''
-            raise ValueError(f'{", ".join(map(str, files))}: no pair to learn from{reason}')
+            reasons = ''
+            if counts.overlong:
+                reasons += (
+                    f', {counts.overlong:,} longer than the {encoder.max_tokens:,} tokens of a row '
+                    "and left out by overlong='skip'"
+                )
+            if counts.skipped:
+                reasons += f', {counts.skipped:,} malformed: {counts.messages[0]}'
+            raise ValueError(f'{", ".join(map(str, files))}: no pair to learn from{reasons}')
     return counts

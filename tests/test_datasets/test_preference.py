@@ -131,6 +131,9 @@ def test_pairs_that_are_longer_than_a_row(tokenizer, tmp_path) -> None:
         dataset(folder, tokenizer, seq_len=150)
     skipping = dataset(folder, tokenizer, seq_len=150, overlong='skip')
     assert skipping.counts['pairs'].overlong == 1 and skipping.num_pairs == [2]
+    message = r"no pair to learn from, 3 longer than the 20 tokens .* left out by overlong='skip'$"
+    with pytest.raises(ValueError, match=message):
+        dataset(folder, tokenizer, seq_len=20, overlong='skip')
     cutting = dataset(folder, tokenizer, seq_len=150, overlong='truncate', packing=None)
     counts = cutting.counts['pairs']
     assert counts.cut == 1 and counts.pairs == 3
