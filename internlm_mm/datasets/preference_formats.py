@@ -133,6 +133,8 @@ def _prompt(record: Mapping[str, Any]) -> _Parts:
     tools = CONVERSATIONS['messages']({'messages': [], 'tools': record.get('tools')})[1]
     if chosen[0].get('role') != 'assistant':  # both hold the whole conversation
         messages, chosen, rejected = _common_prompt(chosen, rejected)
+        if prompt:
+            _check_said(prompt, [*_system(record), *messages], key)
     elif isinstance(prompt, list):
         messages = _messages(prompt, key)
     else:
@@ -161,6 +163,34 @@ def _common_prompt(chosen: Messages, rejected: Messages) -> tuple[Messages, Mess
                 f'{part[0].get("role")!r}, and not in an answer'
             )
     return chosen[:same], *parts
+
+
+def _check_said(prompt: Any, messages: Messages, key: str) -> None:
+    """Refuse a prompt that says what is in no turn of the conversations beside it.
+
+    Raises:
+        ValueError: If a text is no turn of the user, or one of its messages is none of theirs.
+    """
+    turns = {(message.get('role'), _plain(message)) for message in messages}
+    said = [{'role': 'user', 'content': prompt}] if isinstance(prompt, str) else prompt
+    for message in _messages(said if isinstance(said, list) else [said], key):
+        if (message.get('role'), _plain(message)) not in turns:
+            raise ValueError(
+                f'{key}: it says {_short(_plain(message))}, which is no turn of chosen and '
+                'rejected, two whole conversations; leave it out, or give the answers alone'
+            )
+
+
+def _plain(message: Mapping[str, Any]) -> str:
+    content = message.get('content')
+    if isinstance(content, list):  # of parts
+        texts = (part.get('text') if isinstance(part, Mapping) else part for part in content)
+        content = ''.join(map(str, texts))
+    return str(content or '').strip()
+
+
+def _short(text: str, most: int = 40) -> str:
+    return repr(text if len(text) <= most else f'{text[:most]}...')
 
 
 _TURN = re.compile(r'(?:\A|\n\n)(Human|Assistant):')

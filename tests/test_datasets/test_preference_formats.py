@@ -23,6 +23,7 @@ TALK = [
     {'role': 'assistant', 'content': 'B.'},
     {'role': 'user', 'content': 'C?'},
 ]
+OTHER = {'role': 'user', 'content': 'totally other'}
 SYSTEM = {'role': 'system', 'content': 'Be brief.'}
 CALL = {'type': 'function', 'function': {'name': 'f', 'arguments': '{"x": 1}'}, 'id': 'a'}
 CALLS = [
@@ -63,6 +64,15 @@ RECORDS = [
         ),
         'prompt',
         USER,
+    ),
+    (
+        'a prompt that says what two conversations say',
+        dict(
+            prompt=[SYSTEM, TALK[0]], system='Be brief.',
+            chosen=TALK + ANSWERS[0], rejected=TALK + ANSWERS[1],
+        ),
+        'prompt',
+        [SYSTEM, *TALK],
     ),
     (
         'orca',
@@ -184,6 +194,22 @@ MALFORMED = [
     (
         dict(prompt=None, chosen=TALK, rejected=TALK + ANSWERS[0]),
         'chosen: it is the beginning of the other',
+    ),
+    (
+        dict(prompt='totally other', chosen=TALK + ANSWERS[0], rejected=TALK + ANSWERS[1]),
+        "prompt: it says 'totally other', which is no turn of chosen and rejected",
+    ),
+    (
+        dict(
+            prompt=[{'role': 'user', 'content': ['x', 3]}],
+            chosen=TALK + ANSWERS[0],
+            rejected=TALK + ANSWERS[1],
+        ),
+        'prompt',
+    ),
+    (
+        dict(question=[OTHER], chosen=TALK + ANSWERS[0], rejected=TALK + ANSWERS[1]),
+        "question: it says 'totally other'",
     ),
     (
         dict(prompt='x', chosen=TALK + ANSWERS[0], rejected=USER + ANSWERS[1]),
