@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from internlm_mm.checkpoint.pretrained import convert_to_hf
 from internlm_mm.engine.dry_run import dry_run
 from internlm_mm.engine.task_evaluation import (
     TaskEvaluation,
@@ -108,6 +109,36 @@ def test_a_copy_writes_what_the_model_does(technique: str, alone, data, tmp_path
     options = {f'strategy__{technique}': {'recompute': 1.0, 'offload': True}[technique]}
     found_by(tmp_path, data, [written(data)], **options)
     assert records_of(tmp_path / 'evaluation', 'gsm8k') == alone[2]
+
+
+def test_weights_in_four_bits_write_too(data, tmp_path: Path) -> None:
+    pytest.importorskip('bitsandbytes')
+    save = dict(type='StepCheckpointHook', interval=2)
+    base = changes(data, [], train_cfg__max_iters=2, default_hooks__checkpoint=save)
+    for key in ('val_cfg__tasks', 'val_cfg__task_batch_size', 'strategy__precision'):
+        base.pop(key)
+    tiny_runner(tmp_path / 'base', **base, val_cfg=None).train()
+    convert_to_hf(tmp_path / 'base', tmp_path / 'hf', dtype='float32')
+    more = dict(
+        load_from=str(tmp_path / 'hf'),
+        model__adapter=dict(rank=4, four_bit=True),
+        strategy__precision=None,
+    )
+    texts = {}
+    for name, options in {
+        'itself': {},
+        'copy': {'strategy__recompute': 1.0},
+        'half': {'strategy__precision': dict(param='bfloat16', reduce='float32')},
+    }.items():
+        found_by(tmp_path / name, data, [choice(data), written(data)], **more | options)
+        texts[name] = records_of(tmp_path / name / 'evaluation', 'gsm8k')
+    assert texts['copy'] == texts['itself'] and any(record['output'] for record in texts['half'])
+    hook = dict(type='EvaluationHook', interval=2, at_start=True)
+    more |= dict(custom_hooks=[hook], train_cfg__max_iters=4, strategy__recompute=1.0)
+    runner = tiny_runner(tmp_path / 'run', **changes(data, [written(data)], **more))
+    runner.train()
+    assert len(list((tmp_path / 'run' / 'evaluation').iterdir())) == 3
+    assert runner.model.layers['0'].mlp.up_proj.weight.dtype == torch.uint8
 
 
 def test_perplexity_and_tasks_together_on_a_pipeline(data, two_ranks, tmp_path) -> None:

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
 
 from internlm_mm.models import InternLM
+from internlm_mm.parallel.adapters import adapted_layers
 from internlm_mm.parallel.whole import copy_whole
+from internlm_mm.registry import MODELS
 from tests.helpers import tiny_runner
 
 CPU = torch.device('cpu')
@@ -35,6 +38,28 @@ def test_equals_the_weights_of_one_process(two_ranks, tmp_path, axis: str) -> No
     if axis == 'data_shard':
         for value in two_ranks(copied, tmp_path / 'half', {axis: 2}, 'bfloat16')[0].values():
             assert value.dtype == torch.bfloat16
+
+
+def test_frozen_weights_in_four_bits_are_shared() -> None:
+    sizes = dict(vocab_size=8, hidden_size=16, intermediate_size=8, num_layers=2, num_heads=2)
+    said = dict(type=InternLM, **sizes, max_seq_len=8)
+    said['adapter'] = dict(rank=2, targets=['q_proj'], four_bit=True)
+    model = MODELS.build(dict(said))
+    for layer in adapted_layers(model):  # as it is held, whatever the numbers mean
+        layer.weight = nn.Parameter(torch.zeros(128, 1, dtype=torch.uint8), requires_grad=False)
+        layer.scales = torch.ones(4)
+    with torch.device('meta'):
+        target = MODELS.build(dict(said))
+    copy = copy_whole(model, target, CPU, torch.bfloat16)
+    for ours, theirs in zip(adapted_layers(copy), adapted_layers(model), strict=True):
+        assert ours.weight is theirs.weight and ours.scales is theirs.scales
+    for name, theirs in model.named_parameters():
+        ours = copy.get_parameter(name)
+        assert ours.dtype == (torch.uint8 if theirs.dtype == torch.uint8 else torch.bfloat16)
+        assert torch.equal(ours, theirs.to(ours.dtype)), name
+    for layer in adapted_layers(model):
+        assert layer.scales.dtype == torch.float32
+        assert layer.lora_A.weight.requires_grad, 'the model itself goes on to learn'
 
 
 def test_another_model_is_refused() -> None:
