@@ -28,6 +28,7 @@ from internlm_mm.ops import (
     to_four_bit,
 )
 from internlm_mm.registry import ADAPTERS
+from internlm_mm.utils.seeds import name_seed
 from internlm_mm.utils.suggest import did_you_mean
 
 
@@ -101,7 +102,9 @@ class LoRA:
         for name in chosen:
             base = model.get_submodule(name)
             assert isinstance(base, nn.Linear)
-            layer = LoRALinear(base, self.rank, self.scale, self.dropout, self.dora)
+            layer = LoRALinear(
+                base, self.rank, self.scale, self.dropout, self.dora, seed=name_seed(0, name)
+            )
             layer.four_bit = self.four_bit
             model.set_submodule(name, layer)
         return model
@@ -156,6 +159,7 @@ class LoRALinear(nn.Linear):
         scale: Factor of the change.
         dropout: Share of the change's inputs that are zeroed in training.
         dora: Whether the length of each row is learnt apart.
+        seed: Of what is drawn, where the layer is not on the meta device.
 
     Attributes:
         is_on: Whether the change is applied; see `adapters_off`.
@@ -165,12 +169,18 @@ class LoRALinear(nn.Linear):
     scales: Tensor | None
 
     def __init__(
-        self, base: nn.Linear, rank: int, scale: float, dropout: float, dora: bool
+        self,
+        base: nn.Linear,
+        rank: int,
+        scale: float,
+        dropout: float,
+        dora: bool,
+        seed: int = 0,
     ) -> None:
         super().__init__(base.in_features, base.out_features, base.bias is not None, device='meta')
         self.weight, self.bias = base.weight, base.bias
         device, dtype = base.weight.device, base.weight.dtype
-        self.lora_A = AdapterWeight((rank, base.in_features), device, dtype)
+        self.lora_A = AdapterWeight((rank, base.in_features), device, dtype, seed=seed)
         self.lora_B = AdapterWeight((base.out_features, rank), device, dtype, zeros=True)
         self.lora_magnitude_vector: AdapterWeight | None = None
         if dora:
@@ -218,6 +228,7 @@ class AdapterWeight(nn.Module):
         dtype: Of the tensor.
         zeros: Whether it begins with zeros; else a matrix is drawn as PEFT does, and lengths are 1
             until the frozen weights are known.
+        seed: Of what is drawn here. On the meta device nothing is.
     """
 
     def __init__(
@@ -226,12 +237,13 @@ class AdapterWeight(nn.Module):
         device: torch.device,
         dtype: torch.dtype,
         zeros: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.zeros = zeros
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         if device.type != 'meta':
-            self.init_parameter('weight', self.weight, torch.Generator().manual_seed(0))
+            self.init_parameter('weight', self.weight, torch.Generator().manual_seed(seed))
 
     @torch.no_grad()
     def init_parameter(self, _name: str, tensor: Tensor, generator: torch.Generator) -> None:

@@ -116,6 +116,19 @@ def test_it_begins_as_the_frozen_model_does(base) -> None:
             assert layer.lora_A.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.2)
 
 
+def test_layers_begin_with_numbers_of_their_own() -> None:
+    def drawn() -> list[torch.Tensor]:
+        model = LoRA(rank=4).apply(randomize(InternLM(**SIZES)))
+        return [layer.lora_A.weight for layer in adapter_layers(model)]
+
+    first = drawn()
+    for index, one in enumerate(first):
+        for other in first[index + 1 :]:
+            assert one.shape != other.shape or not torch.equal(one, other)
+    for one, again in zip(first, drawn(), strict=True):
+        assert torch.equal(one, again), 'they follow from the name alone'
+
+
 def test_off_is_the_frozen_model(base) -> None:
     plain = randomize(InternLM(**SIZES))
     model = LoRA(rank=4, dora=True, dropout=0.5).apply(copy.deepcopy(plain))
