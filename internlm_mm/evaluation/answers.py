@@ -7,7 +7,12 @@ from collections.abc import Callable
 from fractions import Fraction
 
 _SIGN = r'[-−–+]?\s?(?:[$€£¥]|\\\$)?'
-_DIGITS_AND_MORE = r'\d(?:[\d,]*\d)?(?:\.\d+)?(?:[eE][-+]?\d+\b)?(?:\s?/\s?\d+(?:\.\d+)?)?'
+# A space between thousands, or what LaTeX has for one or for a comma.
+_GAP = r'(?:[ \u00a0\u2009\u202f]|\\[,;:! ]|\{,\})'
+_GROUPED = rf'(?<![\d,.^_/])[1-9]\d{{0,2}}(?:{_GAP}\d{{3}}(?!\d))+'
+_DIGITS_AND_MORE = (
+    rf'(?:{_GROUPED}|\d(?:[\d,]*\d)?)(?:\.\d+)?(?:[eE][-+]?\d+\b)?(?:\s?/\s?\d+(?:\.\d+)?)?'
+)
 _BARE = re.compile(rf'(?<![\w.]){_SIGN}(?:{_DIGITS_AND_MORE}|\.\d+)')
 _ANSWER_IS = re.compile(r'(?:\banswer\s*(?:is|:|=)|答案\s*(?:是|为|：|:))[\s:：*]*', re.IGNORECASE)
 _DIGITS = re.compile(r'[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?')
@@ -68,15 +73,16 @@ EXTRACTORS: dict[str, Callable[[str], str | None]] = {
 
 
 def parse_number(text: str) -> Fraction | None:
-    r"""The value of '1,234', '$5.00', '-3/4', '50%', '\frac{1}{2}', '1e3'; None of other texts.
+    r"""The value of '1,234', '1 000', '1{,}234', '$5.00', '-3/4', '50%', '\frac{1}{2}', '1e3'.
 
-    A percent sign changes nothing, as answers have it or not.
+    None of other texts. A percent sign changes nothing, as answers have it or not.
     """
     text = text.strip().strip('$').strip()
     text = re.sub(r'^([-−–+]?)\s*(?:[$€£¥]|\\\$)\s*', r'\1', text)
     text = re.sub(r'\s*(?:\\?%|\.)$', '', text).replace('−', '-').replace('–', '-')
     text = re.sub(r'^([-+])\s+', r'\1', text)
     text = re.sub(r'(?<=\d),(?:\\!)?(?=\d{3}(?!\d))', '', text)
+    text = re.sub(_GROUPED, lambda match: re.sub(_GAP, '', match.group()), text)
     match = re.fullmatch(r'([-+]?)\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}', text)
     if match:
         sign, above, below = match.groups()
@@ -123,12 +129,13 @@ def normalise_latex(text: str) -> str:
     r"""One spelling for what LaTeX spells in several ways.
 
     Spaces, \left and \right, sizes of fractions, units, currency and degrees go; \frac12 becomes
-    \frac{1}{2}, \sqrt3 becomes \sqrt{3}, and of 'x = 5' the 5 is left.
+    \frac{1}{2}, \sqrt3 becomes \sqrt{3}, '(C)' becomes 'C', and of 'x = 5' the 5 is left.
 
     Source: the rules of https://github.com/hendrycks/math, modeling/math_equivalence.py, restated.
     """
     text = text.strip().strip('$').strip()
     text = text.replace('\\\\', '\\') if '\\begin' not in text else text
+    text = re.sub(r'(?<=\d)\{,\}(?=\d{3}(?!\d))', '', text)
     for spelt in ('\\!', '\\,', '\\;', '\\:', '\\ ', '\\left', '\\right', '\\displaystyle', '~'):
         text = _drop(text, spelt)
     text = re.sub(r'\\[dtc]frac(?![A-Za-z])', r'\\frac', text)
@@ -142,6 +149,7 @@ def normalise_latex(text: str) -> str:
     match = re.fullmatch(r'\s*[A-Za-z]{1,2}\s*=([^=]+)', text)
     text = match.group(1) if match else text
     text = re.sub(r'\s+', '', text)
+    text = re.sub(r'^\(([A-Z])\)$', r'\1', text)
     text = re.sub(r'(?<=\d),(?=\d{3}(?!\d))(?![^(\[]*[)\]])', '', text)  # no list in brackets
     text = re.sub(r'\\sqrt(\w)', r'\\sqrt{\1}', text)
     text = re.sub(r'\\frac(?:\{([^{}]*)\}|([^{}\\]))(?:\{([^{}]*)\}|([^{}\\]))', _fraction, text)

@@ -72,6 +72,13 @@ def test_in_the_last_box(text: str, found: str | None) -> None:
         ('about 1e3 of them', '1e3'),
         ('2 + 3 = 5.', '5'),
         ('5, 6 and 7,', '7'),
+        ('it costs 1 000 dollars', '1 000'),
+        ('12\u202f345\u00a0678.5.', '12\u202f345\u00a0678.5'),
+        (r'thus $1{,}234$ of them', '$1{,}234'),
+        (r'thus $-1\,234$', r'-1\,234'),
+        ('in 2020 100 people', '100'),
+        ('5 100 20', '20'),
+        ('a decimal comma, 1{,}5', '5'),
         ('a1b2', None),
         ('none at all', None),
     ],
@@ -102,6 +109,9 @@ def test_behind_answer_is(text: str, found: str | None) -> None:
         ('1,234', 1234), ('$5.00', 5), ('\\$3', 3), ('$ 5', 5), ('$-5$', -5), ('-$5', -5),
         ('50%', 50), ('50\\%', 50), ('-3/4', Fraction(-3, 4)), ('\\frac{1}{2}', Fraction(1, 2)),
         ('-\\dfrac{1}{2}', Fraction(-1, 2)), ('1e3', 1000), ('5.', 5), ('−7', -7), ('- 7', -7),
+        ('1 000', 1000), ('-1\u202f000.5', Fraction(-2001, 2)), ('1{,}234', 1234),
+        (r'1\,234\,567', 1_234_567), ('1 00', None), ('0 100', None), ('1{,}5', None),
+        ('2020 100', None), ('1 000 00', None),
         ('+7', 7), ('.5', Fraction(1, 2)), ('1,000,000', 10**6), ('0.1', Fraction(1, 10)),
         ('1,23', None), ('x', None), ('1/0', None), ('', None), ('1_000', None), ('1 2', None),
         ('1e99999999', None), ('nan', None), ('inf', None), ('1/2/3', None),
@@ -130,6 +140,15 @@ def test_values(text: str, value: int | Fraction | None) -> None:
         (r'3 \sqrt{2}', r'3\sqrt{2}', True),
         (r'\begin{pmatrix} 1 \\ 2 \end{pmatrix}', r'\begin{pmatrix}1\\2\end{pmatrix}', True),
         ('2', '2.0', True),
+        ('1{,}234', '1234', True),
+        (r'\$1{,}234{,}567', '1,234,567', True),
+        ('1{,}5', '15', False),
+        ('(1{,}234, 5)', '(1234,5)', True),
+        ('1 000', '1000', True),
+        (r'\text{(C)}', 'C', True),
+        ('(C)', r'\textbf{(C)}', True),
+        ('(C)', 'D', False),
+        ('(c)', 'c', False),
         ('$7$.', '7', True),
         ('(1,000)', '(1000)', False),  # a pair
         ('1,2', '12', False),
@@ -149,6 +168,7 @@ def test_latex(one: str, other: str, same: bool) -> None:
 def test_numbers_and_texts() -> None:
     assert same_number('1,234.0', '$1234')
     assert not same_number('12', '1 2')
+    assert same_number('1 000', '1,000') and same_number('1{,}000', '$1000')
     assert same_number('Paris.', 'paris') and not same_number('five', '5')
     assert same_text('  The  Cat. ', 'the cat') and not same_text('cat', 'the cat')
     assert EXTRACTORS['whole']('  x \n') == 'x' and EXTRACTORS['whole'](' \n') is None
