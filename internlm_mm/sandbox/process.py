@@ -11,6 +11,10 @@ from dataclasses import dataclass
 
 from internlm_mm.sandbox.confine import descendants
 
+_PATIENCE = (
+    10.0  # seconds for signals to take effect: on a crowded machine processes wait for a turn
+)
+
 
 class StartError(Exception):
     """A session did not come up."""
@@ -125,11 +129,13 @@ class Processes:
         """Let the worker stand still; returns when every thread of it does."""
         self._signal(signal.SIGSTOP)
         self._stopped = True
-        for wait in range(200):
-            if _all_stopped(self.worker):
-                return
-            time.sleep(0.0001 * (wait + 1))
-        raise StartError('the worker does not stop')
+        deadline = time.monotonic() + _PATIENCE
+        wait = 0.0001
+        while not _all_stopped(self.worker):
+            if time.monotonic() > deadline:
+                raise StartError('the worker does not stop')
+            time.sleep(wait)
+            wait = min(1.5 * wait, 0.01)
 
     def go_on(self) -> None:
         """Let the worker run again."""
@@ -137,7 +143,7 @@ class Processes:
             self._signal(signal.SIGCONT)
             self._stopped = False
 
-    def sweep(self, seconds: float = 2.0) -> bool:
+    def sweep(self, seconds: float = _PATIENCE) -> bool:
         """Kill every process but the worker; whether it came to an end.
 
         Args:

@@ -53,12 +53,27 @@ def test_trees_that_are_too_large(tmp_path: Path) -> None:
 
 
 def test_files_that_are_deleted_and_still_open(tmp_path: Path) -> None:
-    with open(tmp_path / 'gone', 'wb') as file:
-        file.write(bytes(2 << 20))
-        file.flush()
-        (tmp_path / 'gone').unlink()
+    # Another process: this one may hold many deleted files of other tests.
+    holds = (
+        'import os, sys\n'
+        'file = open(sys.argv[1], "wb")\n'
+        'file.write(bytes(2 << 20))\n'
+        'file.flush()\n'
+        'os.unlink(sys.argv[1])\n'
+        'print(flush=True)\n'
+        'sys.stdin.read()\n'
+    )
+    process = subprocess.Popen(
+        [sys.executable, '-c', holds, str(tmp_path / 'gone')],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with process:
+        assert process.stdout is not None and process.stdout.readline()
         assert look(tmp_path).size == 0
-        assert over_limit(look(tmp_path, (os.getpid(),)), LIMITS) == 'disk_mb'
+        assert over_limit(look(tmp_path, (process.pid,)), LIMITS) == 'disk_mb'
+        process.communicate()
+    assert process.returncode == 0
 
 
 def test_a_file_system_of_its_own() -> None:
