@@ -26,6 +26,7 @@ from internlm_mm.datasets.preprocessing import (
     domains_of,
     preprocess,
 )
+from internlm_mm.datasets.record_tokens import masked_writer
 from internlm_mm.datasets.token_file import TokenFile
 from internlm_mm.datasets.token_writer import TokenFileWriter
 from internlm_mm.tokenizers import build_template, load_tokenizer
@@ -111,24 +112,37 @@ def preprocess_to_bins(
                 validation_fraction,
                 min_document_length,
             )
-            summary = {
+            inputs_told = {
                 'inputs': [str(path) for path in inputs],
                 'validation_inputs': [str(path) for path in validation_inputs],
                 'validation_fraction': validation_fraction,
-                'chat_template': encoder.template.name,
                 'tokenizer': {'path': str(tokenizer), 'hash': encoder.tokenizer.hash},
-                'vocab_size': encoder.tokenizer.vocab_size,
-                'counts': {
-                    split: {domain: asdict(count) for domain, count in domains.items()}
-                    for split, domains in counts.items()
-                },
             }
-            (work / 'tokens' / SUMMARY_NAME).write_text(json.dumps(summary, indent=2) + '\n')
+            _write_summary(work / 'tokens', inputs_told, encoder, counts)
         _convert(work / 'tokens', work / 'bins', counts)
         publish(work / 'bins', output)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return counts
+
+
+def _write_summary(
+    folder: Path,
+    told: Mapping[str, Any],
+    encoder: ConversationEncoder,
+    counts: Mapping[str, Mapping[str, Counts]],
+) -> None:
+    """What was asked for and what came of it."""
+    summary = {
+        **told,
+        'chat_template': encoder.template.name,
+        'vocab_size': encoder.tokenizer.vocab_size,
+        'counts': {
+            split: {domain: asdict(count) for domain, count in domains.items()}
+            for split, domains in counts.items()
+        },
+    }
+    (folder / SUMMARY_NAME).write_text(json.dumps(summary, indent=2) + '\n')
 
 
 def _sources(
@@ -167,13 +181,8 @@ def _tokenise(
                     held_out = fraction_of(text, 'validation') < fraction
                     split = 'validation' if held_out else 'train'
                 if split not in writers:
-                    writers[split] = stack.enter_context(
-                        TokenFileWriter(
-                            folder / split / domain,
-                            vocab_size=encoder.tokenizer.vocab_size,
-                            has_loss_mask=True,
-                        )
-                    )
+                    writer = masked_writer(folder / split / domain, encoder.tokenizer)
+                    writers[split] = stack.enter_context(writer)
                 count = counts[split].setdefault(domain, Counts())
                 for ids, loss_mask in encoder(example).documents:
                     if len(ids) < min_length:

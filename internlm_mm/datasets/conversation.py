@@ -16,18 +16,16 @@ from internlm_mm.datasets.conversation_encoding import ConversationEncoder
 from internlm_mm.datasets.conversation_formats import check_format, read_examples
 from internlm_mm.datasets.packed import PackedRows, check_packing
 from internlm_mm.datasets.preprocessing import domains_of
+from internlm_mm.datasets.record_tokens import cached_tokens, encode_records, masked_writer
 from internlm_mm.datasets.row_order import check_order
-from internlm_mm.datasets.token_cache import cached_folder, hash_contents
+from internlm_mm.datasets.token_cache import hash_contents
 from internlm_mm.datasets.token_file import TokenFile
-from internlm_mm.datasets.token_writer import TokenFileWriter
 from internlm_mm.registry import DATASETS, TOKENIZERS
 from internlm_mm.tokenizers import Tokenizer, build_template, load_tokenizer
 from internlm_mm.utils.suggest import did_you_mean
-from internlm_mm.version import __version__
 
 ON_ERROR = ('raise', 'skip')
 COUNTS_NAME = 'conversations.json'
-_SHOWN = 5  # malformed records that are told one by one
 
 
 @dataclass
@@ -182,50 +180,30 @@ def tokenise(
         ValueError: As `ConversationDataset`.
     """
     source = {
-        'version': __version__,
         'counts': sorted(asdict(ConversationCounts())),
         'domains': {name: hash_contents(files) for name, files in domains.items()},
-        'tokenizer': encoder.tokenizer.hash,
-        'template': repr(encoder.template),
-        'max_tokens': encoder.max_tokens,
-        'overlong': encoder.overlong,
-        'add_ending': encoder.add_ending,
         'format': format,
         'on_error': on_error,
     }
-
-    def make(folder: Path) -> None:
-        counts = {
-            name: asdict(_write(folder / 'tokens' / name, files, encoder, format, on_error))
-            for name, files in domains.items()
-        }
-        text = json.dumps(counts, indent=2, ensure_ascii=False)
-        (folder / COUNTS_NAME).write_text(text + '\n', encoding='utf-8')
-
-    return cached_folder(cache_dir, source, make)
+    return cached_tokens(
+        domains,
+        encoder,
+        cache_dir,
+        counts_name=COUNTS_NAME,
+        source=source,
+        write=lambda path, files: _write(path, files, encoder, format, on_error),
+    )
 
 
 def _write(
     path: Path, files: Sequence[Path], encoder: ConversationEncoder, format: str, on_error: str
 ) -> ConversationCounts:
     counts = ConversationCounts()
-    tokenizer = encoder.tokenizer
-    mark = {'type': type(tokenizer).__name__, 'hash': tokenizer.hash}
-    with TokenFileWriter(
-        path, vocab_size=tokenizer.vocab_size, tokenizer=mark, has_loss_mask=True
-    ) as writer:
+    with masked_writer(path, encoder.tokenizer) as writer:
         for file in files:
-            for example in read_examples(file, format):
-                try:
-                    if isinstance(example, ValueError):
-                        raise example
-                    documents, was_cut, num_lost = encoder(example)
-                except ValueError as error:
-                    if on_error == 'raise':
-                        raise
-                    counts.skipped += 1
-                    counts.messages += [str(error)] * (len(counts.messages) < _SHOWN)
-                    continue
+            examples = read_examples(file, format)
+            for example, encoded in encode_records(examples, encoder, on_error, counts):
+                documents, was_cut, num_lost = encoded
                 counts.conversations += 1
                 counts.cut += was_cut
                 counts.lost += num_lost

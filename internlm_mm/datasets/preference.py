@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,19 @@ from internlm_mm.datasets.packed import PackedRows, check_packing
 from internlm_mm.datasets.packing import Row
 from internlm_mm.datasets.preference_formats import Preference, check_format, read_preferences
 from internlm_mm.datasets.preprocessing import domains_of
+from internlm_mm.datasets.record_tokens import cached_tokens, encode_records, masked_writer
 from internlm_mm.datasets.row_order import check_order
-from internlm_mm.datasets.token_cache import cached_folder, hash_in_order
+from internlm_mm.datasets.token_cache import hash_in_order
 from internlm_mm.datasets.token_file import TokenFile
-from internlm_mm.datasets.token_writer import TokenFileWriter
 from internlm_mm.registry import DATASETS
 from internlm_mm.tokenizers import Tokenizer, build_template
 from internlm_mm.tokenizers.chat_spelling import Encoded
 from internlm_mm.utils.suggest import did_you_mean
-from internlm_mm.version import __version__
 
 OVERLONG = ('error', 'truncate', 'skip')
 """What may be done with a pair that is longer than a row."""
 
 COUNTS_NAME = 'preferences.json'
-_SHOWN = 5  # malformed records that are told one by one
 _PACKINGS = ('best_fit', None)
 
 
@@ -304,49 +302,28 @@ def tokenise(
     """
     source = {
         'kind': 'preferences',
-        'version': __version__,
         'domains': {name: hash_in_order(files) for name, files in domains.items()},
-        'tokenizer': encoder.tokenizer.hash,
-        'template': repr(encoder.template),
-        'max_tokens': encoder.max_tokens,
-        'overlong': encoder.overlong,
-        'add_ending': encoder.add_ending,
         'format': format,
         'on_error': on_error,
     }
-
-    def make(folder: Path) -> None:
-        counts = {
-            name: asdict(_write(folder / 'tokens' / name, files, encoder, format, on_error))
-            for name, files in domains.items()
-        }
-        text = json.dumps(counts, indent=2, ensure_ascii=False)
-        (folder / COUNTS_NAME).write_text(text + '\n', encoding='utf-8')
-
-    return cached_folder(cache_dir, source, make)
+    return cached_tokens(
+        domains,
+        encoder,
+        cache_dir,
+        counts_name=COUNTS_NAME,
+        source=source,
+        write=lambda path, files: _write(path, files, encoder, format, on_error),
+    )
 
 
 def _write(
     path: Path, files: Sequence[Path], encoder: PairEncoder, format: str, on_error: str
 ) -> PreferenceCounts:
     counts = PreferenceCounts()
-    tokenizer = encoder.tokenizer
-    mark = {'type': type(tokenizer).__name__, 'hash': tokenizer.hash}
-    with TokenFileWriter(
-        path, vocab_size=tokenizer.vocab_size, tokenizer=mark, has_loss_mask=True
-    ) as writer:
+    with masked_writer(path, encoder.tokenizer) as writer:
         for file in files:
-            for pair in read_preferences(file, format):
-                try:
-                    if isinstance(pair, ValueError):
-                        raise pair
-                    encoded = encoder(pair)
-                except ValueError as error:
-                    if on_error == 'raise':
-                        raise
-                    counts.skipped += 1
-                    counts.messages += [str(error)] * (len(counts.messages) < _SHOWN)
-                    continue
+            pairs = read_preferences(file, format)
+            for pair, encoded in encode_records(pairs, encoder, on_error, counts):
                 if encoded is None:
                     counts.overlong += 1
                     continue
