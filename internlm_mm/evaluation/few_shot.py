@@ -28,6 +28,7 @@ class Item(Protocol):
 
 
 SomeItem = TypeVar('SomeItem', bound=Item)
+Sample = TypeVar('Sample')
 T = TypeVar('T')
 
 
@@ -112,6 +113,52 @@ class Source:
                 logger='current',
                 level=logging.WARNING,
             )
+
+    def shots(self, path: str | Path, shots_from: str | Path | None, count: int) -> Shots:
+        """The examples; `path`, `shots_from` and `count` as a task was given them.
+
+        Raises:
+            FileNotFoundError: As `read`.
+            ValueError: As `read`.
+        """
+        examples = None
+        if shots_from is not None:
+            examples = self.read(*locate_shots(path, shots_from), 'shots_from')
+        return Shots(examples, count, f'shots_from={str(shots_from)!r}')
+
+    def fitting(
+        self,
+        items: Sequence[SomeItem],
+        make: Callable[[SomeItem], Sample | None],
+        noun: str,
+        why: str,
+    ) -> list[Sample]:
+        """What `make` makes of each; `on_error` says what becomes of those that do not fit.
+
+        Args:
+            items: Questions.
+            make: Gives None for a question that does not fit, whatever is left out.
+            noun: What a question is called.
+            why: Why it does not fit, after the noun.
+
+        Raises:
+            ValueError: With file and line, or if nothing is left.
+        """
+        samples: list[Sample] = []
+        too_long: list[str] = []
+        for item in items:
+            sample = make(item)
+            if sample is not None:
+                samples.append(sample)
+                continue
+            message = f'{item.place}: the {noun} {why}, not even without examples'
+            if self.on_error == 'raise':
+                raise ValueError(f'{self.name}: {message}')
+            too_long.append(message)
+        self.leave_out(too_long)
+        if not samples:
+            raise ValueError(f'{self.name}: no {noun} is left: {too_long[0]}')
+        return samples
 
 
 class Shots:

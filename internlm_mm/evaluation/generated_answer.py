@@ -14,7 +14,6 @@ from internlm_mm.evaluation.few_shot import (
     by_subject,
     check_shots,
     fitting_prompt,
-    locate_shots,
     share_right,
     spread,
     tell_fewer_shots,
@@ -123,11 +122,7 @@ class GeneratedAnswer(Task):
         """See `Task.prepare`."""
         self._source.skipped.clear()
         problems = spread(self._source.read(self.path, self.split, 'path'), self.max_samples)
-        examples = None
-        if self.shots_from is not None:
-            where = locate_shots(self.path, self.shots_from)
-            examples = self._source.read(*where, 'shots_from')
-        shots = Shots(examples, self.shots, f'shots_from={str(self.shots_from)!r}')
+        shots = self._source.shots(self.path, self.shots_from, self.shots)
         speaker = Speaker(subject.tokenizer, self.template, self.form)
         ids, strings = speaker.stops()
         sampling = replace(
@@ -136,22 +131,13 @@ class GeneratedAnswer(Task):
             stop=(*self.sampling.stop, *strings),
         )
         room = subject.max_seq_len - sampling.max_new_tokens
-        self._samples, too_long = [], []
-        for problem in problems:
-            sample = self._sample(speaker, problem, shots, room, sampling)
-            if sample is not None:
-                self._samples.append(sample)
-                continue
-            message = (
-                f'{problem.place}: the problem and max_new_tokens={sampling.max_new_tokens} do '
-                f'not fit into max_seq_len={subject.max_seq_len}, not even without examples'
-            )
-            if self._source.on_error == 'raise':
-                raise ValueError(f'{self.name}: {message}')
-            too_long.append(message)
-        self._source.leave_out(too_long)
-        if not self._samples:
-            raise ValueError(f'{self.name}: no problem is left: {too_long[0]}')
+        self._samples = self._source.fitting(
+            problems,
+            lambda problem: self._sample(speaker, problem, shots, room, sampling),
+            'problem',
+            f'and max_new_tokens={sampling.max_new_tokens} do not fit into '
+            f'max_seq_len={subject.max_seq_len}',
+        )
         counts = [sample.shots for sample in self._samples]
         tell_fewer_shots(self.name, counts, self.shots, subject.max_seq_len)
 

@@ -14,7 +14,6 @@ from internlm_mm.evaluation.few_shot import (
     by_subject,
     check_shots,
     fitting_prompt,
-    locate_shots,
     share_right,
     spread,
     tell_fewer_shots,
@@ -165,28 +164,14 @@ class MultipleChoice(Task):
         """See `Task.prepare`."""
         self._source.skipped.clear()
         questions = spread(self._source.read(self.path, self.split, 'path'), self.max_samples)
-        examples = None
-        if self.shots_from is not None:
-            where = locate_shots(self.path, self.shots_from)
-            examples = self._source.read(*where, 'shots_from')
-        shots = Shots(examples, self.shots, f'shots_from={str(self.shots_from)!r}')
+        shots = self._source.shots(self.path, self.shots_from, self.shots)
         speaker = Speaker(subject.tokenizer, self.template, self.form)
-        self._samples, too_long = [], []
-        for question in questions:
-            sample = self._sample(speaker, question, shots, subject.max_seq_len)
-            if sample is not None:
-                self._samples.append(sample)
-                continue
-            message = (
-                f'{question.place}: the question does not fit into max_seq_len='
-                f'{subject.max_seq_len} tokens, not even without examples'
-            )
-            if self._source.on_error == 'raise':
-                raise ValueError(f'{self.name}: {message}')
-            too_long.append(message)
-        self._source.leave_out(too_long)
-        if not self._samples:
-            raise ValueError(f'{self.name}: no question is left: {too_long[0]}')
+        self._samples = self._source.fitting(
+            questions,
+            lambda question: self._sample(speaker, question, shots, subject.max_seq_len),
+            'question',
+            f'does not fit into max_seq_len={subject.max_seq_len} tokens',
+        )
         counts = [sample.shots for sample in self._samples]
         tell_fewer_shots(self.name, counts, self.shots, subject.max_seq_len)
 
