@@ -26,7 +26,7 @@ def check_conversation(
     arguments that do not fit; a call that nothing answers before the conversation goes on; several
     calls where the template spells one; an answer that reads back otherwise than it was written,
     for its text spells a call or its tokens are not the template's; an answer whose stop token has
-    no loss.
+    no loss. Answers that are not learned may be anything: traces keep what was wrong in them.
 
     Args:
         messages: In OpenAI's form.
@@ -46,9 +46,9 @@ def check_conversation(
         if isinstance(parameters, Mapping) and not _schema_error(parameters):
             schemas[function['name']] = parameters
     for index, message in enumerate(read.messages):
-        if message.calls and read.tools:
+        if message.calls and message.loss and read.tools:
             problems += _call_problems(index, message, read, schemas)
-        several = len(message.calls) > 1 and template.tools is not None
+        several = message.loss and len(message.calls) > 1
         if several and template.tools is not None and not template.tools.parallel:
             problems.append(
                 f'message {index}: {len(message.calls)} calls in a turn; {template.name!r} spells '
@@ -141,11 +141,9 @@ def _spelling_problems(
     stops = set(template.stops(tokenizer)[0])
     answers = [(i, m) for i, m in enumerate(read.messages) if m.role == 'assistant']
     for (index, message), (ids, mask) in zip(answers, spans, strict=True):
-        if (
-            message.loss
-            and stops
-            and not any(m for i, m in zip(ids, mask, strict=True) if i in stops)
-        ):
+        if not message.loss:
+            continue
+        if stops and not any(m for i, m in zip(ids, mask, strict=True) if i in stops):
             yield f'message {index}: its stop token has no loss'
         found = read_answer_ids(template, tokenizer, ids, uses_tools=read.uses_tools)
         if _as_said(found) != _as_said(_expected(message, template)):

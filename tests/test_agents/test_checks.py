@@ -65,6 +65,19 @@ def test_planted_faults(messages, tools, problem, check):
     assert any(problem in line for line in found), found
 
 
+@pytest.mark.parametrize('wrong', [{'name': 'wether'}, {'arguments': {'city': 3}}])
+def test_what_is_not_learned_may_be_wrong(wrong, check):
+    messages = changed(4, **wrong)
+    assert check(messages)
+    messages[4]['loss'] = False
+    assert check(messages) == []
+    malformed = {'role': 'assistant', 'content': '<tool_call>\n{"name"', 'loss': False}
+    told = {'role': 'user', 'content': 'The call could not be read.'}
+    for name in WITH_TOOLS:
+        assert check([CALLING[1], malformed, told, CALLING[-1]], FULL, name) == []
+    assert check([CALLING[1], malformed | {'loss': True}], FULL, 'chatml')
+
+
 def test_several_calls_where_one_is_spelt(check):
     calls = [call('weather', {'city': c}, c) for c in 'ab']
     messages = [CALLING[1], {'role': 'assistant', 'content': None, 'tool_calls': calls}]
