@@ -24,6 +24,7 @@ _ADVICE = {
     'output_mb': 'the cell wrote more than {limit} MiB',
     'disk_mb': 'the files of the session are larger than {limit} MiB',
     'files': 'the session made more than {limit} files',
+    'asked': 'somebody asked to stop the cell',
 }
 _KEPT = 'and was interrupted; what was defined before is still there'
 _LOST = 'and its interpreter was killed; all that was defined is lost'
@@ -55,6 +56,7 @@ class Session:
         self._began = False
         self._fresh = False
         self._closed = False
+        self._asked = False
 
     def run(self, code: str, seconds: float | None = None) -> Reply:
         """Run one cell.
@@ -80,8 +82,10 @@ class Session:
                 self._worker = self._start()
                 self._fresh = self._began
             self._began = True
+            self._asked = False
             try:
-                reply = replace(_run(self._worker, data, seconds, self.limits), fresh=self._fresh)
+                reply = _run(self._worker, data, seconds, self.limits, lambda: self._asked)
+                reply = replace(reply, fresh=self._fresh)
             except BaseException:  # Ctrl-C in the host: the cell may still run
                 self._worker.end()
                 self._worker = None
@@ -92,6 +96,13 @@ class Session:
                 self._worker = None
             self.last_used = time.monotonic()
         return reply
+
+    def interrupt(self) -> None:
+        """Raise an exception in the cell that is running, as a limit does; nothing if none is.
+
+        May be called from any thread, and from a handler of signals.
+        """
+        self._asked = True
 
     @property
     def alive(self) -> bool:
@@ -137,7 +148,9 @@ class Session:
         self.close()
 
 
-def _run(worker: LiveWorker, code: bytes, seconds: float, limits: Limits) -> Reply:
+def _run(
+    worker: LiveWorker, code: bytes, seconds: float, limits: Limits, asked: Callable[[], bool]
+) -> Reply:
     """Let a worker run a cell and watch it."""
     began = time.monotonic()
     token = secrets.token_hex(16)
@@ -145,14 +158,13 @@ def _run(worker: LiveWorker, code: bytes, seconds: float, limits: Limits) -> Rep
     reached: str | None = None
     try:
         worker.processes.sweep()
-        exchange.send(frame(b'C' + code) + frame(token.encode()), limits.grace_seconds)
+        exchange.begin()
         worker.processes.go_on()
-        reached = _watch(worker, exchange, began, seconds)
+        exchange.send(frame(b'C' + code) + frame(token.encode()), limits.grace_seconds)
+        reached = _watch(worker, exchange, began, seconds, asked)
         if exchange.answer is not None:
             outcome = read_outcome(exchange.answer, token, limits)
             worker.processes.stop()
-            if not worker.processes.sweep():
-                raise ProtocolError('processes that it started cannot be ended')
             exchange.finish()
             reached = worker.over_limit() or reached
             lost = reached in ('disk_mb', 'files')
@@ -189,7 +201,13 @@ def _run(worker: LiveWorker, code: bytes, seconds: float, limits: Limits) -> Rep
     )
 
 
-def _watch(worker: LiveWorker, exchange: Exchange, began: float, seconds: float) -> str | None:
+def _watch(
+    worker: LiveWorker,
+    exchange: Exchange,
+    began: float,
+    seconds: float,
+    asked: Callable[[], bool],
+) -> str | None:
     """Wait for the answer; the limit that was reached on the way, or None.
 
     Returns without an answer if the worker has ended or has to be.
@@ -214,6 +232,8 @@ def _watch(worker: LiveWorker, exchange: Exchange, began: float, seconds: float)
             reached, kill = 'output_mb', now + limits.grace_seconds
         if reached is None and now >= deadline:
             reached, kill = 'seconds', now + limits.grace_seconds
+        if reached is None and asked():
+            reached, kill = 'asked', now + limits.grace_seconds
         if reached is not None:
             if now >= kill:
                 return reached
@@ -229,13 +249,16 @@ def _watch(worker: LiveWorker, exchange: Exchange, began: float, seconds: float)
 def _explain(reached: str | None, limits: Limits, seconds: float, error: str | None) -> str | None:
     if reached is None:
         return error
-    limit = seconds if reached == 'seconds' else getattr(limits, reached)
-    words = f'LimitError: {_ADVICE[reached].format(limit=limit)} ({reached}) {_KEPT}'
+    words = f'{_reason(reached, limits, seconds)} {_KEPT}'
     return f'{error.rstrip()}\n{words}' if error else words
 
 
 def _killed(reached: str | None, limits: Limits, seconds: float, worker: LiveWorker) -> str:
     if reached is None:
         return f'SandboxError: the interpreter ended ({worker.processes.cause()}) {_LOST}'
-    limit = seconds if reached == 'seconds' else getattr(limits, reached)
-    return f'LimitError: {_ADVICE[reached].format(limit=limit)} ({reached}) {_LOST}'
+    return f'{_reason(reached, limits, seconds)} {_LOST}'
+
+
+def _reason(reached: str, limits: Limits, seconds: float) -> str:
+    limit = seconds if reached == 'seconds' else getattr(limits, reached, None)
+    return f'LimitError: {_ADVICE[reached].format(limit=limit)} ({reached})'

@@ -162,3 +162,16 @@ def test_beside_a_thousand_open_files(sandbox: Sandbox) -> None:
         for file in held:
             os.close(file)
         resource.setrlimit(resource.RLIMIT_NOFILE, hard)
+
+
+def test_a_cell_that_is_interrupted_from_outside_keeps_the_state(session: Session) -> None:
+    session.run('x = 5')
+    session.interrupt()  # of no cell
+    assert session.run('x').result == '5'
+    timer = threading.Timer(0.3, session.interrupt)
+    timer.start()
+    reply = session.run('import time\nx = 6\ntime.sleep(60)')
+    timer.join()
+    assert (reply.status, reply.limit, reply.timed_out) == ('interrupted', 'asked', False)
+    assert 'asked to stop the cell' in reply.text and reply.elapsed < 4
+    assert session.run('x').result == '6'
