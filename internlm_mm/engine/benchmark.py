@@ -12,7 +12,12 @@ import torch
 from mmengine.hooks import Hook
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from internlm_mm.engine.benchmark_report import speed_report, summarise
+from internlm_mm.engine.benchmark_report import (
+    allocator_flushes,
+    most_of_ranks,
+    speed_report,
+    summarise,
+)
 from internlm_mm.engine.breakdown import DATA_WAIT, OPTIMIZER, STEP, break_down, read_trace
 from internlm_mm.engine.runner import LLMRunner
 from internlm_mm.structures import Batch
@@ -174,6 +179,7 @@ def measure(
     framework.forget()
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(device)
+    flushes = allocator_flushes(device)
     ours: list[float] = []
     theirs: list[float] = []
     ratios: list[float] = []
@@ -190,6 +196,8 @@ def measure(
         ours += mine
         theirs += bare
     report = speed_report(framework.runner, ours, framework.outputs)
+    if device.type == 'cuda':
+        report['allocator_flushes'] = most_of_ranks(allocator_flushes(device) - flushes)
     if first_step:
         report['first_step_seconds'] = first_step[0]
     if theirs:

@@ -96,10 +96,10 @@ def speed_report(
         'reduce_dtype': str(runner.strategy.reduce_dtype).removeprefix('torch.'),
         'threads': torch.get_num_threads(),
         'torch': torch.__version__,
-        'peak_memory_bytes': _most_of_ranks(peak_memory(device)),
+        'peak_memory_bytes': most_of_ranks(peak_memory(device)),
     }
     if device.type == 'cuda':
-        report['reserved_memory_bytes'] = _most_of_ranks(torch.cuda.max_memory_reserved(device))
+        report['reserved_memory_bytes'] = most_of_ranks(torch.cuda.max_memory_reserved(device))
     if runner.flops_per_token is not None:
         report |= _arithmetic(runner, report['tgs'])
     return report
@@ -147,7 +147,18 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
-def _most_of_ranks(value: int) -> int:
+def allocator_flushes(device: torch.device) -> int:
+    """How often so far torch found no memory, gave its unused blocks back and asked again.
+
+    Each time the host waits for the GPU, which then waits for the host.
+    """
+    if device.type != 'cuda':
+        return 0
+    return int(torch.cuda.memory_stats(device).get('num_alloc_retries', 0))
+
+
+def most_of_ranks(value: int) -> int:
+    """The largest of all ranks' values. Collective."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     tensor = torch.tensor(value, dtype=torch.int64)
@@ -195,6 +206,13 @@ def render(report: Mapping[str, Any]) -> str:
         lines.append(
             f'{report["skipped_steps"]} steps were skipped for gradients that are not finite: '
             'they lack the update, and their times say little'
+        )
+    if report.get('allocator_flushes'):
+        lines.append(
+            f'memory is at its limit: torch gave its free blocks back to the GPU '
+            f'{report["allocator_flushes"]} times while it was measured, and each time all waited; '
+            f'it holds {report["reserved_memory_bytes"] / 2**30:.2f} GiB for '
+            f'{report["peak_memory_bytes"] / 2**30:.2f} GiB of tensors'
         )
     if 'bare' in report:
         bare = report['bare']

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from internlm_mm.parallel.adapters import assign
+from internlm_mm.utils.device import available_cores
 from internlm_mm.utils.seeds import initializer, name_seed
 
 
@@ -32,7 +33,7 @@ def initialize_parameters(model: nn.Module, seed: int) -> None:
     # Generators release the interpreter lock, so tensors are drawn side by side; a bounded number
     # at a time keeps only that many whole.
     parameters = list(model.named_parameters())
-    workers = min(8, torch.get_num_threads())
+    workers = min(8, available_cores())
     with ThreadPoolExecutor(max_workers=workers) as pool:
         for start in range(0, len(parameters), workers):
             group = parameters[start : start + workers]

@@ -1,5 +1,7 @@
 """The device a process trains on and what it can do at best."""
 
+import os
+
 import torch
 
 from internlm_mm.utils.suggest import did_you_mean
@@ -38,6 +40,19 @@ def pick_device(local_rank: int = 0) -> torch.device:
             f'Start {count} a machine.'
         )
     return torch.device('cuda', local_rank)
+
+
+def available_cores() -> int:
+    """CPU cores for this process: those it may run on, shared with the machine's other ranks.
+
+    torch's own number of threads is no guide: torchrun sets it to one.
+    """
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    )
+    ranks = os.environ.get('LOCAL_WORLD_SIZE', '')
+    beside = int(ranks) if ranks.isdigit() else torch.cuda.device_count()
+    return max(1, cores // max(1, beside))
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -109,6 +109,20 @@ def test_frozen_weights_are_told_of() -> None:
     assert 'are trained' not in render(speed_report(runner_of(), [2.0, 2.0], [outputs()] * 2))
 
 
+def test_memory_at_its_limit_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = speed_report(runner_of(), [2.0, 2.0], [outputs(), outputs()])
+    assert 'at its limit' not in render(report | {'allocator_flushes': 0})
+    report |= dict(
+        allocator_flushes=7, reserved_memory_bytes=70 * 2**30, peak_memory_bytes=60 * 2**30
+    )
+    told = 'gave its free blocks back to the GPU 7 times'
+    assert told in render(report) and 'holds 70.00 GiB for 60.00 GiB' in render(report)
+    stats = {'num_alloc_retries': 5, 'num_ooms': 1}
+    monkeypatch.setattr(torch.cuda, 'memory_stats', lambda device: stats)
+    assert benchmark_report.allocator_flushes(torch.device('cuda', 0)) == 5
+    assert benchmark_report.allocator_flushes(torch.device('cpu')) == 0
+
+
 def test_what_is_not_known_is_not_told() -> None:
     runner = runner_of()
     runner.flops_per_token = None
@@ -130,7 +144,7 @@ def test_parts_and_the_timed_step() -> None:
 
 
 def most_here(values: list[int]) -> int:
-    return benchmark_report._most_of_ranks(values[torch.distributed.get_rank()])
+    return benchmark_report.most_of_ranks(values[torch.distributed.get_rank()])
 
 
 def test_the_fullest_rank_counts(two_ranks: Ranks) -> None:

@@ -1,7 +1,16 @@
+import os
+
 import pytest
 import torch
 
-from internlm_mm.utils.device import dtype_of, peak_flops, pick_device, release_cached, synchronize
+from internlm_mm.utils.device import (
+    available_cores,
+    dtype_of,
+    peak_flops,
+    pick_device,
+    release_cached,
+    synchronize,
+)
 
 
 def test_the_cpu_where_there_is_no_gpu(monkeypatch) -> None:
@@ -61,3 +70,18 @@ def test_memory_goes_back_to_a_gpu(monkeypatch) -> None:
     assert not calls
     release_cached(torch.device('cuda', 0))
     assert calls == ['emptied']
+
+
+@pytest.mark.parametrize(
+    ('cores', 'ranks', 'gpus', 'expected'),
+    [(32, '2', 2, 16), (32, None, 8, 4), (2, None, 0, 2), (2, '8', 0, 1), (6, '', 4, 1)],
+)
+def test_cores_are_shared_by_the_ranks_of_a_machine(
+    monkeypatch, cores: int, ranks: str | None, gpus: int, expected: int
+) -> None:
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(cores)))
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
+    monkeypatch.delenv('LOCAL_WORLD_SIZE', raising=False)
+    if ranks is not None:
+        monkeypatch.setenv('LOCAL_WORLD_SIZE', ranks)
+    assert available_cores() == expected
