@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
 from internlm_mm.inference.chat import Chat
+from internlm_mm.inference.command_line import CommandLine, stands_alone
 from internlm_mm.inference.dialogue import Dialogue
 from internlm_mm.inference.generator import Generator
 from internlm_mm.inference.sampling import Sampling
 from internlm_mm.inference.settings import change_sampling, show_sampling
 from internlm_mm.registry import CHAT_TEMPLATES
-from internlm_mm.utils.suggest import did_you_mean
-
-BLOCK = '"""'
-"""A line of this alone begins and ends a text of several lines."""
 
 
 def complete(
@@ -39,7 +34,7 @@ def complete(
     print(file=out)
 
 
-class Terminal:
+class Terminal(CommandLine):
     """Reads what is typed, and writes what the model makes of it.
 
     Args:
@@ -65,65 +60,16 @@ class Terminal:
         self.sampling = sampling
         self.dialogue = Dialogue(system)
         self.chat = None if template is None else Chat(generator, template)
-        self._read = read or input
+        if self.chat is None:
+            greeting = 'The model continues what you type.'
+        else:
+            greeting = f'Chat with the template {self.chat.template.name}.'
+        super().__init__(greeting, read)
         self._prompt: str | None = None  # that was continued last
         self._saved: set[Path] = set()
-        self._open = True
 
-    def run(self) -> None:
-        """Until `/exit`, the end of the input, or Ctrl-C twice."""
-        print(self._greeting())
-        interrupted = False
-        while self._open:
-            try:
-                text = self._read_text()
-            except EOFError:
-                print()
-                return
-            except KeyboardInterrupt:
-                if interrupted:
-                    print()
-                    return
-                interrupted = True
-                print('\nCtrl-C once more, Ctrl-D or /exit leaves.')
-                continue
-            interrupted = False
-            if text.strip():
-                self.take(text)
-
-    def take(self, text: str) -> None:
-        """Do what one text asks for; what is wrong becomes a line on standard error."""
-        try:
-            if text.startswith('/') and not text.startswith('//'):
-                self._command(text)
-            else:
-                self._say(text[1:] if text.startswith('//') else text)
-        except (OSError, ValueError) as error:
-            print(f'error: {error}', file=sys.stderr)
-
-    def _greeting(self) -> str:
-        if self.chat is None:
-            first = 'The model continues what you type.'
-        else:
-            first = f'Chat with the template {self.chat.template.name}.'
-        return (
-            f'{first} /help lists commands, {BLOCK} begins and ends several lines.\n'
-            'Ctrl-C stops an answer, Ctrl-D leaves.'
-        )
-
-    def _read_text(self) -> str:
-        line = self._read('> ')
-        lines = []
-        if line.strip() == BLOCK:
-            while (line := self._read('. ')).strip() != BLOCK:
-                lines.append(line)
-            return '\n'.join(lines)
-        while line.endswith('\\'):
-            lines.append(line[:-1])
-            line = self._read('. ')
-        return '\n'.join([*lines, line])
-
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Answer a text, or continue it."""
         if self.chat is None:
             self._prompt = text
             try:
@@ -150,35 +96,14 @@ class Terminal:
             self.dialogue.reply(answer)
         print()
 
-    def _command(self, text: str) -> None:
-        name, _, rest = text[1:].partition(' ')
-        commands = {command.__name__.removeprefix('_do_'): command for command in self._commands()}
-        if name not in commands:
-            raise ValueError(
-                f'there is no command /{name}.{did_you_mean(name, commands)} '
-                'A text that begins with / is typed with two.'
-            )
-        commands[name](rest.strip())
-
-    def _commands(self) -> Iterator[Callable[[str], None]]:
-        return (getattr(self, name) for name in vars(type(self)) if name.startswith('_do_'))
-
     def _needs_chat(self) -> Chat:
         if self.chat is None:
             raise ValueError('the model continues text here; /template NAME begins a chat')
         return self.chat
 
-    def _do_help(self, rest: str) -> None:
-        """/help: this list."""
-        if rest:
-            raise ValueError('/help stands alone')
-        print('\n'.join(inspect.getdoc(command) or '' for command in self._commands()))
-        print(f'{BLOCK} alone in a line begins and ends a text of several; \\ at the end goes on.')
-
     def _do_clear(self, rest: str) -> None:
         """/clear: forget the conversation; the system prompt stays."""
-        if rest:
-            raise ValueError('/clear stands alone')
+        stands_alone(rest, '/clear')
         self._needs_chat()
         self.dialogue.clear()
 
@@ -194,8 +119,7 @@ class Terminal:
 
     def _do_history(self, rest: str) -> None:
         """/history: show the conversation."""
-        if rest:
-            raise ValueError('/history stands alone')
+        stands_alone(rest, '/history')
         self._needs_chat()
         for message in self.dialogue.whole():
             print(f'[{message["role"]}] {message["content"] or ""}')
@@ -204,24 +128,22 @@ class Terminal:
 
     def _do_retry(self, rest: str) -> None:
         """/retry: draw another answer to the last question."""
-        if rest:
-            raise ValueError('/retry stands alone')
+        stands_alone(rest, '/retry')
         if self.chat is not None:
             before = list(self.dialogue.messages)
             try:
-                self._say(self.dialogue.undo())
+                self.say(self.dialogue.undo())
             except ValueError:
                 self.dialogue.messages = before
                 raise
         elif self._prompt is not None:
-            self._say(self._prompt)
+            self.say(self._prompt)
         else:
             raise ValueError('nothing has been typed yet')
 
     def _do_undo(self, rest: str) -> None:
         """/undo: forget the last question and its answer."""
-        if rest:
-            raise ValueError('/undo stands alone')
+        stands_alone(rest, '/undo')
         self._needs_chat()
         self.dialogue.undo()
 
@@ -262,12 +184,6 @@ class Terminal:
             self.sampling = change_sampling(self.sampling, key, value.strip())
         else:
             print(show_sampling(self.sampling))
-
-    def _do_exit(self, rest: str) -> None:
-        """/exit: leave."""
-        if rest:
-            raise ValueError('/exit stands alone')
-        self._open = False
 
     @staticmethod
     def _file(rest: str, command: str) -> Path:
