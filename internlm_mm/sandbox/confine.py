@@ -106,11 +106,15 @@ def mind(lifeline: int) -> None:
             pass
     except OSError:
         pass
-    while left := descendants(os.getpid()):
-        for process in left:
+    while True:
+        try:  # whoever is left is a child of ours, or below one: lists of children may miss some
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            return
+        for process in descendants(os.getpid()):
             try:
                 os.kill(process, signal.SIGKILL)
-            except ProcessLookupError:
+            except OSError:
                 pass
 
 

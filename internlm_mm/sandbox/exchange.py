@@ -82,11 +82,11 @@ class Exchange:
         if death >= 0:
             self._poll.register(death, select.POLLIN)
 
-    def send(self, data: bytes, seconds: float) -> None:
-        """Hand the worker a message; nothing may be there that it has sent unasked.
+    def begin(self) -> None:
+        """Make sure that the worker has sent nothing unasked.
 
         Raises:
-            ProtocolError: If there is, or it does not take the message.
+            ProtocolError: If it has.
         """
         self.control.settimeout(0)
         try:
@@ -97,9 +97,14 @@ class Exchange:
             stray = b''
         if stray:
             raise ProtocolError('an answer that nobody asked for')
-        if stray == b'':
-            self.dead = True
-            return
+        self.dead = stray == b''
+
+    def send(self, data: bytes, seconds: float) -> None:
+        """Hand the worker, which has to run, a message of any length.
+
+        Raises:
+            ProtocolError: If it does not take it.
+        """
         self.control.settimeout(seconds)
         try:
             self.control.sendall(data)

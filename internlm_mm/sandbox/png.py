@@ -8,6 +8,8 @@ MAGIC = b'\x89PNG\r\n\x1a\n'
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 # Adam7: first column and row, then the steps between columns and rows, of the seven passes.
+_KNOWN = 'IHDR PLTE IDAT IEND tRNS gAMA cHRM sRGB sBIT bKGD hIST pHYs sPLT tIME tEXt'.split()
+_MOST_CHUNKS = 4096  # a kilobyte each, in the largest file of the usual limits
 _PASSES = (
     (0, 0, 8, 8),
     (4, 0, 8, 8),
@@ -22,8 +24,9 @@ _PASSES = (
 def check_png(data: bytes, max_bytes: int, max_pixels: int) -> tuple[int, int]:
     """Refuse what is no whole, honest PNG file of at most this size.
 
-    Chunks, their checksums and order are looked at. The pixels are decompressed, never further
-    than the header says, and must be exactly as many: nothing that reads the file later meets more.
+    Chunks, their number, kinds, checksums and order are looked at. The pixels are decompressed,
+    never further than the header says, and must be exactly as many: nothing that reads the file
+    later meets more.
 
     Args:
         data: The file.
@@ -38,12 +41,14 @@ def check_png(data: bytes, max_bytes: int, max_pixels: int) -> tuple[int, int]:
     """
     if len(data) > max_bytes:
         raise ValueError(f'an image of {len(data)} bytes is larger than {max_bytes}')
-    header, pixels = _read_chunks(data)
+    header, pixels, colours = _read_chunks(data)
     width, height, depth, colour, compression, kind, interlace = struct.unpack('>IIBBBBB', header)
     if not 0 < width * height <= max_pixels or max(width, height) > 65_535:
         raise ValueError(f'an image of {width} x {height} pixels: {max_pixels} at most')
     if depth not in _DEPTHS.get(colour, ()) or compression or kind or interlace > 1:
         raise ValueError('the header of an image is not one of PNG')
+    if colours % 3 or colours > 3 * 2 ** min(depth, 8) or (colour == 3) > bool(colours):
+        raise ValueError('the palette of an image is none')
     bits = depth * _CHANNELS[colour]
     sizes = [(width, height)]
     if interlace:
@@ -56,17 +61,21 @@ def check_png(data: bytes, max_bytes: int, max_pixels: int) -> tuple[int, int]:
     return width, height
 
 
-def _read_chunks(data: bytes) -> tuple[bytes, list[bytes]]:
-    """Header and compressed pixels of a file whose chunks are whole and in order."""
+def _read_chunks(data: bytes) -> tuple[bytes, list[bytes], int]:
+    """Header, compressed pixels and size of the palette of a file with whole chunks in order."""
     if not data.startswith(MAGIC):
         raise ValueError('an image is not in PNG format')
     place = len(MAGIC)
     header = b''
     pixels: list[bytes] = []
     last = b''
+    count = colours = 0
     while place + 12 <= len(data):
         (length,) = struct.unpack_from('>I', data, place)
         kind = data[place + 4 : place + 8]
+        count += 1
+        if count > _MOST_CHUNKS:
+            raise ValueError(f'an image has more than {_MOST_CHUNKS} chunks')
         end = place + 8 + length
         if end + 4 > len(data):
             break
@@ -80,16 +89,22 @@ def _read_chunks(data: bytes) -> tuple[bytes, list[bytes]]:
             if pixels and last != b'IDAT':
                 raise ValueError('the pixels of an image are not in one piece')
             pixels.append(data[place + 8 : end])
+        elif kind == b'PLTE':
+            if colours or pixels:
+                raise ValueError('an image has its palette twice, or behind its pixels')
+            colours = length
         elif kind == b'acTL':
             raise ValueError('an image is animated')
         elif kind in (b'zTXt', b'iTXt', b'iCCP'):
             raise ValueError(f'an image holds compressed data that is no picture: chunk {kind!r}')
+        elif kind.decode('latin-1') not in _KNOWN:
+            raise ValueError(f'an image has a chunk that is not one of the known: {kind!r}')
         place = end + 4
         last = kind
         if kind == b'IEND':
             if place != len(data):
                 raise ValueError(f'an image has {len(data) - place} bytes behind its end')
-            return header, pixels
+            return header, pixels, colours
     raise ValueError('an image is cut off')
 
 
@@ -104,6 +119,8 @@ def _check_pixels(pieces: list[bytes], expected: int) -> None:
                 raise ValueError('the pixels of an image cannot be decompressed') from None
             if count > expected:
                 raise ValueError('an image holds more pixels than its header says')
+            if decompress.unused_data:
+                raise ValueError('an image has data behind its pixels')
             piece = decompress.unconsumed_tail
     if count != expected or not decompress.eof:
         raise ValueError('an image holds fewer pixels than its header says')

@@ -62,7 +62,8 @@ class Processes:
         os.write(code, command.filter)
         os.lseek(code, 0, os.SEEK_SET)
         self.death = self.folder = self.worker = -1
-        self._files: list[int] = [self._lifeline]
+        self._files: list[int] = []
+        self._minded = command.scratch is not None
         self._stopped = False
         user = {} if command.user is None else _as_user(command.user)
         try:
@@ -126,16 +127,21 @@ class Processes:
         self._signal(signal.SIGINT)
 
     def stop(self) -> None:
-        """Let the worker stand still; returns when every thread of it does."""
-        self._signal(signal.SIGSTOP)
-        self._stopped = True
+        """End every process but the worker, and let every thread of that stand still.
+
+        Raises:
+            StartError: If they do not.
+        """
         deadline = time.monotonic() + _PATIENCE
-        wait = 0.0001
-        while not _all_stopped(self.worker):
+        while True:
+            self._signal(signal.SIGSTOP)
+            self._stopped = True
+            stopped = self._stands_still(0.05)
+            # Others may wake it, or keep a thread of it waiting.
+            if self.sweep(0.2) and stopped and _all_stopped(self.worker):
+                return
             if time.monotonic() > deadline:
-                raise StartError('the worker does not stop')
-            time.sleep(wait)
-            wait = min(1.5 * wait, 0.01)
+                raise StartError('the worker, or processes that it started, cannot be stopped')
 
     def go_on(self) -> None:
         """Let the worker run again."""
@@ -152,23 +158,32 @@ class Processes:
         deadline = time.monotonic() + seconds
         while True:
             others = [one for one in descendants(self._first.pid) if one not in self.keep]
-            others = [one for one in others if not _is_zombie(one)]
-            if not others:
-                return True
+            states = {one: _life(one) for one in others}
+            if all(state == 'Z' for state in states.values()):
+                return True  # one that is gone may have left a child behind
             if time.monotonic() > deadline:
                 return False
             # First all stand still, so that none starts another while it is its turn.
-            self._signal_all(others, signal.SIGSTOP, signal.SIGKILL)
+            alive = [one for one, state in states.items() if state not in 'ZX']
+            self._signal_all(alive, signal.SIGSTOP, signal.SIGKILL)
 
     def kill(self) -> None:
         """Kill all of them; what they wrote can still be read."""
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
-            below = [one for one in descendants(self._first.pid) if not _is_zombie(one)]
+            below = [one for one in descendants(self._first.pid) if _life(one) not in 'ZX']
             if not below:
                 break
             self._signal_all(below, signal.SIGSTOP, signal.SIGKILL)
             time.sleep(0.0005)
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+        if self._minded:  # who minds them knows for sure when none is left, and ends
+            try:
+                self._first.wait(timeout=_PATIENCE)
+            except subprocess.TimeoutExpired:
+                pass
         self._first.kill()
         self._first.wait()
 
@@ -207,6 +222,16 @@ class Processes:
     def wait_readable(self) -> bool:
         """Whether the worker reported before the time for starting was over."""
         return is_readable(self.control.fileno(), self._deadline - time.monotonic())
+
+    def _stands_still(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        wait = 0.0001
+        while not _all_stopped(self.worker):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(wait)
+            wait = min(1.5 * wait, 0.01)
+        return True
 
     def _signal(self, number: int) -> None:
         try:
@@ -253,13 +278,22 @@ def _state(path: str) -> str:
         return 'X'
 
 
-def _is_zombie(process: int) -> bool:
-    return _state(f'/proc/{process}/stat') in 'ZX'
+def _life(process: int) -> str:
+    """State of a process: one whose first thread has ended lives on in the others."""
+    state = _state(f'/proc/{process}/stat')
+    if state != 'Z':
+        return state
+    return next((one for one in _states(process) if one not in 'ZX'), 'Z')
 
 
 def _all_stopped(process: int) -> bool:
+    return all(state in 'TtZX' for state in _states(process))
+
+
+def _states(process: int) -> list[str]:
+    """States of all threads."""
     try:
         tasks = os.listdir(f'/proc/{process}/task')
     except OSError:
-        return True
-    return all(_state(f'/proc/{process}/task/{task}/stat') in 'TtZX' for task in tasks)
+        return []
+    return [_state(f'/proc/{process}/task/{task}/stat') for task in tasks]

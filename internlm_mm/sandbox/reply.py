@@ -37,7 +37,7 @@ class Reply:
         images: PNG files: open figures, images shown and the image that the last expression is.
         error: Traceback, or which limit was reached and what to do; None if all went well.
         limit: 'seconds', 'cpu_seconds', 'memory_mb', 'output_mb', 'disk_mb' or 'files', the limit
-            that ended the cell, or None.
+            that ended the cell; 'asked' if `Session.interrupt` did; or None.
         truncated: Whether output, result or error were longer than what is here.
         fresh: Whether the cell began without what earlier cells defined, because their
             interpreter was killed or had been idle for too long.
@@ -109,6 +109,10 @@ def read_outcome(data: bytes, token: str, limits: Limits) -> Outcome:
     Raises:
         ProtocolError: If it is not the answer of a worker of ours to that cell.
     """
+    # Each value takes a multiple of its text in memory, and an honest answer has few: its texts
+    # have no more of these characters than they are long, and images have none.
+    if sum(map(data.count, (b',', b'[', b'{'))) > 8 * limits.output_chars + 1000:
+        raise ProtocolError('more values than a worker sends')
     try:
         answer = json.loads(data)
     except (ValueError, RecursionError) as error:

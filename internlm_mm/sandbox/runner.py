@@ -148,6 +148,7 @@ class LiveWorker:
     def _prove(self, traps: Traps, command: Command) -> None:
         exchange = self.exchange()
         code = traps.cell(alone=self._scratch is None)
+        exchange.begin()
         exchange.send(frame(b'P' + code.encode()) + frame(b'canary'), 5.0)
         deadline = time.monotonic() + _START_SECONDS
         while exchange.answer is None and not exchange.dead and time.monotonic() < deadline:

@@ -32,6 +32,7 @@ class Rule(NamedTuple):
 
 _AF_UNIX, _SOCK_STREAM = 1, 1
 _NEW_NAMESPACES = 0x7E020000
+_THREAD, _SAME_FILES = 0x10000, 0x400
 _PR_SET_DUMPABLE, _RLIMIT_CORE = 4, 4
 
 ALWAYS = (
@@ -48,11 +49,20 @@ ALWAYS = (
     *'inotify_init inotify_init1 inotify_add_watch'.split(),
     # Memory that belongs to no process and no folder, which nobody would count.
     *'move_pages memfd_create memfd_secret shmget msgget semget mq_open'.split(),
+    # Rules keep deleted files alive that no process holds open.
+    *'landlock_create_ruleset landlock_add_rule landlock_restrict_self'.split(),
+    'timer_create',  # wakes with SIGCONT whom the host has stopped
 )
 """Calls that are refused whatever their arguments."""
 
 ALWAYS_RULES = (
     Rule('clone', 0, 'any bit', _NEW_NAMESPACES),
+    Rule('clone', 0, 'any bit', 0xEE),  # the signal of its end: SIGCHLD or none, never SIGCONT
+    # A thread with files of its own could hide them, as could one that parts from the others'.
+    Rule('clone', 0, 'equal', _THREAD, mask=_THREAD | _SAME_FILES),
+    Rule('close_range', 2, 'any bit', 2),
+    Rule('fcntl', 1, 'equal', 10),  # F_SETSIG: SIGCONT again
+    Rule('mmap', 3, 'any bit', 0x40000),  # huge pages, which nobody counts
     Rule('clone3', 0, 'any bit', 0, error=ENOSYS),  # its flags are out of sight: libc takes clone
     Rule('personality', 0, 'other', 0xFFFFFFFF),  # which only asks
     Rule('socket', 0, 'other', _AF_UNIX),
@@ -72,6 +82,7 @@ SHARED = (
     *'chmod fchmod fchmodat chown fchown lchown fchownat utime utimes futimesat utimensat'.split(),
     *'setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr'.split(),
     'socket',
+    *'sendmsg sendmmsg'.split(),  # a file on its way to somebody is in no process, deleted or not
 )
 """Calls that are also refused where a session sees the host's files: Landlock lets them pass."""
 
@@ -96,7 +107,6 @@ SIGNALS = (*'kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_sign
 
 SIGNAL_RULES = (
     Rule('fcntl', 1, 'equal', 8),  # F_SETOWN: whom the kernel signals
-    Rule('fcntl', 1, 'equal', 10),  # F_SETSIG
     Rule('fcntl', 1, 'equal', 15),  # F_SETOWN_EX
     Rule('ioctl', 1, 'equal', 0x8901),  # FIOSETOWN
     Rule('ioctl', 1, 'equal', 0x8902),  # SIOCSPGRP
@@ -119,6 +129,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     'clock_settime': (227, 112),
     'clone': (56, 220),
     'clone3': (435, 435),
+    'close_range': (436, 436),
     'delete_module': (176, 106),
     'fanotify_init': (300, 262),
     'fchmod': (91, 52),
@@ -151,6 +162,9 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     'kexec_load': (246, 104),
     'keyctl': (250, 219),
     'kill': (62, 129),
+    'landlock_add_rule': (445, 445),
+    'landlock_create_ruleset': (444, 444),
+    'landlock_restrict_self': (446, 446),
     'lchown': (94, None),
     'lookup_dcookie': (212, 18),
     'lremovexattr': (198, 15),
@@ -158,6 +172,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     'memfd_create': (319, 279),
     'memfd_secret': (447, 447),
     'migrate_pages': (256, 238),
+    'mmap': (9, 222),
     'modify_ldt': (154, None),
     'mount': (165, 40),
     'mount_setattr': (442, 442),
@@ -193,6 +208,8 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     'sched_setparam': (142, 118),
     'sched_setscheduler': (144, 119),
     'semget': (64, 190),
+    'sendmmsg': (307, 269),
+    'sendmsg': (46, 211),
     'setdomainname': (171, 162),
     'sethostname': (170, 161),
     'setns': (308, 268),
@@ -208,6 +225,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     'sysfs': (139, None),
     'syslog': (103, 116),
     'tgkill': (234, 131),
+    'timer_create': (222, 107),
     'tkill': (200, 130),
     'umount2': (166, 39),
     'unshare': (272, 97),

@@ -50,9 +50,11 @@ def file_system(folder: int) -> Disk:
 
 
 def folder_tree(folder: int, processes: Sequence[int], limits: Limits) -> Disk:
-    """What is in a folder of the host's, and in files deleted there that are still open.
+    """What is in a folder of the host's, and in files deleted there that are still in use.
 
     The folder may change under our eyes, so that no link is followed and no path is believed.
+    A process that hides its files counts as too much, a deleted one that is only mapped as one of
+    the largest size: only root is told its own.
 
     Args:
         folder: The folder, open.
@@ -60,16 +62,17 @@ def folder_tree(folder: int, processes: Sequence[int], limits: Limits) -> Disk:
         limits: Nobody counts further than they reach.
     """
     size, files = _walk(folder, limits.files + 1, limits.disk_mb * MIB, 0)
-    device = os.fstat(folder).st_dev
+    here = os.fsencode(os.readlink(f'/proc/self/fd/{folder}'))
     deleted: dict[int, int] = {}
     for process in processes:
+        owner = _living(process)
         try:
-            for name in os.listdir(f'/proc/{process}/fd'):
-                info = os.stat(f'/proc/{process}/fd/{name}')
-                if stat.S_ISREG(info.st_mode) and not info.st_nlink and info.st_dev == device:
-                    deleted[info.st_ino] = info.st_blocks * 512
-        except OSError:
-            pass
+            deleted |= _open_and_deleted(owner)
+            for number in _mapped_and_deleted(owner, here):
+                deleted.setdefault(number, limits.file_mb * MIB)
+        except PermissionError:  # it has just ended, or runs a program that nobody may read
+            if _has_memory(owner):
+                files += limits.files + 1
     return Disk(size + sum(deleted.values()), files + len(deleted))
 
 
@@ -164,9 +167,60 @@ def _walk(folder: int, most_files: int, most_bytes: int, depth: int) -> tuple[in
     return size, files
 
 
+def _living(process: int) -> str:
+    """Folder of what is known of a process: of another thread where the first has ended."""
+    whole = f'/proc/{process}'
+    if _has_memory(whole):
+        return whole
+    try:
+        tasks = [f'{whole}/task/{task}' for task in os.listdir(f'{whole}/task')]
+    except OSError:
+        return whole
+    return next((task for task in tasks if _has_memory(task)), whole)
+
+
+def _has_memory(owner: str) -> bool:
+    """Whether a process or thread has not ended."""
+    try:
+        with open(f'{owner}/statm', 'rb') as file:
+            return not file.read().startswith(b'0 ')
+    except OSError:
+        return False
+
+
+def _open_and_deleted(owner: str) -> dict[int, int]:
+    """Size of each deleted file that a process holds open, by its number."""
+    found = {}
+    try:
+        names = os.listdir(f'{owner}/fd')
+    except (FileNotFoundError, ProcessLookupError):
+        return {}  # it has ended
+    for name in names:
+        try:
+            info = os.stat(f'{owner}/fd/{name}')
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it was closed
+        if stat.S_ISREG(info.st_mode) and not info.st_nlink:
+            found[info.st_ino] = info.st_blocks * 512
+    return found
+
+
+def _mapped_and_deleted(owner: str, folder: bytes) -> set[int]:
+    """Numbers of deleted files of a folder that are in a process's memory."""
+    try:
+        with open(f'{owner}/maps', 'rb') as file:
+            data = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return set()
+    if b' (deleted)\n' not in data:
+        return set()
+    ends = [line for line in data.splitlines() if line.endswith(b' (deleted)')]
+    return {int(line.split(None, 5)[4]) for line in ends if b' ' + folder + b'/' in line}
+
+
 def _resident(process: int) -> int:
     try:
-        with open(f'/proc/{process}/statm', 'rb') as file:
+        with open(f'{_living(process)}/statm', 'rb') as file:
             return int(file.read().split()[1]) * _PAGE
     except (OSError, IndexError, ValueError):
         return 0
@@ -175,7 +229,7 @@ def _resident(process: int) -> int:
 def _share(process: int) -> int:
     """Its memory, with what it shares divided among all that share it."""
     try:
-        with open(f'/proc/{process}/smaps_rollup', 'rb') as file:
+        with open(f'{_living(process)}/smaps_rollup', 'rb') as file:
             for line in file:
                 if line.startswith(b'Pss:'):
                     return int(line.split()[1]) * 1024

@@ -69,7 +69,7 @@ def test_what_no_worker_sends(wire: Wire, data: bytes) -> None:
 def test_an_answer_before_the_question(wire: Wire) -> None:
     wire.worker.sendall(frame(b'forged'))
     with pytest.raises(ProtocolError, match='nobody asked for'):
-        wire.exchange.send(frame(b'code'), 1)
+        wire.exchange.begin()
 
 
 def test_a_worker_that_does_not_read(wire: Wire) -> None:

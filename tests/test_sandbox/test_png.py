@@ -86,6 +86,15 @@ def test_pixels_in_pieces() -> None:
         (MAGIC + pixels(15) + chunk(b'IEND', b''), 'does not begin with its one header'),
         (file(4, 3, chunk(b'IHDR', bytes(13)), pixels(15)), 'does not begin with its one header'),
         (file(4, 3, pixels(15)).replace(b'IEND', b'IENX'), 'damaged'),
+        (file(4, 3, chunk(b'eXIf', b'MM'), pixels(15)), 'not one of the known: b.eXIf'),
+        (file(4, 3, chunk(b'\xff' * 4, b''), pixels(15)), 'not one of the known'),
+        (file(4, 3, pixels(15), chunk(b'IDAT', b'more')), 'data behind its pixels'),
+        (file(4, 3, *[chunk(b'IDAT', b'')] * 5000, pixels(15)), 'more than 4096 chunks'),
+        (file(4, 3, pixels(15), colour=3), 'palette of an image is none'),
+        (file(4, 3, chunk(b'PLTE', b'1234'), pixels(15), colour=3), 'palette of an image is none'),
+        (file(4, 3, chunk(b'PLTE', bytes(771)), pixels(15), colour=3), 'palette of an image'),
+        (file(4, 3, *[chunk(b'PLTE', b'123')] * 2, pixels(15), colour=3), 'palette twice'),
+        (file(4, 3, pixels(15), chunk(b'PLTE', b'123'), colour=3), 'behind its pixels'),
     ],
 )
 def test_what_is_no_honest_file(data: bytes, reason: str) -> None:

@@ -50,6 +50,16 @@ def test_what_is_no_answer(data: bytes) -> None:
         read(data)
 
 
+def test_values_without_end_are_not_read() -> None:
+    """They take twenty times their size in memory."""
+    for value in (b'[]', b'{}', b'1'):
+        with pytest.raises(ProtocolError, match='more values than a worker sends'):
+            read(b'[' + b','.join([value] * 2000) + b']')
+    commas = ',' * 10  # an honest one may be full of them
+    texts = dict.fromkeys(('text/html', 'text/latex', 'text/markdown', 'image/svg+xml'), commas)
+    assert read(answer(result=commas + ',', rich=texts, error=commas)).result == commas
+
+
 def test_long_texts_are_cut() -> None:
     outcome = read(answer(result='x' * 50, error='y' * 50, rich={'text/html': 'z' * 50}))
     assert (outcome.result, outcome.error, outcome.rich) == ('x' * 10, 'y' * 10, {})

@@ -82,6 +82,17 @@ def test_what_is_refused_beside_the_host(machine: str) -> None:
         ('clone', (0x11,), ALLOW),
         ('clone', (0x3D0F00,), ALLOW),  # a thread
         *(('clone', (0x11 | 1 << bit,), EPERM) for bit in (17, 25, 26, 27, 28, 29, 30)),
+        ('clone', (18,), EPERM),  # its end sends SIGCONT
+        ('clone', (0x3D0F00 & ~0x400,), EPERM),  # a thread with files of its own
+        ('clone', (0x4111,), ALLOW),  # vfork
+        ('close_range', (3, 9, 0), ALLOW),
+        ('close_range', (3, 9, 4), ALLOW),
+        ('close_range', (3, 9, 2), EPERM),
+        ('fcntl', (0, 3), ALLOW),
+        ('fcntl', (0, 10, 18), EPERM),
+        ('mmap', (0, 4096, 3, 0x22), ALLOW),
+        ('mmap', (0, 4096, 3, 0x40022), EPERM),
+        ('sendmsg', (3,), ALLOW),
         ('clone3', (1, 88), ENOSYS),
         ('socket', (1, 1), ALLOW),
         ('socket', (2, 1), EPERM),

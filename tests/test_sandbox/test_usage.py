@@ -76,6 +76,50 @@ def test_files_that_are_deleted_and_still_open(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+HIDES = """
+import mmap, os, sys, threading
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.write(file, bytes(2 << 20))
+os.unlink(sys.argv[1])
+"""
+IN_MEMORY = """
+import ctypes
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap(None, ctypes.c_size_t(4096), 1, 2, file, ctypes.c_long(0))
+os.close(file)
+print(flush=True)
+sys.stdin.read()
+"""
+IN_A_THREAD = """
+import ctypes
+block = bytearray(30 << 20)
+def stay():
+    print(flush=True)
+    sys.stdin.read()
+    os._exit(0)
+threading.Thread(target=stay).start()
+ctypes.CDLL(None).syscall(60, 0)
+"""
+
+
+@pytest.mark.parametrize('where', [IN_MEMORY, IN_A_THREAD], ids=['in memory', 'in a thread'])
+def test_deleted_files_that_are_hidden(tmp_path: Path, where: str) -> None:
+    """Mapped and closed; or of a process that looks dead, for its first thread has ended."""
+    process = subprocess.Popen(
+        [sys.executable, '-c', HIDES + where, str(tmp_path / 'gone')],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with process:
+        assert process.stdout is not None and process.stdout.readline()
+        time.sleep(0.05)  # until the first thread has ended
+        assert over_limit(look(tmp_path, (process.pid,)), LIMITS) == 'disk_mb'
+        assert memory_bytes([process.pid], 1 << 40) > 5 << 20
+        assert memory_bytes([process.pid], 0) > 5 << 20
+        process.communicate()
+
+
 def test_a_file_system_of_its_own() -> None:
     handle = os.open('/dev/shm', os.O_PATH | os.O_DIRECTORY)
     before = file_system(handle)
