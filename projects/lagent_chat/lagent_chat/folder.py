@@ -1,0 +1,74 @@
+"""The one folder that a chat writes to: conversations as training records, and images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class SessionFolder:
+    """Keeps what was said.
+
+    Nothing is written before there is something to keep.
+
+    Args:
+        path: The folder; it may not exist yet.
+
+    Raises:
+        ValueError: If it has a trace of an earlier chat.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.trace = self.path / 'trace.jsonl'
+        self._records: list[dict[str, Any]] = [{}]
+        if self.trace.exists():
+            raise ValueError(f'{self.trace} is of an earlier chat; name another --folder')
+
+    def keep(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> None:
+        """Write the conversation as it is now, in the place of what it was.
+
+        Args:
+            messages: In OpenAI's form.
+            tools: Functions that could be called, in OpenAI's form.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        answered = any(message['role'] == 'assistant' for message in messages)
+        record = {'messages': list(messages), **({'tools': list(tools)} if tools else {})}
+        if answered:
+            self._records[-1] = record
+        elif self._records[-1]:
+            self._records[-1] = {}
+        else:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(one, ensure_ascii=False) + '\n' for one in self._records if one]
+        part = self.path / '.trace.jsonl.part'
+        part.write_text(''.join(lines), encoding='utf-8')
+        os.replace(part, self.trace)
+
+    def begin(self) -> None:
+        """A new conversation follows; the one before it stays as it is."""
+        if self._records[-1]:
+            self._records.append({})
+
+    def pictures(self, images: Iterable[bytes]) -> list[Path]:
+        """Write images; the same image is one file.
+
+        Raises:
+            OSError: If one cannot be written.
+        """
+        files = []
+        for image in images:
+            file = self.path / 'images' / f'{hashlib.sha256(image).hexdigest()[:12]}.png'
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(image)
+            files.append(file)
+        return files
