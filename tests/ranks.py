@@ -1,5 +1,6 @@
 """Processes that stay up and run functions together, so that a test need not start its own."""
 
+import gc
 import multiprocessing
 import pickle
 import traceback
@@ -17,7 +18,7 @@ SECONDS = 120
 def forking_context() -> Any:
     """Processes forked from one that has imported everything, which takes most of their time."""
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['internlm_mm.engine', 'internlm_mm.models'])
+    context.set_forkserver_preload(['internlm_mm.engine', 'internlm_mm.models', 'pytest'])
     return context
 
 
@@ -70,6 +71,7 @@ class Ranks:
 
 
 def _work(rank: int, world_size: int, store: str, pipe: Any) -> None:
+    gc.freeze()  # what the server imported, which each search for garbage would copy
     torch.set_num_threads(1)
     dist.init_process_group(
         'gloo',

@@ -3,6 +3,7 @@
 A server process imports everything and forks for each run, so a run begins in milliseconds.
 """
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -116,6 +117,7 @@ def _run(
 ) -> None:
     from internlm_mm.engine.train_cli import main  # here, for the server alone to pay for
 
+    gc.freeze()  # what the server imported, which each search for garbage would copy
     multiprocessing.set_start_method('fork', force=True)  # as in a program started by hand
     os.setsid()  # a terminal's Ctrl-C reaches a group, and so do our tests
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -1,5 +1,6 @@
 """What one process of a layout does: train through the runner, and write down what it saw."""
 
+import gc
 import importlib
 import json
 import os
@@ -170,6 +171,7 @@ def work(
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    gc.freeze()  # what the server imported: a search for garbage would copy shared memory
     try:
         launch = Launch(rank, world_size, rank, '127.0.0.1', port)
         enter_launch(launch, use_gpus=device == 'cuda')

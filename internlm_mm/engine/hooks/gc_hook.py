@@ -14,6 +14,7 @@ class GarbageCollectionHook(Hook):
 
     Left to itself, each rank's collector pauses it at a moment of its own, and all others wait for
     it in the next collective. What exists when training begins is frozen: it is not searched again.
+    A program that has frozen objects itself keeps what it froze.
 
     Reads and writes nothing in `outputs`.
 
@@ -31,13 +32,16 @@ class GarbageCollectionHook(Hook):
             raise ValueError(f'GarbageCollectionHook: interval={interval} must be at least 1')
         self.interval = interval
         self._was_enabled = False
+        self._froze = False
 
     def before_train(self, runner: Any) -> None:
         """Take over from the automatic collector."""
         self._was_enabled = gc.isenabled()
         gc.disable()
         gc.collect()
-        gc.freeze()
+        if gc.get_freeze_count() == 0:
+            gc.freeze()
+            self._froze = True
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -55,6 +59,8 @@ class GarbageCollectionHook(Hook):
         self._restore()
 
     def _restore(self) -> None:
-        gc.unfreeze()
+        if self._froze:
+            gc.unfreeze()
+            self._froze = False
         if self._was_enabled:
             gc.enable()

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,14 @@ class LeaveGarbage(Hook):
         self.alive.append(self.cycle() is not None)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_frozen() -> Iterator[None]:
+    """As in a program: our tests freeze what they have imported."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
 def test_collects_on_the_interval_alone(tmp_path: Path) -> None:
     watch = LeaveGarbage()
     runner = tiny_runner(tmp_path, [watch], default_hooks__gc__interval=3)
@@ -59,6 +68,17 @@ def test_a_collector_that_was_off_stays_off() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize('frozen_before', [True, False])
+def test_what_others_froze_stays_frozen(frozen_before: bool) -> None:
+    hook = GarbageCollectionHook()
+    if frozen_before:
+        gc.freeze()
+    hook.before_train(None)
+    assert gc.get_freeze_count() > 0
+    hook.after_train(None)
+    assert (gc.get_freeze_count() > 0) == frozen_before
 
 
 def test_wrong_interval() -> None:
