@@ -54,9 +54,10 @@ def benchmark(args: argparse.Namespace) -> int:
     ):
         timings = measure(ready, cold, args.starts, args.cells)
         print(f'{ready.backend}; {load()}')
-        print(f'{"":42} {"times":>6} {"median":>10} {"p90":>10}')
+        print(f'{"":42} {"times":>6} {"p50":>10} {"p95":>10} {"processor":>10}')
         for one in timings:
-            print(f'{one.name:42} {one.count:6} {one.median:7.2f} ms {one.high:7.2f} ms')
+            figures = (one.median, one.high, one.processor)
+            print(f'{one.name:42} {one.count:6}', *(f'{figure:7.2f} ms' for figure in figures))
     return 0
 
 

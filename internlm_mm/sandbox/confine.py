@@ -4,14 +4,14 @@ For machines without bubblewrap. The process that this begins as is none of the 
 every process that the session leaves behind and kills all when the host hangs up. Its child gives
 up its rights for good, by Landlock and a filter of system calls, and becomes the worker.
 
-The host starts a compiled copy of it; only the standard library is there.
+The host starts a compiled copy of it; only the standard library is there, and as little of it as
+can be is imported: hence the module of signals that is built in.
 """
 
+import _signal
 import ctypes
 import os
 import resource
-import runpy
-import signal
 import struct
 import sys
 
@@ -113,7 +113,7 @@ def mind(lifeline: int) -> None:
             return
         for process in descendants(os.getpid()):
             try:
-                os.kill(process, signal.SIGKILL)
+                os.kill(process, _signal.SIGKILL)
             except OSError:
                 pass
 
@@ -128,7 +128,7 @@ def run_worker(arguments: list[str], paths: list[str], version: int, code: bytes
         version: Of Landlock; 0 leaves it out.
         code: The filter of system calls; none leaves it out.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     os.chdir(paths[0])
     if version:
         middle = paths.index('')
@@ -137,8 +137,11 @@ def run_worker(arguments: list[str], paths: list[str], version: int, code: bytes
         resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # less than a byte calls a handler outside
     if code:
         load_filter(code)
-    sys.argv = arguments
-    runpy.run_path(arguments[0], run_name='__main__')
+    folder, file = os.path.split(arguments[0])
+    sys.path.insert(0, folder)
+    worker = __import__(file.partition('.')[0])
+    del sys.path[0], sys.modules[worker.__name__]
+    worker.main(arguments[1:])
 
 
 def main(arguments: list[str]) -> None:
@@ -155,8 +158,8 @@ def main(arguments: list[str]) -> None:
         code = os.pread(filter_file, 1 << 20, 0)
         os.close(filter_file)
     _libc.prctl(_SUBREAPER, 1, 0, 0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead are not kept
+    _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # the dead are not kept
     worker = arguments[end + 1 :]
     if os.fork() == 0:
         os.close(lifeline)

@@ -97,6 +97,18 @@ class Processes:
         self._alive = True
         self._deadline = time.monotonic() + seconds
 
+    def early(self) -> int | None:
+        """Number of the worker's process before it has reported, as soon as it is there."""
+        wait = 0.002
+        while not is_readable(self.control.fileno(), wait):
+            chain = descendants(self._first.pid)
+            if len(chain) == self._depth:
+                return chain[-1]
+            wait = min(1.5 * wait, 0.01)
+            if time.monotonic() > self._deadline or self._first.poll() is not None:
+                break
+        return None
+
     def settle(self) -> None:
         """Find the worker, once it has reported; before it is given a cell."""
         chain = descendants(self._first.pid)
@@ -225,7 +237,7 @@ class Processes:
 
     def _stands_still(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
-        wait = 0.0001
+        wait = 0.00005
         while not _all_stopped(self.worker):
             if time.monotonic() > deadline:
                 return False

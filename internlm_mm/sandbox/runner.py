@@ -52,14 +52,12 @@ class LiveWorker:
             self._remove_scratch()
             raise
         try:
+            # To join a group takes milliseconds, in which the worker comes up.
+            early = None if groups is None else self._join(groups, self.processes.early())
             self._await_ready()
             self.processes.settle()
-            if groups is not None:
-                try:
-                    self._group = ControlGroup(groups, limits.memory_mb * MIB, limits.processes + 4)
-                    self._group.add([self.processes.worker])  # each takes milliseconds
-                except OSError as error:
-                    raise StartError(f'the control group of a session: {error}') from None
+            if groups is not None and early != self.processes.worker:
+                self._join(groups, self.processes.worker)
             if traps is not None:
                 self._prove(traps, command)
             self.processes.stop()
@@ -130,6 +128,20 @@ class LiveWorker:
                 remove_tree(self._scratch)
             except OSError as error:
                 LOG.warning('sandbox: %s could not be removed: %s', self._scratch, error)
+
+    def _join(self, groups: Path, process: int | None) -> int | None:
+        """Put a process in the session's control group; the process."""
+        try:
+            if self._group is None:
+                limits = self.limits
+                self._group = ControlGroup(groups, limits.memory_mb * MIB, limits.processes + 4)
+            if process is not None:
+                self._group.add([process])
+        except ProcessLookupError:
+            return None  # it has ended: whoever waits for it is told
+        except OSError as error:
+            raise StartError(f'the control group of a session: {error}') from None
+        return process
 
     def _await_ready(self) -> None:
         deadline = time.monotonic() + _START_SECONDS

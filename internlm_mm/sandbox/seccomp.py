@@ -7,6 +7,7 @@ kernels have had faults behind, and what namespaces and Landlock do not cover.
 import platform
 import struct
 from errno import ENOSYS, EPERM
+from functools import cache
 from typing import NamedTuple
 
 
@@ -254,6 +255,7 @@ def supported(machine: str | None = None) -> bool:
     return (machine or platform.machine()) in _MACHINES
 
 
+@cache
 def build_filter(
     own_namespaces: bool, landlock_signals: bool = False, machine: str | None = None
 ) -> bytes:

@@ -13,6 +13,7 @@ from internlm_mm.sandbox.limits import MIB, Limits
 from internlm_mm.sandbox.process import StartError
 from internlm_mm.sandbox.reply import ProtocolError, Reply, read_outcome
 from internlm_mm.sandbox.runner import LiveWorker
+from internlm_mm.sandbox.usage import run_seconds
 
 _TICK = 0.02
 _AGAIN = 0.2
@@ -103,6 +104,12 @@ class Session:
         May be called from any thread, and from a handler of signals.
         """
         self._asked = True
+
+    @property
+    def processor_seconds(self) -> float:
+        """Processor time of the processes that it has just now, since they were started."""
+        worker = self._worker
+        return 0.0 if worker is None else run_seconds(worker.processes.members())
 
     @property
     def alive(self) -> bool:

@@ -34,6 +34,19 @@ def cpu_seconds(processes: Sequence[int]) -> float:
     return ticks / _TICKS
 
 
+def run_seconds(processes: Sequence[int]) -> float:
+    """Processor time of processes, to the microsecond; not of their children."""
+    total = 0
+    for process in processes:
+        try:
+            for task in os.listdir(f'/proc/{process}/task'):
+                with open(f'/proc/{process}/task/{task}/schedstat', 'rb') as file:
+                    total += int(file.read().split()[0])
+        except OSError:
+            pass  # it has ended
+    return total / 1e9
+
+
 def memory_bytes(processes: Sequence[int], enough: int) -> int:
     """Memory of processes; what they share is counted once if the plain sum is over `enough`."""
     plain = sum(_resident(process) for process in processes)
