@@ -29,7 +29,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     'optim': set(),
     'planner': set(),
     'checkpoint': {'tokenizers'},
-    'evaluation': {'tokenizers', 'agents', 'datasets', 'inference'},  # rows; texts written
+    'evaluation': {
+        *('tokenizers', 'agents', 'datasets', 'inference', 'sandbox'),  # rows; texts; programs
+    },
     'inference': {'tokenizers', 'checkpoint'},
     'agents': {'tokenizers', 'sandbox'},
     'engine': {

@@ -50,6 +50,7 @@ class Trace:
         turns: How often the model was asked.
         results: What came of each call.
         errors: Calls that could not be read.
+        repairs: Answers in a row, the last one included, with a call that could not be read.
     """
 
     messages: list[Message]
@@ -59,6 +60,38 @@ class Trace:
     turns: int = 0
     results: list[Result] = field(default_factory=list)
     errors: list[CallError] = field(default_factory=list)
+    repairs: int = 0
+
+    def waiting(self) -> list[Call]:
+        """Calls of the last answer that have no result yet, in order."""
+        message, given = self._asking()
+        return [
+            Call(call['function']['name'], call['function']['arguments'], call['id'])
+            for call in message.get('tool_calls', [])[given:]
+        ]
+
+    def take(self, result: Result) -> None:
+        """Add the result of the first call that waits for one."""
+        message, given = self._asking()
+        call = message['tool_calls'][given]
+        self.results.append(result)
+        if result.status in ('unknown', 'arguments'):
+            message['loss'] = False
+        self.messages.append(
+            {
+                'role': 'tool',
+                'tool_call_id': call['id'],
+                'name': call['function']['name'],
+                'content': result.content(),
+            }
+        )
+
+    def _asking(self) -> tuple[Message, int]:
+        """The message that results follow, and how many there are."""
+        given = 0
+        while self.messages[-1 - given]['role'] == 'tool':
+            given += 1
+        return self.messages[-1 - given], given
 
     def record(self) -> dict[str, Any]:
         """The trace in the form `messages`, which trains as it is.
@@ -130,30 +163,47 @@ class Agent:
         Returns:
             Iterator over what happens. The last event is 'answer', 'turn_limit' or 'gave_up'.
         """
-        repairs = 0
         for _ in range(self.max_turns):
             answer, written = yield from self._ask(trace)
-            trace.turns += 1
-            if answer.errors:
-                repairs += 1
-                trace.errors += answer.errors
-                told = '\n'.join(error.to_model() for error in answer.errors)
-                trace.messages.append({'role': 'assistant', 'content': written, 'loss': False})
-                yield Event('malformed', told)
-                if repairs > self.max_repairs:
-                    yield self._end(trace, Event('gave_up', told))
-                    return
-                trace.messages.append({'role': 'user', 'content': told})
-                continue
-            repairs = 0
-            number = sum(len(m.get('tool_calls') or ()) for m in trace.messages)
-            message = answer.message(number)
-            trace.messages.append(message)
-            if not answer.calls:
-                yield self._end(trace, Event('answer', answer.content))
+            yield from self.hear(trace, answer, written)
+            if trace.status:
                 return
-            yield from self._call(trace, answer, message)
-        yield self._end(trace, Event('turn_limit', f'no answer in {self.max_turns} turns'))
+            for call in trace.waiting():
+                yield Event('call', call=call)
+                result = self.toolbox.call(call.name, call.arguments)
+                trace.take(result)
+                yield Event('result', result.text, call, result)
+        yield _end(trace, Event('turn_limit', f'no answer in {self.max_turns} turns'))
+
+    def hear(self, trace: Trace, answer: Answer, written: str) -> list[Event]:
+        """Add an answer to a trace.
+
+        `events` is this and `Trace.take`; those who ask many models at once, or run tools
+        elsewhere, do both themselves.
+
+        Args:
+            trace: Its last message is the one that is answered.
+            answer: What the model wrote, as it was read.
+            written: The same as it was spelt.
+
+        Returns:
+            What happened. The trace has a status now if that ends it; otherwise the calls that it
+            is `waiting` for are to be run, or, without any, the model is to be asked again.
+        """
+        trace.turns += 1
+        if answer.errors:
+            trace.repairs += 1
+            trace.errors += answer.errors
+            told = '\n'.join(error.to_model() for error in answer.errors)
+            trace.messages.append({'role': 'assistant', 'content': written, 'loss': False})
+            if trace.repairs > self.max_repairs:
+                return [Event('malformed', told), _end(trace, Event('gave_up', told))]
+            trace.messages.append({'role': 'user', 'content': told})
+            return [Event('malformed', told)]
+        trace.repairs = 0
+        number = sum(len(m.get('tool_calls') or ()) for m in trace.messages)
+        trace.messages.append(answer.message(number))
+        return [] if answer.calls else [_end(trace, Event('answer', answer.content))]
 
     def _ask(self, trace: Trace) -> Generator[Event, None, tuple[Answer, str]]:
         """What the model writes, and in the end what it is and how it was spelt."""
@@ -170,27 +220,11 @@ class Agent:
             yield _shown(piece.kind, piece.text)
         return answer, written
 
-    def _call(self, trace: Trace, answer: Answer, message: Message) -> Iterator[Event]:
-        for call, spelt in zip(answer.calls, message['tool_calls'], strict=True):
-            yield Event('call', call=call)
-            result = self.toolbox.call(call.name, call.arguments)
-            trace.results.append(result)
-            if result.status in ('unknown', 'arguments'):
-                message['loss'] = False
-            trace.messages.append(
-                {
-                    'role': 'tool',
-                    'tool_call_id': spelt['id'],
-                    'name': call.name,
-                    'content': result.content(),
-                }
-            )
-            yield Event('result', result.text, call, result)
 
-    def _end(self, trace: Trace, event: Event) -> Event:
-        trace.status = event.kind
-        trace.answer = event.text if event.kind == 'answer' else ''
-        return event
+def _end(trace: Trace, event: Event) -> Event:
+    trace.status = event.kind
+    trace.answer = event.text if event.kind == 'answer' else ''
+    return event
 
 
 def _shown(kind: Literal['text', 'thought', 'call'], text: str) -> Event:

@@ -175,7 +175,8 @@ class Toolbox:
     def _result(self, value: Any) -> Result:
         images = getattr(value, 'images', None)
         if isinstance(images, (tuple, list)) and isinstance(getattr(value, 'text', None), str):
-            status: Status = 'ok' if getattr(value, 'ok', True) else 'error'
+            late = getattr(value, 'timed_out', False)
+            status: Status = 'ok' if getattr(value, 'ok', True) else 'timeout' if late else 'error'
             return Result(status, self._cut(value.text), tuple(images))
         return Result('ok', self._cut(_spell(value)))
 

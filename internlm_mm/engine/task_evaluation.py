@@ -13,6 +13,7 @@ from torch import nn
 from internlm_mm.evaluation import (
     Answerers,
     LogProbScorer,
+    OutsideWorker,
     Report,
     Subject,
     Task,
@@ -141,9 +142,10 @@ class TaskEvaluation:
             'NAME/METRIC' of every task.
         """
         metrics: dict[str, float] = {}
+        outside = OutsideWorker(self.runner.rank, self.runner.world_size)
         with self._writer() as write:
             for task in self.tasks:
-                records = run_task(task, Answerers(self.scorer, write))
+                records = run_task(task, Answerers(self.scorer, write, outside))
                 report = self.reports[task.name] = task.report(records)
                 metrics |= {f'{task.name}/{key}': value for key, value in report.metrics.items()}
                 if self.runner.rank == 0:

@@ -117,10 +117,35 @@ def same_latex(found: str, right: str) -> bool:
     return None not in values and values[0] == values[1]
 
 
+def same_near(found: str, right: str) -> bool:
+    """Whether two answers are numbers within 0.001, as PaL compares them, or the same text."""
+    one, other = parse_number(found), parse_number(right)
+    if one is None or other is None:
+        return same_text(found, right)
+    return abs(one - other) < Fraction(1, 1000)
+
+
+def contains(found: str, right: str) -> bool:
+    """Whether the right answer stands in a text as words of its own, case and blanks apart."""
+    inside, whole = re.escape(_plain(right)), _plain(found)
+    return bool(inside) and re.search(rf'(?<!\w){inside}(?!\w)', whole) is not None
+
+
+def same_auto(found: str, right: str) -> bool:
+    """Of a number, whether it is the last one of a text; of another answer, as `contains`."""
+    if parse_number(right) is None:
+        return contains(found, right)
+    last = extract_last_number(found)
+    return last is not None and same_number(last, right)
+
+
 COMPARISONS: dict[str, Callable[[str, str], bool]] = {
     'number': same_number,
     'latex': same_latex,
     'text': same_text,
+    'near': same_near,
+    'contains': contains,
+    'auto': same_auto,
 }
 """When two answers are the same."""
 

@@ -85,7 +85,7 @@ class GeneratedAnswer(Task):
         shots: int = 0,
         shots_from: str | Path | None = None,
         extract: Sequence[str] | None = None,
-        compare: Literal['number', 'latex', 'text'] | None = None,
+        compare: str | None = None,
         prompt: Mapping[str, str] | None = None,
         chat_template: str | Mapping[str, Any] | None = None,
         max_new_tokens: int = 512,
@@ -101,7 +101,7 @@ class GeneratedAnswer(Task):
         for one in self.extract:
             if one not in EXTRACTORS:
                 raise ValueError(f'extract={one!r} is unknown.{did_you_mean(one, EXTRACTORS)}')
-        compare = form.compare if compare is None else compare  # type: ignore[assignment]
+        compare = form.compare if compare is None else compare
         if compare not in COMPARISONS:
             raise ValueError(f'compare={compare!r} is unknown.{did_you_mean(compare, COMPARISONS)}')
         check_shots(shots, shots_from)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +46,7 @@ class LogProbAnswer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Generate:
-    """What does the model go on with? Answered with a text.
+    """What does the model go on with? Answered with a text, of `Written` where that is known.
 
     Attributes:
         prompt: Tokens in front, at least one, [prompt], int32.
@@ -55,5 +57,22 @@ class Generate:
     sampling: Sampling
 
 
-Request = LogProb | Generate
-Answer = LogProbAnswer | str
+@dataclass(frozen=True, slots=True, eq=False)
+class Outside:
+    """What comes of work outside the model, such as running a program?
+
+    It is done once, in one process, and what it gives is told to all of them: a program may give
+    something else every time, and processes that go on differently would wait for one another
+    forever.
+
+    Attributes:
+        work: Does it, and gives what can be sent to other processes. May run in any thread.
+        owner: Work of one number is always done in the same process, in order.
+    """
+
+    work: Callable[[], Any]
+    owner: int = 0
+
+
+Request = LogProb | Generate | Outside
+Answer = LogProbAnswer | str | Any

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from internlm_mm.evaluation.requests import Answer, Generate, LogProb, LogProbAnswer, Request
-from internlm_mm.evaluation.task import Report, Task
+from internlm_mm.evaluation.outside import OutsideWorker
+from internlm_mm.evaluation.requests import (
+    Answer,
+    Generate,
+    LogProb,
+    LogProbAnswer,
+    Outside,
+    Request,
+)
+from internlm_mm.evaluation.task import Play, Report, Task
 
 METRICS_FILE = 'tasks.json'
 """Beside the records: metrics, details and counts of every task."""
@@ -20,12 +28,15 @@ class Answerers:
     """Who answers which kind of request.
 
     Attributes:
-        log_prob: Answers all `LogProb` of a round.
+        log_prob: Answers all `LogProb` of a round; None where no task asks for them.
         generate: Answers all `Generate` of a round; None where no task asks for texts.
+        outside: Answers all `Outside` of a round; by default in this process, which has to be
+            the only one.
     """
 
-    log_prob: Callable[[Sequence[LogProb]], Sequence[LogProbAnswer]]
+    log_prob: Callable[[Sequence[LogProb]], Sequence[LogProbAnswer]] | None = None
     generate: Callable[[Sequence[Generate]], Sequence[str]] | None = None
+    outside: Callable[[Sequence[Outside]], Sequence[Any]] = field(default_factory=OutsideWorker)
 
 
 def run_task(task: Task, answerers: Answerers) -> list[dict[str, Any]]:
@@ -38,31 +49,44 @@ def run_task(task: Task, answerers: Answerers) -> list[dict[str, Any]]:
         task: Prepared.
         answerers: Collective where the model is: every process runs the same task.
     """
-    plays = [task.play(index) for index in range(len(task))]
-    records: list[dict[str, Any] | None] = [None] * len(plays)
+    try:
+        records = _play(task, answerers)
+    finally:
+        task.finish()
+    found = []
+    for index, record in enumerate(records):
+        assert record is not None, 'a play returns its record'
+        found.append({'task': task.name, 'index': index, **record})
+    return found
+
+
+def _play(task: Task, answerers: Answerers) -> list[dict[str, Any] | None]:
+    records: list[dict[str, Any] | None] = [None] * len(task)
     waiting: dict[int, Sequence[Request]] = {}
+    plays: dict[int, Play] = {}
+    coming = iter(range(len(task)))
+    most = task.at_once or len(task)
 
     def go_on(index: int, answers: Sequence[Answer] | None) -> None:
         try:
             asked = next(plays[index]) if answers is None else plays[index].send(answers)
         except StopIteration as end:
             records[index] = end.value
+            del plays[index]
         else:
             waiting[index] = asked
 
-    for index in range(len(plays)):
-        go_on(index, None)
-    while waiting:
+    while True:
+        while len(plays) < most and (index := next(coming, None)) is not None:
+            plays[index] = task.play(index)
+            go_on(index, None)
+        if not waiting:
+            return records
         round_ = dict(waiting)
         waiting.clear()
         answers = iter(_answer([one for asked in round_.values() for one in asked], answerers))
         for index, asked in round_.items():
             go_on(index, [next(answers) for _ in asked])
-    found = []
-    for index, record in enumerate(records):
-        assert record is not None, 'a play returns its record'
-        found.append({'task': task.name, 'index': index, **record})
-    return found
 
 
 def write_records(folder: Path, task: Task, records: Sequence[Mapping[str, Any]]) -> Path:
@@ -111,16 +135,18 @@ def check_names(tasks: Sequence[Task]) -> None:
 
 def _answer(requests: Sequence[Request], answerers: Answerers) -> list[Answer]:
     answers: list[Answer | None] = [None] * len(requests)
-    scored = [index for index, one in enumerate(requests) if isinstance(one, LogProb)]
-    written = [index for index, one in enumerate(requests) if isinstance(one, Generate)]
-    if scored:
-        asked = [one for one in requests if isinstance(one, LogProb)]
-        for index, answer in zip(scored, answerers.log_prob(asked), strict=True):
-            answers[index] = answer
-    if written:
-        assert answerers.generate is not None, 'a task that asks for texts says generates = True'
-        texts = answerers.generate([one for one in requests if isinstance(one, Generate)])
-        for index, text in zip(written, texts, strict=True):
-            answers[index] = text
-    assert all(answer is not None for answer in answers), 'a request of no known kind'
-    return [answer for answer in answers if answer is not None]
+    for kind, answerer in (
+        (LogProb, answerers.log_prob),
+        (Generate, answerers.generate),
+        (Outside, answerers.outside),
+    ):
+        indices = [index for index, one in enumerate(requests) if isinstance(one, kind)]
+        if indices:
+            assert answerer is not None, (
+                f'nobody answers {kind.__name__}; a task that asks for texts says generates = True'
+            )
+            asked: list[Any] = [requests[index] for index in indices]
+            for index, answer in zip(indices, answerer(asked), strict=True):
+                answers[index] = answer
+    assert all(isinstance(one, Request) for one in requests), 'a request of no known kind'
+    return answers

@@ -53,10 +53,12 @@ class Task(ABC):
     Attributes:
         name: Of its metrics and its file of records.
         generates: Whether it asks for texts, which needs the whole model on each process.
+        at_once: Samples that are at work at a time, where they hold something; None for all.
     """
 
     name: str
     generates: bool = False
+    at_once: int | None = None
 
     @abstractmethod
     def prepare(self, subject: Subject) -> None:
@@ -78,3 +80,6 @@ class Task(ABC):
     @abstractmethod
     def report(self, records: Sequence[Mapping[str, Any]]) -> Report:
         """Numbers from all records, in the order of the samples."""
+
+    def finish(self) -> None:  # noqa: B027 - most hold nothing
+        """Let go of what samples held. Called after every run, also of one that failed."""

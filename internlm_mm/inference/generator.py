@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from internlm_mm.inference.sampling import Sampling, SeenTokens, draw
-from internlm_mm.inference.text_stream import TextStream
+from internlm_mm.inference.text_stream import TextStream, Written
 from internlm_mm.tokenizers import Tokenizer
 
 
@@ -42,11 +42,12 @@ class Generator:
         Returns:
             What was added to each prompt.
         """
-        return self.continue_ids([self._encode(prompt) for prompt in prompts], sampling)
+        written = self.continue_ids([self._encode(prompt) for prompt in prompts], sampling)
+        return [str(text) for text in written]
 
     def continue_ids(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling | None = None
-    ) -> list[str]:
+    ) -> list[Written]:
         """Continue several prompts of tokens at once; as they are: nothing is put in front.
 
         Args:
@@ -54,12 +55,13 @@ class Generator:
             sampling: How to draw; greedily by default.
 
         Returns:
-            What was added to each prompt, as text.
+            What was added to each prompt, as text that knows whether it is whole.
         """
         texts = ['' for _ in prompts]
-        for pieces in self._pieces(prompts, sampling or Sampling()):
+        whole = [True] * len(prompts)
+        for pieces in self._pieces(prompts, sampling or Sampling(), whole):
             texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
-        return texts
+        return [Written(text, ended) for text, ended in zip(texts, whole, strict=True)]
 
     def stream(self, prompt: str, sampling: Sampling | None = None) -> Iterator[str]:
         """Continue one prompt, giving each piece of text as soon as it is known.
@@ -168,20 +170,32 @@ class Generator:
             if seen is not None:
                 seen.add(input_ids)
 
-    def _pieces(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Iterator[list[str]]:
-        """What each step adds to the text of each row."""
+    def _pieces(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        whole: list[bool] | None = None,
+    ) -> Iterator[list[str]]:
+        """What each step adds to the text of each row; in the end, `whole` says which ended."""
         tokenizer = self._tokenizer()
         texts = [TextStream(tokenizer.decode, sampling.stop) for _ in prompts]
         new = [''] * len(prompts)
+        added = [0] * len(prompts)
 
         def ends(row: int, token: int) -> bool:
+            added[row] += 1
             new[row] = texts[row].push(token)
             return texts[row].stopped
 
         for _ in self.generate_ids(prompts, self._for_tokens(sampling), ends):
             yield list(new)
             new[:] = [''] * len(prompts)
-        yield [text.finish() for text in texts]
+        last = [text.finish() for text in texts]
+        if whole is not None:
+            room = [self._room(prompt, sampling.max_new_tokens) for prompt in prompts]
+            rows = zip(texts, added, room, strict=True)
+            whole[:] = [text.stopped or count < most for text, count, most in rows]
+        yield last
 
     def _room(self, prompt: Sequence[int], wanted: int) -> int:
         """Tokens that can be added to a prompt, at most `wanted`."""

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Self
 
 _INCOMPLETE = '\ufffd'  # what the first bytes of a longer character decode to
 
 _CHARACTER = 4  # tokens that a character may have: its bytes
 _WAIT = 4 * _CHARACTER  # tokens after which what is no text yet, or mere space, is no beginning
+
+
+class Written(str):
+    """A text that a model wrote.
+
+    Args:
+        text: The text.
+        whole: Whether it came to an end of its own. False where the room for it ended.
+
+    Attributes:
+        whole: As given.
+    """
+
+    whole: bool
+
+    def __new__(cls, text: str, whole: bool = True) -> Self:
+        """A text that remembers."""
+        written = super().__new__(cls, text)
+        written.whole = whole
+        return written
 
 
 class TextStream:
