@@ -163,7 +163,7 @@ def test_calls_are_of_what_the_question_says() -> None:
 
 def test_rows_pass_the_check_of_tool_data(tmp_path: Path, capsys) -> None:
     files = data.Files(tmp_path, 0)
-    data.write_data(files, data.Amounts(cases=4, held_out=1, unseen=1))
+    data.write_data(files, data.Amounts(cases=2, held_out=1, unseen=1))
     spec = importlib.util.spec_from_file_location(
         'agent_proof_check', REPOSITORY / 'projects/tool_agent/check_data.py'
     )

@@ -48,10 +48,10 @@ class Amounts:
         on_the_way: Questions of each task that checkpoints before the last are asked.
     """
 
-    cases: int = 6_000
+    cases: int = 5_000
     held_out: int = 40
     unseen: int = 170
-    on_the_way: int = 10
+    on_the_way: int = 5
 
 
 @dataclass(frozen=True)

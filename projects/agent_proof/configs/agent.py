@@ -15,7 +15,7 @@ model = dict(
     vocab_size=751,  # bytes, characters, words, pieces of JSON and code: see agent_proof/data.py
     hidden_size=192,
     intermediate_size=512,
-    num_layers=4,
+    num_layers=6,
     num_heads=6,
     max_seq_len=512,
     rope_theta=10_000.0,
@@ -24,7 +24,7 @@ train_dataloader.dataset.update(seq_len=320, overlong='error')
 train_dataloader.update(num_workers=0)
 val_dataloader = None
 visualizer.update(vis_backends=[dict(type=LocalVisBackend)])
-train_cfg = dict(type=TokenTrainLoop, max_iters=4000, global_batch_size=64, micro_batch_size=64)
+train_cfg = dict(type=TokenTrainLoop, max_iters=3500, global_batch_size=64, micro_batch_size=64)
 optim_wrapper.optimizer.update(lr=3e-3)
 param_scheduler[0].update(warmup=100)
 default_hooks.checkpoint.update(interval=500, keep_last=None, save_optimizer=False)
