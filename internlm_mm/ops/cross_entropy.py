@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from internlm_mm.ops.gradient_sum import add_product, add_scaled, find_sum
 from internlm_mm.structures import IGNORE_INDEX
 from internlm_mm.utils.loss_chunk import loss_chunk
 
@@ -154,7 +155,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 torch.mm(grad_logits, weight, out=grad_hidden[part]).masked_fill_(hide, 0.0)
             if need_weight:
-                grad_weight = _add_product(
+                grad_weight = add_product(
                     grad_weight, grad_logits, rows.masked_fill(hide, 0.0), wide
                 )
             del grad_logits
@@ -162,6 +163,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_weight = torch.zeros_like(weight, dtype=wide)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
+        ctx.weight_sum = find_sum(weight) if need_weight else None
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
 
@@ -171,7 +173,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = torch.mul(grad_hidden, grad_sum, out=torch.empty_like(grad_hidden))
-        if grad_weight is not None:
+        if ctx.weight_sum is not None:
+            add_scaled(ctx.weight_sum, grad_weight, grad_sum)
+            grad_weight = None
+        elif grad_weight is not None:
             scaled = torch.empty_like(grad_weight, dtype=ctx.weight_dtype)
             grad_weight = torch.mul(grad_weight, grad_sum, out=scaled)
         return grad_hidden, grad_weight, None, None, None, None
@@ -224,9 +229,13 @@ class _LinearTokenLosses(torch.autograd.Function):
                 torch.mm(grad_logits, weight, out=grad_hidden[part])
                 torch.mul(grad_hidden[part], shares, out=grad_hidden[part])
             weighed = (hidden[part] * shares).to(hidden.dtype)
-            grad_weight = _add_product(grad_weight, grad_logits, weighed, grad_losses.dtype)
+            grad_weight = add_product(grad_weight, grad_logits, weighed, grad_losses.dtype)
         if grad_weight is None:  # there are no tokens
             grad_weight = torch.zeros_like(weight)
+        into = find_sum(weight)
+        if into is not None:
+            add_scaled(into, grad_weight, grad_weight.new_ones(()))
+            return grad_hidden, None, None, None, None
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None
 
 
@@ -316,22 +325,6 @@ def _grad_logits(scores: _Scores, label_smoothing: float, dtype: torch.dtype) ->
     if scores.is_here is not None:
         target_grad = torch.where(scores.is_here, target_grad, grad.gather(1, scores.target))
     return grad.scatter_(1, scores.target, target_grad)
-
-
-def _add_product(
-    total: Tensor | None, grad_logits: Tensor, hidden: Tensor, wide: torch.dtype
-) -> Tensor:
-    """`total + grad_logits.T @ hidden` in place, where `wide` may be wider than the inputs."""
-    if grad_logits.dtype == wide:
-        product = grad_logits.T
-        return product @ hidden if total is None else total.addmm_(product, hidden)
-    if grad_logits.is_cuda:
-        # The head is large: not to fill it with zeros first is a pass over it less.
-        if total is None:
-            return torch.mm(grad_logits.T, hidden, out_dtype=wide)
-        return torch.addmm(total, grad_logits.T, hidden, out_dtype=wide, out=total)
-    product = grad_logits.T @ hidden
-    return product.to(wide) if total is None else total.add_(product)
 
 
 def _gradient_kernel(

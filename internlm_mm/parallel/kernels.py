@@ -23,11 +23,14 @@ class Kernels:
         norm: A name in NORMS.
         cross_entropy: A name in CROSS_ENTROPIES.
         fuse: Whether layers that read the same input are one matrix product.
+        fuse_accumulation: Whether the products of weights' gradients add to those of a step's
+            earlier micro-batches themselves, in the dtype of the reduction; 'auto' where it pays.
     """
 
     norm: str = 'torch'
     cross_entropy: str = 'torch'
     fuse: bool = False
+    fuse_accumulation: bool | str = False
 
 
 def check_kernels(options: Mapping[str, Any] | None) -> Kernels:
@@ -50,6 +53,11 @@ def check_kernels(options: Mapping[str, Any] | None) -> Kernels:
             )
     if not isinstance(found.fuse, bool):
         raise ValueError(f'strategy.kernels.fuse={found.fuse!r}: expected True or False')
+    if found.fuse_accumulation not in (True, False, 'auto'):
+        raise ValueError(
+            f'strategy.kernels.fuse_accumulation={found.fuse_accumulation!r}: expected True, False '
+            "or 'auto'"
+        )
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from internlm_mm.parallel.accumulation import fuse_accumulation
 from internlm_mm.parallel.adapters import (
     check_adapters,
     check_four_bit,
@@ -26,9 +27,11 @@ from internlm_mm.parallel.pipeline_plan import (
     check_reshard,
     layer_names,
     plan_pipeline,
+    splits_backward,
 )
 from internlm_mm.parallel.recompute import recompute_layers
 from internlm_mm.parallel.tensor import apply_tensor_parallel
+from internlm_mm.registry import SCHEDULES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +80,7 @@ class Placed:
         plan: Which layers each stage of every rank has, or None without a pipeline.
         attention: Which backend was chosen and why.
         float8: Which layers compute in 8 bits, or None.
+        accumulation: Whose gradients add up in their products, or why none do.
     """
 
     model: nn.Module
@@ -84,6 +88,7 @@ class Placed:
     plan: PipelinePlan | None
     attention: str
     float8: str | None = None
+    accumulation: str = 'off'
 
     def materialize(self, seed: int, device: torch.device, offload: bool) -> None:
         """Give parameters on the meta device memory and initial values; move any others.
@@ -132,6 +137,7 @@ def place_model(
     check_four_bit(model, layout, techniques.reshard, techniques.offload, techniques.param_dtype)
     round_frozen(model, techniques.param_dtype)
     plan = rounded = None
+    accumulation = 'off: gradients add up where they are, in the precision of the masters'
     stages = {0: model}
     if layout.pipeline > 1:
         plan = plan_pipeline(
@@ -171,4 +177,24 @@ def place_model(
                 techniques.reshard,
                 techniques.offload,
             )
-    return Placed(model, stages, plan, chosen, rounded)
+            accumulation = fuse_accumulation(
+                stage,
+                techniques.kernels.fuse_accumulation,
+                device,
+                techniques.param_dtype,
+                techniques.reduce_dtype,
+                _against_fused_accumulation(layout, techniques.kernels.fuse, plan),
+            )
+    return Placed(model, stages, plan, chosen, rounded, accumulation)
+
+
+def _against_fused_accumulation(layout: Layout, fuse: bool, plan: PipelinePlan | None) -> list[str]:
+    """Techniques of a run that have gradients of weights made in another way."""
+    found = []
+    if layout.tensor > 1:
+        found.append(f'does not go with strategy.parallel.tensor={layout.tensor}')
+    if fuse:
+        found.append('does not go with strategy.kernels.fuse=True')
+    if plan is not None and splits_backward(SCHEDULES.get(plan.schedule)):
+        found.append(f'does not go with strategy.pipeline.schedule={plan.schedule!r}')
+    return found

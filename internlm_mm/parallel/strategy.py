@@ -57,7 +57,7 @@ class HybridParallelStrategy(SavingStrategy):
             name in SCHEDULES; `stages_per_rank`; `layers`, how many each stage has.
         context_attention: How ranks that share a sequence exchange keys and values: 'all_gather',
             or 'ring', torch's own, on CUDA and for rows of one document.
-        kernels: `norm`, `cross_entropy` and `fuse`; see `internlm_mm.parallel.kernels.Kernels`.
+        kernels: `norm`, `cross_entropy` ...; see `internlm_mm.parallel.kernels.Kernels`.
         float8: Products in 8 bits: `recipe` ...; see `internlm_mm.parallel.float8.Float8`.
         work_dir: Filled in by the runner.
         experiment_name: Filled in by the runner.
@@ -242,6 +242,8 @@ class HybridParallelStrategy(SavingStrategy):
         self.logger.info(f'attention {placed.attention}')
         if placed.float8 is not None:
             self.logger.info(f'float8 {placed.float8}')
+        if self.techniques.kernels.fuse_accumulation:
+            self.logger.info(f'fuse_accumulation {placed.accumulation}')
         placed.materialize(self.seed, self.device, self.techniques.offload)
         part_ways(placed.model, self.seed, self.rank)
         if placed.plan is not None:

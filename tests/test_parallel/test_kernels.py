@@ -23,6 +23,7 @@ SIZES = {k: v for k, v in MODEL.items() if k != 'type'}
         ({'norm': 'tirch'}, r"strategy\.kernels\.norm='tirch'.*'torch'"),
         ({'cross_entropy': 'ligar'}, r"kernels\.cross_entropy='ligar'.*'liger'"),
         ({'fuse': 'yes'}, r"kernels\.fuse='yes': expected True or False"),
+        ({'fuse_accumulation': 'on'}, r"fuse_accumulation='on': expected True, False or 'auto'"),
     ],
 )
 def test_bad_options(options: dict, message: str) -> None:

@@ -1,0 +1,90 @@
+"""Lets the products of weights' gradients add up over micro-batches themselves."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from internlm_mm.ops.gradient_sum import adding_linear, find_sums_with
+from internlm_mm.parallel.data import layers_of
+from internlm_mm.parallel.gathered import WaitingGradient, memory_of, waiting_gradients
+
+
+def fuse_accumulation(
+    model: nn.Module,
+    wanted: bool | str,
+    device: torch.device,
+    param_dtype: torch.dtype,
+    reduce_dtype: torch.dtype,
+    obstacles: list[str],
+) -> str:
+    """Send the gradients of linear layers and of the head to where FSDP2 lets them wait.
+
+    Args:
+        model: Changed in place. To be called when it is sharded, before anything is computed.
+        wanted: See `internlm_mm.parallel.kernels.Kernels.fuse_accumulation`.
+        device: Where it computes.
+        param_dtype: What its layers compute in.
+        reduce_dtype: What gradients are summed in.
+        obstacles: Techniques of this run that it does not go with.
+
+    Returns:
+        What was done, or why nothing, for the log.
+
+    Raises:
+        ValueError: If it is asked for by name and does not go.
+    """
+    if not wanted:
+        return 'off'
+    found = waiting_gradients(model)
+    if found is None:
+        obstacles = [*obstacles, f'does not know the FSDP2 of torch {torch.__version__}']
+    if obstacles and wanted is True:
+        raise ValueError(f'strategy.kernels.fuse_accumulation=True {"; ".join(obstacles)}')
+    if obstacles:
+        return f'off: it {"; ".join(obstacles)}'
+    if wanted == 'auto' and (device.type != 'cuda' or reduce_dtype == param_dtype):
+        return 'off: it pays on CUDA, for sums in a wider dtype than the gradients'
+    assert found is not None
+    inside = {id(module) for layer in layers_of(model) for module in layer.modules()}
+    anchor = torch.zeros(1, device=device, dtype=param_dtype, requires_grad=True)  # one for all
+    count = 0
+    for waiting in found:
+        module = waiting.module
+        if id(module) in inside and _is_plain(module) and waiting.name == 'weight':
+            module.gradient_anchor = anchor
+            module.forward = partial(adding_linear, module)  # type: ignore[method-assign]
+            count += 1
+    sums = _Sums(model)
+    model.gradient_sums = sums  # type: ignore[assignment]  # for as long as the model
+    find_sums_with(sums)
+    return f'{count} linear layers, and the loss at the head'
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    return type(module) is nn.Linear and 'forward' not in vars(module)
+
+
+class _Sums:
+    """Finds the waiting gradient of a weight by the weight's memory."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._found: dict[int, WaitingGradient] = {}
+        self._is_complete = False
+
+    def __call__(self, weight: Tensor) -> WaitingGradient | None:
+        memory = memory_of(weight)
+        if memory not in self._found and not self._is_complete:
+            self._look()
+        return self._found.get(memory)
+
+    def _look(self) -> None:
+        """Again while some were never gathered: layers are, one after the other."""
+        all_of_them = waiting_gradients(self._model) or []
+        known = [(one.memory, one) for one in all_of_them]
+        self._found = {memory: one for memory, one in known if memory is not None}
+        self._is_complete = len(self._found) == len(all_of_them)
