@@ -22,6 +22,7 @@ from internlm_mm.sandbox import Sandbox, SandboxError
 from internlm_mm.utils.system import builds
 
 PLAN = 'plan.json'
+PICTURE = 'Held-out questions over the steps, and the loss'
 BEGIN, END = '<!-- results -->', '<!-- end of results -->'
 
 
@@ -59,11 +60,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f'--{key} {value} must be at least 1')
     args.plan = plan_of(args)
     stored = args.out / PLAN
-    if stored.is_file() and json.loads(stored.read_text(encoding='utf-8')) != asdict(args.plan):
-        if not args.report:
-            parser.error(f'--out {args.out} holds a proof of other amounts: give another folder')
-    if args.report and not (args.out / RECORD).is_file():
-        parser.error(f'--report: there is no {args.out / RECORD}')
+    if args.report:
+        if not (args.out / RECORD).is_file():
+            parser.error(f'--report: there is no {args.out / RECORD}')
+    elif stored.is_file() and json.loads(stored.read_text(encoding='utf-8')) != asdict(args.plan):
+        parser.error(f'--out {args.out} holds a proof of other amounts: give another folder')
     return args
 
 
@@ -151,7 +152,8 @@ def tell(record: dict[str, Any], out: Path, renewed: Path | None) -> int:
     draw(seeds, out / 'curves.png')
     if renewed is not None:
         old = renewed.read_text(encoding='utf-8')
-        renewed.write_text(page(old, f'\n{text}\n', BEGIN, END), encoding='utf-8')
+        shown = f'![{PICTURE}](assets/{renewed.stem}.png)'
+        renewed.write_text(page(old, f'\n{text}\n{shown}\n\n', BEGIN, END), encoding='utf-8')
         picture = renewed.parent / 'assets' / f'{renewed.stem}.png'
         picture.parent.mkdir(exist_ok=True)
         picture.write_bytes((out / 'curves.png').read_bytes())

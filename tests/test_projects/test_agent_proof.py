@@ -283,7 +283,12 @@ def test_what_was_found_is_told_once_more(program, tmp_path: Path, write, capsys
     *_, last = capsys.readouterr().out.splitlines()
     assert json.loads(last)['missed'] == report.judge(seeds)
     text = page.read_text()
-    assert report.table(seeds) in text and 'old' not in text and text.endswith('end\n')
+    assert (
+        report.table(seeds) in text
+        and '](assets/proof.png)' in text
+        and 'old' not in text
+        and text.endswith('end\n')
+    )
     for picture in (tmp_path / 'curves.png', page.parent / 'assets' / 'proof.png'):
         with Image.open(picture) as image:
             assert image.size[0] > 1000
