@@ -16,6 +16,7 @@ from torch.distributed.fsdp import (
 )
 
 from internlm_mm.parallel.adapters import left_whole
+from internlm_mm.parallel.reducing import ReduceIntoComputeMemory
 
 RESHARD = ('never', 'step', 'layer')
 """How long gathered parameters are kept: from one update to the next, from a step's first forward
@@ -78,6 +79,8 @@ def shard_model(
             # The loss is divided by the step's tokens over all ranks, so gradients add up.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+            if mesh.device_type == 'cuda' and mesh.ndim == 1 and not offload:
+                module.set_custom_reduce_scatter(ReduceIntoComputeMemory(shards))
 
 
 def begin_micro_batch(model: nn.Module, is_last: bool, reshard: str) -> None:

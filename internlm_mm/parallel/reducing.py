@@ -1,0 +1,49 @@
+"""Where the sharded gradients of a step lie on a GPU."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# The interface is public (`FSDPModule.set_custom_reduce_scatter`), the default behind it is not.
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultReduceScatter
+
+
+class ReduceIntoComputeMemory(DefaultReduceScatter):
+    """FSDP2's reduce-scatter, its results in the memory that layers compute in.
+
+    torch keeps free memory for each stream apart. FSDP2 reduces in a stream of its own, so that
+    the sharded gradients, a step's largest tensors after the gathered ones, take memory that is
+    idle during the next step's forward passes, just when activations need most: for a 7B model on
+    two GPUs 13.6 GiB. In the stream of the backward pass they take what its activations leave.
+
+    For reductions over one mesh axis. A replicated one goes on with the result in a third stream,
+    which torch does not tell of.
+
+    Args:
+        ranks: That share a parameter.
+    """
+
+    def __init__(self, ranks: int) -> None:
+        self._ranks = ranks
+        self._computing: tuple[torch.cuda.Stream, int] | None = None
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Memory for what is reduced, then, in FSDP2's own stream, for the result.
+
+        The result may overwrite what the backward pass has freed: FSDP2's stream has just waited
+        for all that it was told to do. It is not given away while that stream works on it.
+        """
+        if device.type != 'cuda':
+            return torch.empty(size, dtype=dtype, device=device)
+        here = torch.cuda.current_stream(device)
+        computing, self._computing = self._computing, None
+        numel = math.prod(size)
+        if computing is None or computing[0] == here or computing[1] != numel * self._ranks:
+            self._computing = here, numel
+            return torch.empty(size, dtype=dtype, device=device)
+        with torch.cuda.stream(computing[0]):
+            result = torch.empty(size, dtype=dtype, device=device)
+        result.record_stream(here)
+        return result
