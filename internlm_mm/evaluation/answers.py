@@ -128,15 +128,16 @@ def same_near(found: str, right: str) -> bool:
 def contains(found: str, right: str) -> bool:
     """Whether the right answer stands in a text as words of its own, case and blanks apart."""
     inside, whole = re.escape(_plain(right)), _plain(found)
-    return bool(inside) and re.search(rf'(?<!\w){inside}(?!\w)', whole) is not None
+    if not inside:
+        return not whole
+    return re.search(rf'(?<!\w){inside}(?!\w)', whole) is not None
 
 
 def same_auto(found: str, right: str) -> bool:
     """Of a number, whether it is the last one of a text; of another answer, as `contains`."""
     if parse_number(right) is None:
         return contains(found, right)
-    last = extract_last_number(found)
-    return last is not None and same_number(last, right)
+    return same_number(found, right) or same_number(extract_last_number(found) or '', right)
 
 
 COMPARISONS: dict[str, Callable[[str, str], bool]] = {

@@ -79,8 +79,8 @@ def match_calls(
     for index, row in enumerate(found):
         if not _find_place(index, found, taken, set()):
             order = ('value', 'type', 'unexpected', 'missing', 'function')
-            free = [kind for kind in row if kind is not None]
-            return min(free, key=order.index) if free else 'value'
+            free = [kind for place, kind in enumerate(row) if kind and place not in taken]
+            return min(free, key=order.index)
     return None
 
 

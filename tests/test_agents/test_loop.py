@@ -8,7 +8,7 @@ from internlm_mm.datasets.conversation_encoding import ConversationEncoder
 from internlm_mm.datasets.conversation_formats import Example
 from internlm_mm.inference.chat import Chat
 from internlm_mm.sandbox import Sandbox, SandboxError
-from internlm_mm.tokenizers import build_template, load_tokenizer
+from internlm_mm.tokenizers import build_template, load_tokenizer, read_answer
 from tests.conversations import NAMES, call
 
 WITH_TOOLS = [name for name in NAMES if name != 'internlm']
@@ -192,3 +192,19 @@ def test_the_sandbox_is_an_interpreter(name):
     assert [result.status for result in trace.results] == ['ok', 'error', 'ok']
     assert "NameError: name 'y' is not defined" in trace.results[1].text
     assert trace.results[2].text == '391'
+
+
+def test_without_events_a_trace_is_the_same():
+    template = build_template('internlm2')
+    two = {'tool_calls': [call('add', {'a': 1, 'b': 2}, 'x'), call('nothing', {}, 'y')]}
+    lines = [two, 'a <|action_start|><|plugin|>\n{"name"', DONE]
+    worker = agent('internlm2', lines)
+    expected = worker.run(QUESTION)
+    spelt = agent('internlm2', lines).model.lines
+    trace = worker.begin(QUESTION)
+    for written in spelt:
+        worker.hear(trace, read_answer(template, written), written)
+        for one in trace.waiting():
+            trace.take(worker.toolbox.call(one.name, one.arguments))
+        assert trace.waiting() == []
+    assert trace == expected and trace.status == 'answer' and len(trace.results) == 2

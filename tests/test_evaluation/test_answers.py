@@ -181,6 +181,29 @@ def test_numbers_come_back_out_of_sentences(value: int, places: int) -> None:
     assert found is not None and parse_number(found) == value
 
 
+@pytest.mark.parametrize(
+    ('compare', 'found', 'right', 'same'),
+    [
+        ('near', '42.0004', '42', True),
+        ('near', '42.002', '42', False),
+        ('near', '0.1', '1/10', True),
+        ('near', 'None', '42', False),
+        ('near', 'Yes', 'yes', True),
+        ('contains', 'It was a  Tuesday.', 'tuesday', True),
+        ('contains', 'It was Tuesdays', 'Tuesday', False),
+        ('contains', 'On 2024-03-01, I think', '2024-03-01', True),
+        ('contains', '(C++)', 'c++', True),
+        ('contains', 'Something', '', False),
+        ('auto', 'Of 12 eggs, 1,391 are left.', '1391', True),
+        ('auto', '391, which is 17 times 23', '391', False),
+        ('auto', 'No number', '391', False),
+        ('auto', 'The 4 of them met in New  York', 'new york', True),
+    ],
+)
+def test_of_programs_and_agents(compare: str, found: str, right: str, same: bool) -> None:
+    assert COMPARISONS[compare](found, right) is same
+
+
 @given(some.text('{}ab1 ', max_size=12).filter(lambda text: _is_balanced(text) and text.strip()))
 def test_whatever_is_balanced_comes_back_out_of_a_box(inside: str) -> None:
     assert extract_boxed(rf'Thus \boxed{{{inside}}} holds') == inside.strip()

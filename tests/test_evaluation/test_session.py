@@ -11,6 +11,7 @@ from internlm_mm.evaluation import (
     Generate,
     LogProb,
     LogProbAnswer,
+    Outside,
     Play,
     Report,
     Task,
@@ -89,6 +90,49 @@ def test_turns_are_answered_together() -> None:
 def test_a_task_that_does_not_say_that_it_writes() -> None:
     with pytest.raises(AssertionError, match='generates = True'):
         run_task(Conversations(), Answerers(Model().log_prob))
+
+
+class Errands(Conversations):
+    """Sample i runs i errands, each of which knows how many samples are at work."""
+
+    name = 'errands'
+
+    def __init__(self, at_once: int | None, fails: bool = False) -> None:
+        self.at_once, self.fails = at_once, fails
+        self.working: set[int] = set()
+        self.finished = 0
+
+    def play(self, index: int) -> Play:
+        self.working.add(index)
+        seen = []
+        for _ in range(index):
+            (count,) = yield [Outside(self.errand, index)]
+            seen.append(count)
+        self.working.discard(index)
+        return {'prompt': '', 'prediction': seen, 'answer': '', 'right': True}
+
+    def errand(self) -> int:
+        if self.fails:
+            raise OSError('broken')
+        return len(self.working)
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+def test_no_more_at_once_than_a_task_can_hold() -> None:
+    together, two = Errands(None), Errands(2)
+    assert [one['prediction'] for one in run_task(together, Answerers())] == [
+        [], [3], [3, 2], [3, 2, 1]
+    ]  # fmt: skip
+    assert [one['prediction'] for one in run_task(two, Answerers())] == [
+        [], [2], [2, 2], [2, 1, 1]
+    ]  # fmt: skip
+    assert together.finished == two.finished == 1
+    failing = Errands(2, fails=True)
+    with pytest.raises(RuntimeError, match='OSError: broken'):
+        run_task(failing, Answerers())
+    assert failing.finished == 1
 
 
 def test_files(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from internlm_mm.api import from_pretrained
 from internlm_mm.checkpoint.pretrained import convert_to_hf
-from internlm_mm.inference import Chat, Sampling
+from internlm_mm.inference import Chat, ChatPrompts, Sampling
 from internlm_mm.tokenizers import build_template
 from tests.chatting import FIRST, SECOND, THIRD
 from tests.conversations import CALLING, TOOLS, internlm_model
@@ -118,3 +118,17 @@ def test_transformers_answers_the_same_from_an_export(chat_run, tmp_path, genera
     new = output[0, inputs['input_ids'].shape[1] :]
     assert tokenizer.decode(new, skip_special_tokens=True) == messages[-1]['content']
     assert tokenizer.convert_ids_to_tokens(new.tolist())[-1] == '<|im_end|>'
+
+
+def test_prompts_are_those_of_a_chat(tmp_path):
+    double = Double(internlm_model(tmp_path))
+    for name in ('internlm2', 'chatml'):
+        chat = Chat(double, name)
+        prompts = ChatPrompts(build_template(name), double.tokenizer)
+        assert prompts.encode(CALLING[:4], TOOLS) == chat.prompt(CALLING[:4], TOOLS)
+        list(chat.stream(FIRST[:1], Sampling(stop=('x',)), TOOLS))
+        prompt, sampling = double.asked[-1]
+        assert prompts.encode(FIRST[:1], TOOLS) == prompt
+        assert prompts.with_stops(Sampling(stop=('x',))) == sampling
+    aliased = ChatPrompts(build_template('internlm2'), double.tokenizer)
+    assert aliased.aliases and aliased.by_name('[UNUSED_TOKEN_144]x') == '<|action_start|>x'

@@ -231,3 +231,18 @@ def test_rows_of_a_batch_are_stretched_each_by_its_own_length(tmp_path):
     plain = InternLM(**SIZES, rope_theta=50.0).eval()
     plain.load_state_dict(model.state_dict())
     assert rows_of(Generator(plain, Letters()), prompts, max_new_tokens=60) != found
+
+
+def test_texts_know_whether_they_are_whole(generator):
+    prompts = [[5, 7, 9], [11, 13]]
+    long = generator.continue_ids(prompts, Sampling(max_new_tokens=12))
+    assert [text.whole for text in long] == [False, False] and long[0] != long[1]
+    for length in range(1, len(long[0]) + 1):  # the last one ends with the room itself
+        stop = long[0][-length:]
+        until = generator.continue_ids(prompts, Sampling(max_new_tokens=12, stop=(stop,)))
+        assert until[0] == long[0].partition(stop)[0] and until[0].whole
+        assert until[1].whole is (stop in long[1])
+    ids = rows_of(generator, prompts[:1], max_new_tokens=12)[0]
+    end = next(token for place, token in enumerate(ids) if place and token not in ids[:place])
+    stopping = Sampling(max_new_tokens=12, stop_ids=(end,))
+    assert generator.continue_ids(prompts[:1], stopping)[0].whole

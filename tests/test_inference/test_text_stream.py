@@ -1,12 +1,13 @@
 """Text that comes in tokens, against the text as a whole."""
 
+import pickle
 import random
 
 import pytest
 import sentencepiece as spm
 
 from internlm_mm.checkpoint.huggingface import write_tokenizer
-from internlm_mm.inference.text_stream import TextStream
+from internlm_mm.inference.text_stream import TextStream, Written
 from internlm_mm.tokenizers import HFTokenizer, load_tokenizer
 
 TEXTS = [
@@ -175,3 +176,10 @@ def test_what_was_held_is_given_out_at_the_end():
     stream = TextStream(lambda ids: ''.join(parts[i] for i in ids), ['<eoa>'])
     assert [stream.push(0), stream.push(1), stream.finish()] == ['a ', '', '<eo']
     assert not stream.stopped
+
+
+def test_written_texts_are_texts_that_remember():
+    text = Written('so', whole=False)
+    assert text == 'so' and f'{text}!' == 'so!' and not text.whole and Written('so').whole
+    copy = pickle.loads(pickle.dumps(text))  # as processes send it to each other
+    assert copy == 'so' and copy.whole is False
