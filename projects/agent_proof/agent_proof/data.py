@@ -42,13 +42,14 @@ class Amounts:
     """How much data there is.
 
     Attributes:
-        cases: Conversations of each task that a seed trains on.
+        cases: Conversations of each task that a seed trains on; twice as many of those that call
+            functions with invented names.
         held_out: Questions of each task to be asked.
         unseen: Questions of each task that calls functions with names nobody has seen.
         on_the_way: Questions of each task that checkpoints before the last are asked.
     """
 
-    cases: int = 5_000
+    cases: int = 4_200
     held_out: int = 40
     unseen: int = 170
     on_the_way: int = 5
@@ -130,7 +131,8 @@ def write_data(files: Files, amounts: Amounts) -> None:
     """Write tokenizer, conversations and questions of one seed."""
     make_tokenizer(files.tokenizer)
     for task in TASKS:
-        cases = draw_cases(task, amounts.cases, side='train', seed=files.seed)
+        count = amounts.cases * (2 if task in PLUGIN_TASKS else 1)  # names are learned last
+        cases = draw_cases(task, count, side='train', seed=files.seed)
         _write(files.chat / 'train' / f'{task}.jsonl', (case.record() for case in cases))
     direct = [
         case
