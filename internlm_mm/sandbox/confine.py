@@ -5,9 +5,10 @@ every process that the session leaves behind and kills all when the host hangs u
 up its rights for good, by Landlock and a filter of system calls, and becomes the worker.
 
 The host starts a compiled copy of it; only the standard library is there, and as little of it as
-can be is imported: hence the module of signals that is built in.
+can be is imported: hence modules that are built in.
 """
 
+import _frozen_importlib_external
 import _signal
 import ctypes
 import os
@@ -137,11 +138,11 @@ def run_worker(arguments: list[str], paths: list[str], version: int, code: bytes
         resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # less than a byte calls a handler outside
     if code:
         load_filter(code)
-    folder, file = os.path.split(arguments[0])
-    sys.path.insert(0, folder)
-    worker = __import__(file.partition('.')[0])
-    del sys.path[0], sys.modules[worker.__name__]
-    worker.main(arguments[1:])
+    sys.argv = arguments
+    loader = _frozen_importlib_external.SourcelessFileLoader('__main__', arguments[0])
+    program = loader.get_code('__main__')
+    assert program is not None
+    exec(program, {'__name__': '__main__'})
 
 
 def main(arguments: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import py_compile
 import subprocess
 import sys
 import time
@@ -102,6 +103,7 @@ def test_all_is_killed_when_the_host_hangs_up(tmp_path: Path) -> None:
         f'        os.execvp("sleep", ["sleep", "{mark}"])\n    os._exit(0)\n'
         'import time\ntime.sleep(60)\n'
     )
+    program = Path(py_compile.compile(str(program), str(tmp_path / 'program.pyc')) or '')
     lifeline, held = os.pipe()
     control, inner = os.pipe()
     arguments = [lifeline, control, -1, 0, tmp_path, '', '--', program]
