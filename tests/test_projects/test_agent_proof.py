@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -312,6 +313,9 @@ def test_the_program_proves_nothing_in_three_steps(tmp_path: Path) -> None:
     assert trained.returncode == 0, trained.stderr
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('manifest.json')}
     assert len(made) == 4
+    for left in ('chat', 'asked'):  # only the run is brought home
+        shutil.rmtree(tmp_path / 'proof/seed_3' / left)
+    (tmp_path / 'proof/seed_3/data.done').unlink()
     asked = run()
     assert asked.returncode == 1, asked.stderr
     assert made == {path: path.stat().st_mtime_ns for path in tmp_path.rglob('manifest.json')}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -70,6 +71,8 @@ def train_seed(out: Path, seed: int, plan: Plan, spawned: Mapping[str, Any]) -> 
         return work_dir
     if not files.done.exists():
         write_data(files, plan.amounts)
+    if work_dir.exists():  # a run that was broken off
+        shutil.rmtree(work_dir)
     start = time.perf_counter()
     options = {**options_of(files), **plan.options, **spawned}
     train(CONFIG, work_dir=work_dir, options=options)
@@ -97,6 +100,8 @@ def score_seed(
     files = Files(out, seed)
     record = files.folder / RECORD
     if not record.exists():
+        if not files.done.exists():  # the run was brought from elsewhere
+            write_data(files, plan.amounts)
         work_dir = files.folder / 'agent'
         paths = list_checkpoints(work_dir)
         curve, results = [], {}
