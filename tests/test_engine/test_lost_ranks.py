@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from internlm_mm.engine.lost_ranks import LostRanks, is_consequence
 from internlm_mm.utils.launch import host_name
+from tests.marks import slow
 from tests.runs import FAULTY, start_ranks
 
 GLOO = RuntimeError('[/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1')
@@ -194,8 +195,8 @@ def faulty(work_dir: Path, kind: str, rank: int, **options: object) -> list[obje
 @pytest.mark.parametrize(
     ('axis', 'lost'),
     [
-        ('data_shard', 0), ('data_shard', 1), ('data_replicate', 1), ('tensor', 1),
-        ('context', 0), ('pipeline', 0), ('pipeline', 1),
+        slow('data_shard', 0), ('data_shard', 1), slow('data_replicate', 1), slow('tensor', 1),
+        slow('context', 0), ('pipeline', 0), slow('pipeline', 1),
     ],
 )  # fmt: skip
 def test_a_killed_process_is_named(tmp_path: Path, axis: str, lost: int) -> None:

@@ -12,6 +12,7 @@ from internlm_mm.engine.rehearse import rehearse
 from internlm_mm.engine.rehearse_report import render
 from internlm_mm.utils.config_reader import ConfigError
 from tests.helpers import tiny_config, tiny_runner
+from tests.marks import slow
 
 BF16 = dict(param='bfloat16', reduce='float32')
 CHANGES = dict(
@@ -62,7 +63,7 @@ def test_a_run_takes_the_smallest_share_that_fits(tmp_path: Path) -> None:
     assert f'recompute 0.5: 2 of 4 layers recompute; {peaks[2]:.2f} GiB of' in log.read_text()
 
 
-@pytest.mark.parametrize('axis', ['data_shard', 'tensor', 'context', 'pipeline'])
+@pytest.mark.parametrize('axis', ['data_shard', slow('tensor'), slow('context'), 'pipeline'])
 def test_ranks_and_a_rehearsal_agree(two_ranks, tmp_path: Path, axis: str) -> None:
     layout = {'strategy__parallel': {axis: 2}}
     shares = [number / 4 for number in range(0, 5, 2 if axis == 'pipeline' else 1)]

@@ -100,6 +100,7 @@ def test_groups_are_the_mesh() -> None:
     assert not dist.is_initialized()
 
 
+@pytest.mark.slow
 def test_seven_billion_on_1024_gpus() -> None:
     report = shipped(
         'internlm_7b_pretrain.py', 'strategy.parallel.pipeline=4', 'strategy.parallel.tensor=2'

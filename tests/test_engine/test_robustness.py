@@ -20,6 +20,7 @@ from internlm_mm.checkpoint.step_folders import list_checkpoints, read_model_sta
 from internlm_mm.checkpoint.storage import StoredTensors
 from internlm_mm.engine.train_cli import main
 from internlm_mm.utils.signals import REQUEUE_EXIT_CODE
+from tests.marks import slow
 from tests.runs import FAULTY, Run, start_ranks, train
 
 STEPS = 8
@@ -98,7 +99,7 @@ def test_kill_at_any_moment_then_resume_is_bitwise(reference: Path, tmp_path: Pa
     chance = random.Random(time.time_ns())
     argv, log = [FAULTY, '--work-dir', tmp_path / 'work', '--resume'], tmp_path / 'log'
     told = []
-    for step in sorted(chance.sample(range(1, STEPS), 3)):
+    for step in sorted(chance.sample(range(1, STEPS), 2)):
         kind, delay = chance.choice(['kill', 'kill_in_save']), chance.uniform(0, 0.03)
         told.append((kind, step, delay))
         code, text = train([*argv, *fault(kind, step, delay=delay)], log)
@@ -367,7 +368,10 @@ def test_loss_scale_goes_on(tmp_path: Path) -> None:
     assert scales == ('8.0', '8.0', '4.0', '4.0', '4.0', '8.0', '8.0', '8.0')
 
 
-@pytest.mark.parametrize('axis', ['data_shard', 'data_replicate', 'tensor', 'context', 'pipeline'])
+@pytest.mark.parametrize(
+    'axis',
+    ['data_shard', slow('data_replicate'), slow('tensor'), slow('context'), 'pipeline'],
+)
 def test_a_bad_gradient_on_one_rank_is_skipped_by_all(tmp_path: Path, axis: str) -> None:
     """Losses, norms and what is left of the loss scale are the same on both, bit for bit."""
     argv = [FAULTY, '--work-dir', tmp_path / 'work', *fault('inf_grad', 3, rank=1)]

@@ -25,6 +25,7 @@ from internlm_mm.structures import IGNORE_INDEX
 from internlm_mm.utils.config import check_config, load_config
 from tests.helpers import TINY, tiny_config, tiny_runner
 from tests.internlm_oracle import SIZES, full_state, write_shards
+from tests.marks import slow
 
 LOG = logging.getLogger('test_start')
 
@@ -234,7 +235,7 @@ def begin(work_dir: Path, folder: Path, parallel: dict) -> tuple[dict[str, Tenso
     return loaded, losses.found[0]
 
 
-@pytest.mark.parametrize('axis', ['data_shard', 'tensor', 'pipeline'])
+@pytest.mark.parametrize('axis', ['data_shard', slow('tensor'), 'pipeline'])
 def test_every_layout_begins_from_the_same_weights(
     two_ranks, tmp_path: Path, foreign, axis: str
 ) -> None:

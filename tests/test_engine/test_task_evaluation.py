@@ -22,14 +22,15 @@ from internlm_mm.parallel.mesh import Layout
 from internlm_mm.registry import TASKS
 from internlm_mm.utils.config_reader import ConfigError
 from tests.helpers import tiny_config, tiny_runner
+from tests.marks import slow
 from tests.questions import write_gsm8k, write_jsonl, write_mmlu
 from tests.trained import train_tokenizer
 
 FLOAT64 = dict(param='float64', reduce='float64')
 SPREAD = [
     'data_shard',
-    pytest.param('data_replicate', marks=pytest.mark.slow),
-    'tensor',
+    slow('data_replicate'),
+    slow('tensor'),
     'context',
     'pipeline',
 ]

@@ -28,6 +28,7 @@ from internlm_mm.parallel import HybridParallelStrategy
 from internlm_mm.utils.config import load_config
 from internlm_mm.utils.config_reader import shipped_configs
 from tests.helpers import tiny_runner
+from tests.marks import slow
 from tests.ranks import Ranks
 
 SIZES = dict(
@@ -318,7 +319,7 @@ def test_two_ranks(two_ranks, expected: dict, options: dict) -> None:
     check(two_ranks(trained, options, 'float64', {}), expected, 1e-9)
 
 
-@pytest.mark.parametrize('parallel', [{'data_shard': 2}, {'tensor': 2}], ids=str)
+@pytest.mark.parametrize('parallel', [{'data_shard': 2}, slow({'tensor': 2})], ids=str)
 def test_two_ranks_in_single_precision(two_ranks, expected: dict, parallel: dict) -> None:
     """fp32 has 2 ** -24 for each rounding; some thousands of them add up."""
     ranks = two_ranks(trained, {'parallel': parallel}, 'float32', {'ns_dtype': 'float32'})
@@ -329,9 +330,9 @@ def test_two_ranks_in_single_precision(two_ranks, expected: dict, parallel: dict
     'parallel',
     [
         {'data_shard': 2, 'tensor': 2},
-        {'data_replicate': 2, 'data_shard': 2},
-        {'data_shard': 4},
-        {'pipeline': 2, 'tensor': 2},
+        slow({'data_replicate': 2, 'data_shard': 2}),
+        slow({'data_shard': 4}),
+        slow({'pipeline': 2, 'tensor': 2}),
     ],
     ids=str,
 )
