@@ -2,21 +2,24 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from internlm_mm.datasets.browsing import read_row, show_documents, special_tokens, visible
-from internlm_mm.datasets.browsing_page import ShownRow, render_page
+from internlm_mm.agents import check_record
+from internlm_mm.datasets.browsing import show_documents, visible
+from internlm_mm.datasets.browsing_page import dataset_page, shown_rows
 from internlm_mm.datasets.conversation import tokenizer_of
+from internlm_mm.datasets.conversation_formats import Example
 from internlm_mm.datasets.inspection import Report
 from internlm_mm.datasets.inspection_sets import inspect
-from internlm_mm.datasets.survey import facts, packings, rows_an_epoch, sheets
+from internlm_mm.datasets.survey import packings, rows_an_epoch, sheets
 from internlm_mm.engine.preflight import build_data_part
 from internlm_mm.registry import DATASETS, TOKENIZERS
-from internlm_mm.tokenizers import Tokenizer
+from internlm_mm.tokenizers import ChatTemplate, Tokenizer
+from internlm_mm.tokenizers.chat_spelling import Encoded
 from internlm_mm.utils.config import load_config, parse_cfg_options
 from internlm_mm.utils.config_check import check_config
 
@@ -54,12 +57,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         data, tokenizer = _read_config(args)
         if args.check:
-            report = inspect(data, tokenizer)
+            report = inspect(data, tokenizer, also=_tool_problems)
         dataset = None
-        if report is None or (args.html and not report.problems):
-            dataset = build_data_part(DATASETS, data, f'{_key(args)}.dataset', tokenizer)
+        if report is None or args.html:
+            dataset = _build(args, data, tokenizer, report)
         if args.html:
-            page = _page(args, dataset, tokenizer, report or _first_records(data, tokenizer))
+            part = _key(args)
+            told = report or _first_records(data, tokenizer)
+            count = 0 if dataset is None else args.rows
+            rows = list(shown_rows(dataset, tokenizer, args.first, count))
+            page = dataset_page(args.config, part, dataset, tokenizer, rows, told)
             Path(args.html).write_text(page, encoding='utf-8')
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
@@ -93,14 +100,29 @@ def _read_config(args: argparse.Namespace) -> tuple[dict[str, Any], Tokenizer | 
     return data, build_data_part(TOKENIZERS, config.tokenizer, 'tokenizer')
 
 
-def _rows(
-    args: argparse.Namespace, dataset: Any, tokenizer: Tokenizer | None
-) -> Iterator[ShownRow]:
-    special = special_tokens(tokenizer, getattr(dataset, 'template', None))
-    for index in range(args.first, args.first + args.rows):
-        row = dataset[index]
-        domain = '' if row.domain_ids is None else dataset.domains[int(row.domain_ids[0])]
-        yield ShownRow(index, domain, read_row(row, tokenizer, special))
+def _build(
+    args: argparse.Namespace,
+    data: dict[str, Any],
+    tokenizer: Tokenizer | None,
+    report: Report | None,
+) -> Any:
+    """The dataset; None where a check has told what keeps it from being made."""
+    try:
+        return build_data_part(DATASETS, data, f'{_key(args)}.dataset', tokenizer)
+    except ValueError:
+        if report is None or not report.problems:
+            raise
+        return None
+
+
+def _tool_problems(
+    example: Example, documents: Sequence[Encoded], template: ChatTemplate, tokenizer: Tokenizer
+) -> list[str]:
+    """What is wrong with a conversation in which tools are called."""
+    messages, tools = example.messages, example.tools
+    if not tools and not any(message.get('tool_calls') for message in messages):
+        return []
+    return check_record(messages, tools or None, documents, template, tokenizer)
 
 
 def _show(
@@ -108,36 +130,13 @@ def _show(
 ) -> None:
     count = rows_an_epoch(dataset)
     of = '' if count is None else f' of {count:,} an epoch'
-    for row in _rows(args, dataset, tokenizer):
+    for row in shown_rows(dataset, tokenizer, args.first, args.rows):
         console.rule(f'row {row.number}{of}')
         console.print(show_documents(row.documents))
     for sheet in sheets(dataset):
         console.print(sheet.table())
     for line in packings(dataset):
         console.print(line, markup=False)
-
-
-def _page(
-    args: argparse.Namespace, dataset: Any, tokenizer: Tokenizer | None, report: Report | None
-) -> str:
-    """Without a dataset, which malformed records do not make, the page has the problems alone."""
-    known = {'config': args.config, 'part': _key(args)}
-    tables, lines = [], []
-    if dataset is not None:
-        known |= facts(dataset, tokenizer)
-        tables += sheets(dataset)
-        lines += packings(dataset)
-    if report is not None:
-        tables += [report.roles()] if report.messages else []
-        lines += report.lines()
-    return render_page(
-        f'{args.config}: what the model sees',
-        known,
-        tables,
-        [] if dataset is None else list(_rows(args, dataset, tokenizer)),
-        lines=lines,
-        problems=[] if report is None else report.problems,
-    )
 
 
 def _first_records(data: dict[str, Any], tokenizer: Tokenizer | None) -> Report | None:

@@ -62,6 +62,26 @@ def check_conversation(
         return [str(error)]
 
 
+def check_record(
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    documents: Sequence[Encoded],
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+) -> list[str]:
+    """Problems of one conversation, and if there are none, of what it became in tokens.
+
+    Args:
+        messages: As in `check_conversation`.
+        tools: As in `check_conversation`.
+        documents: As in `check_documents`; none if it could not be encoded.
+        template: That the model is trained with.
+        tokenizer: The model's.
+    """
+    found = check_conversation(messages, tools, template, tokenizer)
+    return found or check_documents(documents, template, tokenizer)
+
+
 def check_documents(
     documents: Sequence[Encoded], template: ChatTemplate, tokenizer: Tokenizer
 ) -> list[str]:

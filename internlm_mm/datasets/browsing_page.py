@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
-from internlm_mm.datasets.browsing import Piece, Sheet, ShownDocument, visible
+from internlm_mm.datasets.browsing import (
+    Piece,
+    Sheet,
+    ShownDocument,
+    read_row,
+    special_tokens,
+    visible,
+)
+from internlm_mm.datasets.inspection import Report
+from internlm_mm.datasets.survey import facts, packings, sheets
+from internlm_mm.tokenizers import Tokenizer
 
 MOST_PROBLEMS = 200
 
@@ -95,6 +106,63 @@ class ShownRow:
     number: int
     domain: str
     documents: Sequence[ShownDocument]
+
+
+def shown_rows(
+    dataset: Any, tokenizer: Tokenizer | None, first: int, count: int
+) -> Iterator[ShownRow]:
+    """Rows of a dataset as the model sees them.
+
+    Args:
+        dataset: Of packed rows.
+        tokenizer: Of its tokens; without any they are shown as numbers.
+        first: Index of the first row.
+        count: How many.
+    """
+    special = special_tokens(tokenizer, getattr(dataset, 'template', None))
+    for index in range(first, first + count):
+        row = dataset[index]
+        domain = '' if row.domain_ids is None else dataset.domains[int(row.domain_ids[0])]
+        yield ShownRow(index, domain, read_row(row, tokenizer, special))
+
+
+def dataset_page(
+    config: str,
+    part: str,
+    dataset: Any,
+    tokenizer: Tokenizer | None,
+    rows: Sequence[ShownRow],
+    report: Report | None = None,
+    more: Sequence[Sheet] = (),
+) -> str:
+    """The page of a config's data.
+
+    Args:
+        config: Its name.
+        part: Which of its loaders.
+        dataset: What the loader reads; None for data that makes none, whose problems are shown.
+        tokenizer: Of its tokens.
+        rows: Those that are shown.
+        report: What a check of it found.
+        more: Other tables.
+    """
+    known = {'config': config, 'part': part}
+    tables, lines = [*more], []
+    if dataset is not None:
+        known |= facts(dataset, tokenizer)
+        tables += sheets(dataset)
+        lines += packings(dataset)
+    if report is not None:
+        tables += [report.roles()] if report.messages else []
+        lines += report.lines()
+    return render_page(
+        f'{config}: what the model sees',
+        known,
+        tables,
+        rows,
+        lines=lines,
+        problems=[] if report is None else report.problems,
+    )
 
 
 def render_page(

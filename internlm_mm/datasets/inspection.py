@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,9 @@ from internlm_mm.registry import CHAT_TEMPLATES
 from internlm_mm.tokenizers import ChatTemplate, Tokenizer, build_template
 from internlm_mm.tokenizers.chat_spelling import Encoded
 from internlm_mm.utils.suggest import did_you_mean
+
+Check = Callable[[Example, Sequence[Encoded], ChatTemplate, Tokenizer], list[str]]
+"""Tells what else is wrong with a conversation, of it and of its documents."""
 
 
 @dataclass
@@ -93,6 +96,7 @@ def look_over(
     encoder: ConversationEncoder,
     format: str = 'auto',
     limit: int | None = None,
+    also: Check | None = None,
 ) -> Report:
     """Read every conversation and say what is wrong with which.
 
@@ -105,6 +109,8 @@ def look_over(
         encoder: As training has it.
         format: As in `ConversationDataset`.
         limit: Records of each file to read; None reads all.
+        also: What else to check. It is asked before what training refuses is told, without
+            documents then, for it may know better what is wrong.
     """
     report = Report(notes=absent_marks(encoder.tokenizer, encoder.template))
     marks = Marks()
@@ -114,17 +120,31 @@ def look_over(
             if isinstance(example, ValueError):
                 report.problems.append(str(example))
             else:
-                _look_at(example, encoder, marks, report)
+                _look_at(example, encoder, marks, report, also)
         report.is_part |= limit is not None and next(examples, None) is not None
     return report
 
 
-def _look_at(example: Example, encoder: ConversationEncoder, marks: Marks, report: Report) -> None:
+def _look_at(
+    example: Example,
+    encoder: ConversationEncoder,
+    marks: Marks,
+    report: Report,
+    also: Check | None,
+) -> None:
+    spelling = encoder.template, encoder.tokenizer
+
+    def more(documents: Sequence[Encoded]) -> list[str]:
+        found = [] if also is None else also(example, documents, *spelling)
+        return [f'{example.place}, {problem}' for problem in found]
+
     try:
         documents, was_cut, num_lost = encoder(example)
     except ValueError as error:
-        report.problems.append(str(error))
+        report.problems += more(()) or [str(error)]
         return
+    known = more(documents)
+    report.problems += known
     report.problems += marks.problems(example.messages, example.place)
     report.conversations += 1
     report.cut += was_cut
@@ -140,7 +160,7 @@ def _look_at(example: Example, encoder: ConversationEncoder, marks: Marks, repor
     if num_lost:
         del stretches[-1:]  # its end may be what was cut off
     for index, stretch in zip(answers, stretches, strict=False):
-        if not has_stop(stretch, encoder.template, encoder.tokenizer):
+        if not known and not has_stop(stretch, *spelling):
             report.problems.append(
                 f'{example.place}, message {index}: its answer ends without a stop token that is '
                 'learned: the model would not stop'

@@ -12,6 +12,7 @@ import numpy as np
 from internlm_mm.datasets.conversation import ConversationDataset
 from internlm_mm.datasets.conversation_encoding import ConversationEncoder
 from internlm_mm.datasets.inspection import (
+    Check,
     Marks,
     Report,
     absent_marks,
@@ -37,7 +38,10 @@ _TOLD = 20  # of the same kind in one token file
 
 
 def inspect(
-    dataset: Mapping[str, Any], tokenizer: Tokenizer | None, limit: int | None = None
+    dataset: Mapping[str, Any],
+    tokenizer: Tokenizer | None,
+    limit: int | None = None,
+    also: Check | None = None,
 ) -> Report:
     """Read the whole set that a config names, and say what is wrong with it.
 
@@ -46,6 +50,7 @@ def inspect(
             `PretrainDataset`.
         tokenizer: Of the run.
         limit: Samples of each file to read; None reads all.
+        also: What else to check of conversations; see `look_over`.
 
     Raises:
         ValueError: If the data is of another class, or conversations have no tokenizer.
@@ -56,14 +61,20 @@ def inspect(
     defaults = {} if options is None else options.defaults
     for kind, look in _KINDS.items():
         if isinstance(target, type) and issubclass(target, kind):
-            return look({**defaults, **dataset}, tokenizer, limit)
+            config = {**defaults, **dataset}
+            if kind is ConversationDataset:
+                return _conversations(config, tokenizer, limit, also)
+            return look(config, tokenizer, limit)
     names = ', '.join(kind.__name__ for kind in _KINDS)
     name = getattr(target, '__name__', target)
     raise ValueError(f'data of {name} cannot be checked; that of {names} can')
 
 
 def _conversations(
-    config: Mapping[str, Any], tokenizer: Tokenizer | None, limit: int | None
+    config: Mapping[str, Any],
+    tokenizer: Tokenizer | None,
+    limit: int | None,
+    also: Check | None = None,
 ) -> Report:
     encoder = ConversationEncoder(
         _needed(tokenizer),
@@ -72,7 +83,7 @@ def _conversations(
         config['overlong'],
         config['add_ending'],
     )
-    return look_over(_files(config), encoder, config['format'], limit)
+    return look_over(_files(config), encoder, config['format'], limit, also)
 
 
 def _pairs(config: Mapping[str, Any], tokenizer: Tokenizer | None, limit: int | None) -> Report:

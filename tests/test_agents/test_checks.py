@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from internlm_mm.agents.checks import check_conversation, check_documents
+from internlm_mm.agents.checks import check_conversation, check_documents, check_record
 from internlm_mm.datasets.conversation_encoding import ConversationEncoder
 from internlm_mm.datasets.conversation_formats import Example
 from internlm_mm.tokenizers import build_template, load_tokenizer
@@ -120,6 +120,19 @@ def test_documents_that_are_cut(name, exported):
     for length, words in ((stop - 2, 'inside a call'), (start + 1, 'inside an answer')):
         [problem] = check_documents(encoded(exported, name, length)[0], template, tokenizer)
         assert problem == f'document 0, tokens {start}:{length}: it is cut off {words}'
+
+
+def test_a_record_and_what_became_of_it(exported):
+    documents, template, tokenizer = encoded(exported, 'internlm2', 60)
+    wrong = changed(4, name='wether')
+    assert check_record(CALLING, FULL, (), template, tokenizer) == []
+    assert check_record(CALLING, FULL, documents, template, tokenizer) == check_documents(
+        documents, template, tokenizer
+    )
+    assert check_record(wrong, FULL, documents, template, tokenizer) == check_conversation(
+        wrong, FULL, template, tokenizer
+    )
+    assert check_documents(documents, template, tokenizer)
 
 
 def test_stops_without_a_loss_and_wrong_ids(exported):

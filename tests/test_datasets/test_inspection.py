@@ -191,6 +191,31 @@ def test_a_file_that_cannot_be_read_on(tmp_path: Path, tokenizer) -> None:
     assert "c.jsonl:1: the keys 'text' are of no form" in report.problems[0]
 
 
+def test_what_else_is_asked(tmp_path: Path, tokenizer) -> None:
+    """With documents, or without where there are none; what it tells comes first and alone."""
+    seen = []
+
+    def also(example, documents, template, given) -> list[str]:
+        seen.append((len(documents), template.name, given is tokenizer))
+        return ['of mine'] if 'mine' in str(example.messages) else []
+
+    answer = {'role': 'assistant', 'content': 'a'}
+    lines = [
+        chat({'role': 'user', 'content': 'mine'}, answer),
+        chat({'role': 'user', 'content': 'mine'}),
+        chat({'role': 'user', 'content': 'b'}),
+    ]
+    report = over(tmp_path, tokenizer, *lines, also=also)
+    assert [words for words, _, _ in seen] == [1, 0, 0]
+    assert all(name == 'internlm2' and same for _, name, same in seen)
+    assert [problem.rpartition(':')[2] for problem in report.problems[:2]] == [
+        '1, of mine',
+        '2, of mine',
+    ]
+    assert len(report.problems) == 3 and 'nothing to learn' in report.problems[2]
+    assert report.conversations == 1
+
+
 def test_only_the_first_records(tmp_path: Path, tokenizer) -> None:
     report = over(tmp_path, tokenizer, *[chat(Q, A)] * 5, '{', limit=3)
     assert report.conversations == 3 and report.is_part and report.problems == []

@@ -1,7 +1,9 @@
 """The configs of tool calls, and the check of their data."""
 
+import html
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from internlm_mm.utils.config import load_config
 from internlm_mm.utils.config_check import check_config
 from tests.conversations import CALLING, PLAIN, TOOLS, WEATHER, call, internlm_model
 from tests.runs import REPOSITORY
+from tools.browse_dataset import main as browse
 
 PROJECT = REPOSITORY / 'projects' / 'tool_agent'
 CONFIGS = sorted((PROJECT / 'configs').glob('*.py'))
@@ -99,8 +102,87 @@ def test_broken_lines_and_rows_that_are_cut(main, options: list[str], capsys) ->
     assert 'weather.jsonl:1, document 0' in out and 'it is cut off inside a call' in out
 
 
+def changed(**function) -> dict:
+    record = json.loads(json.dumps(asked({'city': 'Paris'})))
+    record['messages'][1]['tool_calls'][0]['function'] |= function
+    return record
+
+
+def without_result() -> dict:
+    record = asked({'city': 'Paris'})
+    return record | {'messages': [m for m in record['messages'] if m['role'] != 'tool']}
+
+
+def parallel() -> dict:
+    record = asked({'city': 'Paris'})
+    user, _, _, last = record['messages']
+    calls = [call('weather', {'city': name}, name) for name in 'ab']
+    results = [{'role': 'tool', 'tool_call_id': name, 'content': 'blue'} for name in 'ab']
+    answer = {'role': 'assistant', 'content': None, 'tool_calls': calls}
+    return record | {'messages': [user, answer, *results, last]}
+
+
+DEFECTS = {
+    'no JSON': (changed(arguments='{"city": '), 'tool_calls[0].function.arguments: no JSON'),
+    'schema': (changed(arguments={'city': 3}), "['city']: 3 is not of type 'string'"),
+    'unknown': (changed(name='wether'), "there is no tool 'wether'. Did you mean 'weather'?"),
+    'dangling': (without_result(), "role 'assistant', but there is no result yet"),
+    'parallel': (parallel(), "2 calls in a turn; 'internlm_v1_1' spells one"),
+    'spelt already': ({'messages': [PLAIN[1], PLAIN[2] | {'content': 'It is.<eoa>'}]}, "'<eoa>'"),
+}
+
+
+@pytest.mark.parametrize('defect', list(DEFECTS))
+def test_both_commands_find_the_same(defect: str, main, options: list[str], capsys) -> None:
+    record, words = DEFECTS[defect]
+    file = write(options, {'messages': PLAIN}, record)
+    config = str(PROJECT / 'configs' / 'internlm_tiny_agent.py')
+    found = []
+    for command in (
+        lambda given: main(given),
+        lambda given: browse([*given[:1], '--check', *given[1:]]),
+    ):
+        assert command([config, *options]) == 1
+        lines = capsys.readouterr().out.splitlines()
+        found.append([line for line in lines if line.startswith(str(file))])
+    assert found[0] == found[1] and any(words in line for line in found[0]), found
+
+
+def test_marks_that_a_vocabulary_has_not(main, options: list[str], capsys) -> None:
+    """Then they are no tokens of their own, and the ids of others."""
+    write(options, asked({'city': 'Paris'}))
+    other = 'train_dataloader.dataset.chat_template=chatml'
+    assert main([str(PROJECT / 'configs' / 'internlm2_7b_agent.py'), *options, other]) == 0
+    assert "the vocabulary has no <|im_start|>, <|im_end|> of the template 'chatml'" in capsys.readouterr().out
+
+
+LEARNED = re.compile(r'<i class="[^"]*\bt\b[^"]*" [^>]*>(.*?)</i>', re.DOTALL)
+
+
+def test_a_page_with_masks(main, options: list[str], tmp_path: Path, capsys) -> None:
+    file = write(options, asked({'city': 'Paris'}), asked({}))
+    page = tmp_path / 'calls.html'
+    command = [str(PROJECT / 'configs' / 'internlm_tiny_agent.py'), '--html', str(page)]
+    assert main([*command, '--rows', '2', *options]) == 1
+    assert f'written: {page}' in capsys.readouterr().out
+    text = page.read_text(encoding='utf-8')
+    assert html.escape(f'{file}:2, message 1') in text and text.count('<article') == 2
+    assert '<th>tool</th>' in text and '<td>spare</td><td>1</td><td>0</td>' in text
+    learned = html.unescape(''.join(LEARNED.findall(text)))
+    assert 'ActionInput:{"city": "Paris"}' in learned and 'blue' not in learned
+    assert PLAIN[1]['content'] not in learned and PLAIN[2]['content'] in learned
+    assert PLAIN[1]['content'] in html.unescape(re.sub('<[^>]*>', '', text))
+
+    file.write_text(file.read_text() + '\n{"messages": [')  # training would not read it
+    assert main([*command, *options]) == 1
+    text = page.read_text(encoding='utf-8')
+    assert 'weather.jsonl:3: not JSON' in text and '<article' not in text
+
+
 def test_what_cannot_be_read(main, options: list[str], capsys) -> None:
     assert main([str(PROJECT / 'configs' / 'internlm2_7b_agent.py'), *options[:2]]) == 2
     assert 'error: ' in capsys.readouterr().err
     assert main(['internlm_tiny_pretrain']) == 2
     assert 'reads no conversations' in capsys.readouterr().err
+    assert main(['internlm_tiny_sft', '--rows', '-1']) == 2
+    assert '--rows -1: 0 or more' in capsys.readouterr().err
