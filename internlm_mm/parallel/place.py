@@ -16,7 +16,7 @@ from internlm_mm.parallel.adapters import (
     round_frozen,
 )
 from internlm_mm.parallel.attention import apply_attention
-from internlm_mm.parallel.data import allocate, layers_of, shard_model
+from internlm_mm.parallel.data import allocate, shard_model
 from internlm_mm.parallel.float8 import Float8, apply_float8, check_partners
 from internlm_mm.parallel.initialize import initialize_parameters
 from internlm_mm.parallel.kernels import Kernels, apply_kernels
@@ -29,7 +29,7 @@ from internlm_mm.parallel.pipeline_plan import (
     plan_pipeline,
     splits_backward,
 )
-from internlm_mm.parallel.recompute import recompute_layers
+from internlm_mm.parallel.recompute import compile_layers, recompute_layers
 from internlm_mm.parallel.tensor import apply_tensor_parallel
 from internlm_mm.registry import SCHEDULES
 
@@ -158,14 +158,13 @@ def place_model(
             techniques.context_attention,
         )
         apply_kernels(stage, techniques.kernels, device, techniques.param_dtype, layout.tensor)
-        recompute_layers(stage, techniques.recompute)
+        recompute_layers(stage, techniques.recompute, techniques.compile)
         if techniques.float8 is not None:
             rounded = apply_float8(
                 stage, techniques.float8, device, techniques.param_dtype, mesh is not None
             )
         if techniques.compile:
-            for layer in layers_of(stage):
-                layer.compile()
+            compile_layers(stage, techniques.recompute)
         if techniques.param_dtype == torch.float64:
             stage.to(torch.float64)
         if mesh is not None:

@@ -1,11 +1,12 @@
 """Activation recomputation: trade a second forward for memory."""
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch._functorch import config as partition
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from internlm_mm.parallel.data import layers_of
@@ -25,6 +26,16 @@ _KEPT = (
     'internlm_mm::flash4_forward',
 )
 """What costs most to compute again: matrix products of weights, and attention as a kernel."""
+
+
+_ELEMENTWISE_AGAIN = {
+    'ban_recompute_used_far_apart': False,
+    'ban_recompute_long_fusible_chains': False,
+    'ban_recompute_materialized_backward': False,
+}
+"""What torch's partitioner is told, beside to keep least: that elementwise operations may be
+computed again although a matrix product of backward reads their result, as norms' and gates'. By
+default it lets those be kept. Products, attention and sums are never computed again."""
 
 
 def check_recompute(recompute: Any) -> float | str | None:
@@ -60,7 +71,9 @@ def check_recompute(recompute: Any) -> float | str | None:
     return recompute
 
 
-def recompute_layers(model: nn.Module, recompute: float | str | Mapping[str, Any]) -> int:
+def recompute_layers(
+    model: nn.Module, recompute: float | str | Mapping[str, Any], compiled: bool = False
+) -> int:
     """Keep little of some layers and compute the rest again in backward.
 
     Args:
@@ -86,6 +99,8 @@ def recompute_layers(model: nn.Module, recompute: float | str | Mapping[str, Any
     layers = list(layers_of(model))
     if share and not layers:
         raise ValueError(f'strategy.recompute={recompute}: {type(model).__name__} has no `layers`')
+    if isinstance(share, str) and compiled:
+        return len(layers)
     if isinstance(share, str):
         contexts = partial(create_selective_checkpoint_contexts, kept_operations())
         for layer in layers:
@@ -99,6 +114,27 @@ def recompute_layers(model: nn.Module, recompute: float | str | Mapping[str, Any
         # would not.
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     return len(chosen)
+
+
+def compile_layers(model: nn.Module, recompute: Any, backend: str = 'inductor') -> None:
+    """Compile each layer by itself, so that they share what is compiled.
+
+    Args:
+        model: Its layers are changed in place; names of parameters stay.
+        recompute: As `recompute_layers` was told.
+        backend: The compiler, by its name in torch.
+    """
+    for layer in layers_of(model):
+        layer.compile(backend=_selective(backend) if recompute == SELECTIVE else backend)
+
+
+@cache  # one for all layers: for each compiler torch compiles anew
+def _selective(backend: str) -> Callable[[Any, Any], Any]:
+    def compile_selectively(graph: Any, inputs: Any) -> Any:
+        with partition.patch(**_ELEMENTWISE_AGAIN):
+            return torch._dynamo.lookup_backend(backend)(graph, inputs)
+
+    return compile_selectively
 
 
 def recomputed_layers(model: nn.Module) -> tuple[int, int]:
