@@ -31,7 +31,7 @@ except ImportError:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; 1 if `--ask` got no answer, 2 for what the user did wrong."""
+    """Run the command; 1 if `--ask` got no answer, 2 for what is wrong, 130 after Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
     try:
@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     except (environment.LagentMissing, SandboxError, OSError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def run_in(folder: Path, argv: list[str]) -> None:
@@ -88,9 +90,8 @@ def open_chat(args: argparse.Namespace, stack: ExitStack) -> AgentTerminal:
             f'the template {speaker.template.name!r} spells no functions: name another one with '
             '--template, or chat without tools: --no-interpreter and no --plugins'
         )
-    return AgentTerminal(
-        open_loop(args, speaker, tools, folder), speaker, folder, args.system, read_line
-    )
+    loop = open_loop(args, speaker, tools, folder)
+    return AgentTerminal(loop, speaker, tools.declarations(), folder, args.system, read_line)
 
 
 def open_speaker(args: argparse.Namespace) -> Speaker:

@@ -102,7 +102,7 @@ def importable() -> Iterator[type]:
 
         yield Theirs
         return
-    here = {
+    here: dict[str, dict[str, Any]] = {
         'lagent': {},
         'lagent.actions': {'BaseAction': BaseAction, 'tool_api': tool_api},
         'lagent.actions.base_action': {'BaseAction': BaseAction, 'tool_api': tool_api},

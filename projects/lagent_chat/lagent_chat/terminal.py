@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from internlm_mm.agents import Event, Trace
 from internlm_mm.inference.command_line import CommandLine, stands_alone
@@ -17,6 +17,8 @@ from lagent_chat.models import Message, Speaker
 
 # What would move the cursor, colour or hide what follows, or turn its direction.
 _CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]')
+
+_TOLD = 'The call could not be read: '  # as `CallError.to_model` begins
 
 
 class Loop(Protocol):
@@ -37,6 +39,7 @@ class AgentTerminal(CommandLine):
     Args:
         loop: Runs the tools.
         speaker: The model.
+        tools: What it may call, in OpenAI's form.
         folder: Where it is kept.
         system: The system prompt; None to leave it to the template.
         read: Gives the next line, as `input` does.
@@ -50,6 +53,7 @@ class AgentTerminal(CommandLine):
         self,
         loop: Loop,
         speaker: Speaker,
+        tools: Sequence[dict[str, Any]],
         folder: SessionFolder,
         system: str | None = None,
         read: Callable[[str], str] | None = None,
@@ -58,13 +62,15 @@ class AgentTerminal(CommandLine):
         self.dialogue = Dialogue(system)
         self.status = ''
         self._loop, self._speaker, self._folder = loop, speaker, folder
+        self._tools = list(tools)
         self._saved: set[Path] = set()
 
     def say(self, text: str) -> None:
         """Ask, and write what happens until there is an answer.
 
         Raises:
-            OSError: If nobody answers; the question is as if never asked, as with ValueError.
+            OSError: If nobody answers, ValueError if the model cannot; the question is as if
+                never asked.
         """
         before = list(self.dialogue.messages)
         self.dialogue.ask(text)
@@ -79,9 +85,11 @@ class AgentTerminal(CommandLine):
                 self.status = 'stopped'
                 screen.note('stopped')
             settle(trace.messages, screen.text)
-        except BaseException:
+        except BaseException as error:
             self.dialogue.messages = before
             screen.end()
+            if isinstance(error, RuntimeError):  # PyTorch's, out of memory above all
+                raise ValueError(f'the model failed: {error}') from error
             raise
         system = len(self.dialogue.whole()) - len(self.dialogue.messages)
         self.dialogue.messages = trace.messages[system:]
@@ -89,18 +97,16 @@ class AgentTerminal(CommandLine):
         self._keep()
 
     def _keep(self) -> None:
-        tools = self._loop.begin([{'role': 'user', 'content': ''}]).tools
-        self._folder.keep(self.dialogue.whole(), tools)
+        self._folder.keep(self.dialogue.whole(), self._tools)
 
     def _do_tools(self, rest: str) -> None:
         """/tools: what the model may call."""
         stands_alone(rest, '/tools')
-        tools = self._loop.begin([{'role': 'user', 'content': ''}]).tools
-        for tool in tools:
+        for tool in self._tools:
             function = tool['function']
             names = ', '.join(function['parameters'].get('properties', {}))
             print(f'{function["name"]}({names}): {shown(function["description"])}')
-        if not tools:
+        if not self._tools:
             print('There are none.')
 
     def _do_clear(self, rest: str) -> None:
@@ -147,9 +153,7 @@ class AgentTerminal(CommandLine):
     def _undone(self) -> str:
         """Forget the last question, and what the model was told about calls that it misspelt."""
         question = self.dialogue.undo()
-        while self.dialogue.messages and self.dialogue.messages[-1].get('loss') is False:
-            if self.dialogue.messages[-1].get('tool_calls'):
-                break
+        while question.startswith(_TOLD):
             question = self.dialogue.undo()
         return question
 
