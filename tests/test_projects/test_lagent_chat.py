@@ -465,14 +465,14 @@ def test_what_tools_do_wrong_is_told_and_the_chat_goes_on(tmp_path: Path, capsys
         assert said in out
     assert '\x1b' not in out and len(out) < 40_000 and err == ''
     losses = [m.get('loss') for m in records(tmp_path)[0]['messages'] if m['role'] == 'assistant']
-    assert losses == [False, False, False, None, None, None, None, None]
+    assert losses == [False, False, None, None, None, None, None]
 
 
 @pytest.mark.parametrize(
     ('call_', 'said', 'kept'),
     [
         (asks('add', {'a': 1, 'b': 2}), '! no answer in 3 turns', 'uatatat'),
-        ('<|action_start|><|plugin|>\n{', '! the model does not mend its call', 'uauaua'),
+        ('<|action_start|><|plugin|>\n{', '! the model does not mend its call', ''),
     ],
 )
 def test_a_model_that_never_answers(call_, said, kept, tmp_path: Path, capsys) -> None:
@@ -538,6 +538,28 @@ def test_a_folder_of_an_earlier_chat_is_refused(tmp_path: Path) -> None:
         SessionFolder(tmp_path)
     terminal(tmp_path / 'silent', Script())
     assert not (tmp_path / 'silent').exists()
+
+
+def test_what_is_kept_of_misspelt_calls() -> None:
+    from lagent_chat.folder import learnable
+
+    template = build_template('internlm2')
+    ask, answer = {'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a'}
+    bad = '<|action_start|><|plugin|>\n{'
+    misspelt = {'role': 'assistant', 'content': bad, 'loss': False}
+    [error] = read_answer(template, bad).errors
+    told = {'role': 'user', 'content': error.to_model()}
+    half = {'role': 'assistant', 'content': 'Half', 'loss': False}
+    calling = asks('f', {}) | {'role': 'assistant'}
+    result = {'role': 'tool', 'tool_call_id': 'x', 'content': ''}
+    for given, left in [
+        ([ask, answer, ask, half], [ask, answer, ask, half]),
+        ([ask, misspelt, told, misspelt, told, answer], [ask, answer]),
+        ([ask, misspelt, told, misspelt, ask, answer], [ask, answer]),
+        ([ask, answer, ask, calling, result, misspelt], [ask, answer]),
+        ([ask, misspelt, told, calling, result, answer], [ask, calling, result, answer]),
+    ]:
+        assert learnable(given, template) == left
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from internlm_mm.tokenizers import ChatTemplate, read_answer
+
+TOLD = 'The call could not be read: '
+"""What the model is told of a misspelt call begins with this: see `CallError.to_model`."""
+
 
 class SessionFolder:
     """Keeps what was said.
@@ -72,3 +77,43 @@ class SessionFolder:
                 file.write_bytes(image)
             files.append(file)
         return files
+
+
+def learnable(
+    messages: Sequence[Mapping[str, Any]], template: ChatTemplate
+) -> list[Mapping[str, Any]]:
+    """A conversation without calls that cannot be read, which no template can spell as text.
+
+    Where the model mended one, only what it wrote in the end is left; where it did not, the
+    question goes, too.
+
+    Args:
+        messages: In OpenAI's form.
+        template: The model's.
+    """
+    kept: list[Mapping[str, Any]] = []
+    misspelt = False
+    for message in messages:
+        told = message['role'] == 'user' and str(message['content']).startswith(TOLD)
+        if misspelt and not told:
+            _drop_question(kept)
+        elif misspelt:
+            misspelt = False
+            continue
+        misspelt = _is_misspelt(message, template)
+        if not misspelt:
+            kept.append(message)
+    if misspelt:
+        _drop_question(kept)
+    return kept
+
+
+def _is_misspelt(message: Mapping[str, Any], template: ChatTemplate) -> bool:
+    if message.get('loss', True) or message['role'] != 'assistant' or message.get('tool_calls'):
+        return False
+    return bool(read_answer(template, message['content']).errors)
+
+
+def _drop_question(messages: list[Mapping[str, Any]]) -> None:
+    while messages and messages.pop()['role'] != 'user':
+        pass

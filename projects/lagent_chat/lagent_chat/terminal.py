@@ -12,13 +12,11 @@ from internlm_mm.inference.command_line import CommandLine, stands_alone
 from internlm_mm.inference.dialogue import Dialogue
 from internlm_mm.inference.settings import change_sampling, show_sampling
 from internlm_mm.tokenizers.chat_messages import CODE_TOOL
-from lagent_chat.folder import SessionFolder
+from lagent_chat.folder import TOLD, SessionFolder, learnable
 from lagent_chat.models import Message, Speaker
 
 # What would move the cursor, colour or hide what follows, or turn its direction.
 _CONTROL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]')
-
-_TOLD = 'The call could not be read: '  # as `CallError.to_model` begins
 
 
 class Loop(Protocol):
@@ -97,7 +95,8 @@ class AgentTerminal(CommandLine):
         self._keep()
 
     def _keep(self) -> None:
-        self._folder.keep(self.dialogue.whole(), self._tools)
+        messages = learnable(self.dialogue.whole(), self._speaker.template)
+        self._folder.keep(messages, self._tools)
 
     def _do_tools(self, rest: str) -> None:
         """/tools: what the model may call."""
@@ -153,7 +152,7 @@ class AgentTerminal(CommandLine):
     def _undone(self) -> str:
         """Forget the last question, and what the model was told about calls that it misspelt."""
         question = self.dialogue.undo()
-        while question.startswith(_TOLD):
+        while question.startswith(TOLD):
             question = self.dialogue.undo()
         return question
 
