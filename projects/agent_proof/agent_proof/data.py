@@ -172,6 +172,7 @@ def make_tokenizer(folder: Path) -> None:
         vocab_size=259 + len(words) + len(set(CHARACTERS)),
         user_defined_symbols=words,
         character_coverage=1.0,
+        overwrite=True,
     )
 
 
