@@ -82,6 +82,8 @@ def recompute_layers(
             InternLM's `checkpoint` does; rounded, but at least one where it is not 0: a pipeline
             stage may have only one. 'selective': all layers, which keep the outputs of matrix
             products and of attention, too, and compute again what costs little.
+        compiled: Whether layers will be compiled. It is the compiler then that sees to 'selective',
+            as `compile_layers` tells it, and fuses what it computes again.
 
     Returns:
         How many layers recompute.
@@ -99,21 +101,27 @@ def recompute_layers(
     layers = list(layers_of(model))
     if share and not layers:
         raise ValueError(f'strategy.recompute={recompute}: {type(model).__name__} has no `layers`')
-    if isinstance(share, str) and compiled:
-        return len(layers)
     if isinstance(share, str):
         contexts = partial(create_selective_checkpoint_contexts, kept_operations())
-        for layer in layers:
-            layer.forward = partial(
-                checkpoint, layer.forward, use_reentrant=False, context_fn=contexts
-            )
+        for layer in [] if compiled else layers:
+            layer.forward = _recomputing(layer.forward, context_fn=contexts)
         return len(layers)
     chosen = layers[: max(round(len(layers) * share), share > 0)]
     for layer in chosen:
         # Replacing `forward` keeps the layer's name and its parameters' names, which a wrapper
         # would not.
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        layer.forward = _recomputing(layer.forward)
+        layer.forward.repeats_products = True
     return len(chosen)
+
+
+def _recomputing(forward: Callable[..., Any], **options: Any) -> Any:
+    """A function of this file's, into which the compiler follows, as it does not into torch's."""
+
+    def recomputing_forward(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **options, **kwargs)
+
+    return recomputing_forward
 
 
 def compile_layers(model: nn.Module, recompute: Any, backend: str = 'inductor') -> None:
@@ -140,12 +148,7 @@ def _selective(backend: str) -> Callable[[Any, Any], Any]:
 def recomputed_layers(model: nn.Module) -> tuple[int, int]:
     """How many layers of a model compute their products again, and how many there are."""
     layers = list(layers_of(model))
-    chosen = [
-        isinstance(layer.forward, partial)
-        and layer.forward.func is checkpoint
-        and 'context_fn' not in layer.forward.keywords  # 'selective' keeps them
-        for layer in layers
-    ]
+    chosen = [getattr(layer.forward, 'repeats_products', False) for layer in layers]
     return sum(chosen), len(layers)
 
 
