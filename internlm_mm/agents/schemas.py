@@ -92,6 +92,8 @@ def argument_errors(arguments: Mapping[str, Any], parameters: Mapping[str, Any])
         errors = sorted(validator.iter_errors(arguments), key=lambda e: list(map(str, e.path)))
     except referencing.exceptions.Unresolvable as missing:
         return [f'the schema refers to {missing.ref!r}, which is not in it']
+    except RecursionError:
+        return ['they are nested too deeply, or the schema refers to itself without end']
     told = []
     for error in errors[:_MOST]:
         place = ''.join(f'[{p!r}]' for p in error.absolute_path)

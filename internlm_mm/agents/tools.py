@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import queue
 import threading
@@ -14,6 +15,9 @@ from typing import Any, Literal, Protocol
 from internlm_mm.agents.schemas import argument_errors, check_schema, schema_of
 from internlm_mm.tokenizers.chat_messages import CODE_TOOL, check_name
 from internlm_mm.utils.suggest import did_you_mean
+
+_PNG = b'\x89PNG'
+_MOST_IMAGES, _MOST_IMAGE_BYTES = 8, 4 << 20  # as the sandbox shows them
 
 Status = Literal['ok', 'unknown', 'arguments', 'error', 'timeout']
 
@@ -166,10 +170,11 @@ class Toolbox:
         if wrong:
             return Result('arguments', f'Wrong arguments of {name!r}: {"; ".join(wrong)}.')
         try:
-            return self._result(_within(one, arguments))
+            # What a function does to its arguments does not change what was said.
+            return self._result(_within(one, copy.deepcopy(dict(arguments))))
         except _TooLong as error:
             return Result('timeout', str(error))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return Result('error', self._cut(f'{name!r} raised an error:\n{_told(error)}'))
 
     def _result(self, value: Any) -> Result:
@@ -177,7 +182,10 @@ class Toolbox:
         if isinstance(images, (tuple, list)) and isinstance(getattr(value, 'text', None), str):
             late = getattr(value, 'timed_out', False)
             status: Status = 'ok' if getattr(value, 'ok', True) else 'timeout' if late else 'error'
-            return Result(status, self._cut(value.text), tuple(images))
+            shown, left_out = _shown_images(images)
+            return Result(
+                status, '\n'.join(filter(None, [self._cut(value.text), *left_out])), shown
+            )
         return Result('ok', self._cut(_spell(value)))
 
     def _cut(self, text: str) -> str:
@@ -187,6 +195,23 @@ class Toolbox:
         part = self.max_chars // 2
         left_out = len(text) - 2 * part
         return f'{text[:part]}\n[... {left_out:,} characters left out ...]\n{text[-part:]}'
+
+
+def _shown_images(images: Sequence[Any]) -> tuple[tuple[bytes, ...], list[str]]:
+    """Those that a message can hold, and what is told of the others."""
+    shown: list[bytes] = []
+    told = []
+    for image in images:
+        if not isinstance(image, bytes) or not image.startswith(_PNG):
+            told.append('[an image is left out: it is no PNG file]')
+        elif len(image) > _MOST_IMAGE_BYTES:
+            told.append(f'[an image of {len(image):,} bytes is left out: it is too large]')
+        elif len(shown) < _MOST_IMAGES:
+            shown.append(image)
+    more = len(images) - len(shown) - len(told)
+    if more:
+        told.append(f'[{more} more images are left out]')
+    return tuple(shown), told[: _MOST_IMAGES + 1]
 
 
 class _TooLong(Exception):
@@ -215,7 +240,7 @@ def _within(one: Tool, arguments: Mapping[str, Any]) -> Any:
     raise value if isinstance(value, Exception) else RuntimeError(repr(value))
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     """The last lines of a traceback, without paths of this machine."""
     return ''.join(traceback.format_exception_only(error)).strip()
 

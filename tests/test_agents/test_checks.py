@@ -123,7 +123,8 @@ def test_documents_that_are_cut(name, exported):
 
 
 def test_a_record_and_what_became_of_it(exported):
-    documents, template, tokenizer = encoded(exported, 'internlm2', 60)
+    whole, template, tokenizer = encoded(exported, 'internlm2')
+    documents, _, _ = encoded(exported, 'internlm2', whole[0].loss_mask.index(True) + 2)
     wrong = changed(4, name='wether')
     assert check_record(CALLING, FULL, (), template, tokenizer) == []
     assert check_record(CALLING, FULL, documents, template, tokenizer) == check_documents(

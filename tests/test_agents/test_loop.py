@@ -7,7 +7,7 @@ from internlm_mm.agents.tools import Toolbox, interpreter
 from internlm_mm.datasets.conversation_encoding import ConversationEncoder
 from internlm_mm.datasets.conversation_formats import Example
 from internlm_mm.inference.chat import Chat
-from internlm_mm.sandbox import Sandbox, SandboxError
+from internlm_mm.sandbox import Limits, Sandbox, SandboxError
 from internlm_mm.tokenizers import build_template, load_tokenizer, read_answer
 from tests.conversations import NAMES, call
 
@@ -208,3 +208,39 @@ def test_without_events_a_trace_is_the_same():
             trace.take(worker.toolbox.call(one.name, one.arguments))
         assert trace.waiting() == []
     assert trace == expected and trace.status == 'answer' and len(trace.results) == 2
+
+
+def test_bad_programs_are_told_and_the_chat_goes_on(tmp_path):
+    """Each is told to the model; what was defined stays, and nothing of this machine changes."""
+    outside = tmp_path / 'outside'
+    outside.write_text('as it was')
+    programs = {
+        'x = 5': 'ok',
+        'print((': 'error',
+        'while True: pass': 'timeout',
+        'print("y" * 3_000_000)': 'error',
+        f'open({str(outside)!r}, "w")': 'error',
+        'import sys; sys.exit(3)': 'error',
+        'x': 'ok',
+    }
+    lines = [{'tool_calls': [call('python', {'code': one}, 'a')]} for one in programs]
+    template = build_template('internlm2')
+    limits = Limits(seconds=1, grace_seconds=5, output_mb=1, output_chars=1000)
+    try:
+        sandbox = Sandbox(spare=0, limits=limits)
+    except SandboxError as error:
+        pytest.skip(str(error))
+    with sandbox, sandbox.session() as session:
+        box = Toolbox([interpreter(session.run)], max_chars=2000)
+        agent = Agent(Script(template, [*lines, DONE]), template, box)
+        trace = agent.run(QUESTION)
+    assert trace.status == 'answer' and trace.answer == 'It is 3.'
+    assert [result.status for result in trace.results] == list(programs.values())
+    told = [result.text for result in trace.results]
+    assert "SyntaxError: '(' was never closed" in told[1] and 'print((' in told[1]
+    assert 'ran longer than 1 s' in told[2] and 'is still there' in told[2]
+    assert 'wrote more than 1 MiB' in told[3] and max(map(len, told)) < 2100
+    assert 'FileNotFoundError' in told[4] or 'PermissionError' in told[4]
+    assert 'SystemExit: 3' in told[5] and told[6] == '5'
+    assert [p.name for p in tmp_path.iterdir()] == ['outside']
+    assert outside.read_text() == 'as it was'

@@ -106,6 +106,54 @@ def test_megabytes_lose_their_middle():
     assert box.call('shout', {'size': 97}).text == 'a' * 97 + 'end'
 
 
+def test_images_that_no_message_can_hold():
+    small, large = b'\x89PNG' + b'x', b'\x89PNG' + bytes(5 << 20)
+    reply = Shown('drawn', ('text', b'GIF', None, large, *[small] * 10))
+    box = Toolbox([Tool('f', '', {'type': 'object'}, lambda: reply)])
+    result = box.call('f', {})
+    assert result.images == (small,) * 8 and result.status == 'ok'
+    assert result.text.splitlines() == [
+        'drawn',
+        *['[an image is left out: it is no PNG file]'] * 3,
+        '[an image of 5,242,884 bytes is left out: it is too large]',
+        '[2 more images are left out]',
+    ]
+    assert len(result.content()) == 9
+
+
+def test_what_a_function_does_to_its_arguments_is_its_own():
+    def take(items: list, place: dict) -> int:
+        """Take."""
+        items.append(3)
+        place.clear()
+        return len(items)
+
+    given = {'items': [1], 'place': {'a': [2]}}
+    assert Toolbox([take]).call('take', given).text == '2'
+    assert given == {'items': [1], 'place': {'a': [2]}}
+
+
+def test_functions_that_want_to_end_the_chat():
+    class Ends:
+        def __str__(self) -> str:
+            raise SystemExit(3)
+
+    def leave() -> None:
+        """Leave."""
+        raise SystemExit(3)
+
+    schema = {'type': 'object'}
+    for one in (tool(leave, seconds=None), Tool('leave', '', schema, Ends)):
+        result = Toolbox([one]).call('leave', {})
+        assert result.status == 'error' and 'SystemExit: 3' in result.text
+
+
+def test_schemas_without_end():
+    loop = {'type': 'object', 'properties': {'a': {'$ref': '#/properties/a'}}}
+    result = Toolbox([Tool('f', '', loop, lambda a: a)]).call('f', {'a': 1})
+    assert result.status == 'arguments' and 'refers to itself without end' in result.text
+
+
 def test_an_interpreter():
     ran = []
 
