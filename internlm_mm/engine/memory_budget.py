@@ -69,8 +69,8 @@ def decide(model: nn.Module, run: RunSizes, techniques: Techniques) -> tuple[flo
         why = 'has frozen weights, which' if frozen else 'is no decoder of the sizes that'
         raise ValueError(
             f'strategy.recompute={dict(budget)}: {type(model).__name__} {why} the planner '
-            f'{"does not reckon with" if frozen else "knows"}; give the share of layers to '
-            'recompute, 0 to 1'
+            f'{"does not reckon with but under adapters" if frozen else "knows"}; give the share '
+            'of layers to recompute, 0 to 1'
         )
     return fit_recompute(sizes, run, budget['budget_gib'])
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Adam, AdamW
 
 from internlm_mm.optim import CompactAdamW, FusedAdam
+from internlm_mm.parallel.adapters import is_adapted
 from internlm_mm.parallel.float8 import rounded_weights
 from internlm_mm.parallel.mesh import Layout
 from internlm_mm.parallel.pipeline_plan import PipelinePlan
@@ -15,6 +16,7 @@ from internlm_mm.parallel.place import Techniques
 from internlm_mm.parallel.recompute import SELECTIVE
 from internlm_mm.planner import ModelSizes, RunSizes, StateSize
 from internlm_mm.planner.memory import rank_parameters
+from internlm_mm.planner.sizes import Adapters, layer_parameters, outer_parameters
 from internlm_mm.utils.loss_chunk import loss_chunk
 
 SIZES = (
@@ -33,11 +35,43 @@ FURTHER = ('output_bias', 'qk_norm', 'tie_word_embeddings')
 
 
 def model_sizes(model: nn.Module) -> ModelSizes | None:
-    """Sizes of a decoder; None for a model that does not tell them."""
+    """Sizes of a decoder.
+
+    None for a model that does not tell them, or has frozen weights for other reasons than adapters.
+    """
     if not all(hasattr(model, name) for name in (*SIZES, 'layers')):
         return None
     known = {name: getattr(model, name) for name in (*SIZES, *FURTHER) if hasattr(model, name)}
-    return ModelSizes(num_layers=len(model.layers), **known)  # type: ignore[arg-type]
+    objective = getattr(model, 'objective', None)
+    sizes = ModelSizes(
+        num_layers=len(model.layers),  # type: ignore[arg-type]
+        has_head=not getattr(objective, 'replaces_head', False),
+        compares_pairs=getattr(objective, 'takes_pairs', False),
+        adapters=_adapters(model),
+        **known,
+    )
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    shapes = outer_parameters(sizes, True, True)
+    for layer in range(sizes.num_layers):
+        shapes += layer_parameters(sizes, layer)
+    expected = {one.name for one in shapes if one.trained}
+    is_frozen = any(not weight.requires_grad for weight in model.parameters())
+    return None if is_frozen and trained != expected else sizes
+
+
+def _adapters(model: nn.Module) -> Adapters | None:
+    """What a model says of its adapters, which are all of one kind; None if it has none."""
+    layers = {name: part for name, part in model.named_modules() if is_adapted(part)}
+    if not layers:
+        return None
+    one: Any = next(iter(layers.values()))
+    return Adapters(
+        rank=one.lora_A.weight.shape[0],
+        layers=frozenset(layers),
+        lengths=one.lora_magnitude_vector is not None,
+        dropout=bool(one.dropout),
+        four_bit=one.four_bit,
+    )
 
 
 def run_sizes(
@@ -72,7 +106,8 @@ def run_sizes(
     selective = techniques.recompute == SELECTIVE
     objective = getattr(model, 'objective', None)
     # As the loss decides on a GPU, which is what is rehearsed.
-    in_place = getattr(objective, 'label_smoothing', None) == 0 and layout.tensor == 1
+    is_plain = not getattr(objective, 'takes_pairs', False) and layout.tensor == 1
+    in_place = is_plain and getattr(objective, 'label_smoothing', None) == 0
     masked = not has_kernel if layout.context > 1 else packed and has_mask
     return RunSizes(
         seq_len=step['seq_len'],

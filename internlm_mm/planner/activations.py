@@ -3,11 +3,21 @@
 The counts follow the model's code: which tensors autograd keeps, each storage once.
 """
 
-from internlm_mm.planner.sizes import ModelSizes, RunSizes
+from collections.abc import Sequence
+
+from internlm_mm.planner.sizes import Adapters, ModelSizes, RunSizes
 
 
-def layer_bytes(sizes: ModelSizes, run: RunSizes) -> int:
-    """Kept by one layer that is not recomputed, for one micro-batch."""
+def layer_bytes(sizes: ModelSizes, run: RunSizes, layer: int = 0) -> int:
+    """Kept by one layer that is not recomputed, for one micro-batch.
+
+    Args:
+        sizes: Of the model.
+        run: Of the run.
+        layer: Its number; they differ by their adapters alone.
+    """
+    if sizes.adapters is not None:
+        return _adapted_layer_bytes(sizes, sizes.adapters, run, layer)
     p, tokens = run.param_bytes, run.tokens
     hidden, inner = sizes.hidden_size, sizes.intermediate_size
     own = tokens // run.tensor  # sequence parallelism: norms see a share of the tokens
@@ -28,13 +38,79 @@ def layer_bytes(sizes: ModelSizes, run: RunSizes) -> int:
     return kept
 
 
+def _adapted_layer_bytes(sizes: ModelSizes, adapters: Adapters, run: RunSizes, layer: int) -> int:
+    """As `layer_bytes`, where adapters alone are trained.
+
+    Frozen products keep nothing of what they read; adapters do. Nothing is kept of what has no
+    gradient: that is all before the first adapter.
+    """
+    if layer < adapters.first:
+        return 0
+    here = sizes.adapted(layer)
+    p, tokens, own = run.param_bytes, run.tokens, run.tokens // run.tensor
+    inner = tokens * sizes.intermediate_size * p // run.tensor
+    norm = own * (sizes.hidden_size * p + 4) if run.compiled else norm_bytes(sizes, run, own)
+    reads = {'q_proj', 'k_proj', 'v_proj'} & here
+    goes_in, attends = layer > adapters.first, layer > adapters.first or bool(reads)
+    kept = norm if goes_in else 0
+    if attends:
+        kept += attention_bytes(sizes, run)
+        if sizes.qk_norm:
+            kept += head_norm_bytes(sizes, run)
+    elif 'o_proj' in here:
+        kept += tokens * sizes.num_heads * sizes.head_dim * p // run.tensor
+    if attends or 'o_proj' in here:
+        kept += norm
+    # gate and up, and where nothing is computed again silu(gate)
+    kept += (2 if run.compiled else 3) * inner
+    if not adapters.dropout:
+        # Adapters that read the same share it.
+        kept += (
+            tokens * sizes.hidden_size * p * (bool(reads) + bool({'gate_proj', 'up_proj'} & here))
+        )
+        kept += inner if 'down_proj' in here else 0
+    for name in here:
+        kept += _adapter_bytes(sizes, adapters, run, name)
+    return kept
+
+
+def _adapter_bytes(sizes: ModelSizes, adapters: Adapters, run: RunSizes, name: str) -> int:
+    """Kept by one adapter, but for an input that it shares with others.
+
+    That is what `lora_B` reads; inputs of which some were dropped, with a byte for which; and for
+    lengths of rows the product that they scale.
+    """
+    into, out = linear_widths(sizes, run, name)
+    kept = run.tokens * adapters.rank * run.param_bytes
+    if adapters.dropout:
+        kept += run.tokens * into * (run.param_bytes + (0 if run.compiled else 1))
+    if adapters.lengths:
+        products = 2 if adapters.dropout else 1
+        kept += products * run.tokens * out * run.param_bytes
+    return kept
+
+
+def linear_widths(sizes: ModelSizes, run: RunSizes, name: str) -> tuple[int, int]:
+    """Width of what one rank's linear layer reads and of what it gives, as of 'q_proj'."""
+    heads = {'q_proj': sizes.num_heads, 'k_proj': sizes.num_kv_heads, 'v_proj': sizes.num_kv_heads}
+    wide = sizes.num_heads * sizes.head_dim
+    if name in heads:
+        return sizes.hidden_size, heads[name] * sizes.head_dim // run.tensor
+    if name == 'o_proj':
+        return wide // run.tensor, sizes.hidden_size
+    if name == 'down_proj':
+        return sizes.intermediate_size // run.tensor, sizes.hidden_size
+    return sizes.hidden_size, sizes.intermediate_size // run.tensor
+
+
 def norm_bytes(sizes: ModelSizes, run: RunSizes, tokens: int) -> int:
     """Kept by one RMSNorm that is not compiled, but for its output, which its reader keeps.
 
-    Its input in fp32 or wider (in these precisions the residual itself), the normalised input
-    before the scale, and a factor for each token.
+    Its input in fp32 or wider (in these precisions the residual itself), a factor for each token,
+    and where the scale is trained the normalised input before it.
     """
-    return tokens * (sizes.hidden_size * (run.master_bytes + run.param_bytes) + run.master_bytes)
+    scaled = run.param_bytes if sizes.adapters is None else 0
+    return tokens * (sizes.hidden_size * (run.master_bytes + scaled) + run.master_bytes)
 
 
 def head_norm_bytes(sizes: ModelSizes, run: RunSizes) -> int:
@@ -45,7 +121,8 @@ def head_norm_bytes(sizes: ModelSizes, run: RunSizes) -> int:
     heads = run.tokens * (sizes.num_heads + sizes.num_kv_heads) // run.tensor
     if run.compiled:
         return heads * (sizes.head_dim * run.param_bytes + 4)
-    return heads * (sizes.head_dim * (run.master_bytes + run.param_bytes) + run.master_bytes)
+    scaled = run.param_bytes if sizes.adapters is None else 0
+    return heads * (sizes.head_dim * (run.master_bytes + scaled) + run.master_bytes)
 
 
 def attention_bytes(sizes: ModelSizes, run: RunSizes) -> int:
@@ -71,8 +148,10 @@ def input_bytes(sizes: ModelSizes, run: RunSizes) -> int:
     return run.tokens // run.tensor * sizes.hidden_size * run.param_bytes
 
 
-def recomputed_bytes(sizes: ModelSizes, run: RunSizes) -> int:
-    """What a layer that recomputes keeps for one micro-batch."""
+def recomputed_bytes(sizes: ModelSizes, run: RunSizes, layer: int = 0) -> int:
+    """What a layer that recomputes keeps for one micro-batch; `layer` as of `layer_bytes`."""
+    if sizes.adapters is not None and layer < sizes.adapters.first:
+        return 0
     kept = input_bytes(sizes, run)
     if run.selective:
         # What matrix products and attention gave: q, k, v, the result and its log-sums, what o
@@ -83,6 +162,9 @@ def recomputed_bytes(sizes: ModelSizes, run: RunSizes) -> int:
         inner = tokens * sizes.intermediate_size // run.tensor
         kept += (2 * queries + 2 * keys + 2 * tokens * sizes.hidden_size + 2 * inner) * p
         kept += 4 * tokens * sizes.num_heads // run.tensor
+        for name in sizes.adapted(layer):  # both products of an adapter
+            assert sizes.adapters is not None
+            kept += tokens * (sizes.adapters.rank + linear_widths(sizes, run, name)[1]) * p
     return kept
 
 
@@ -91,21 +173,24 @@ def recomputed(run: RunSizes, layers: int) -> int:
     return max(round(layers * run.recompute), run.recompute > 0)
 
 
-def kept_bytes(sizes: ModelSizes, run: RunSizes, layers: int, first: bool, last: bool) -> int:
+def kept_bytes(
+    sizes: ModelSizes, run: RunSizes, layers: Sequence[int], first: bool, last: bool
+) -> int:
     """Kept for one micro-batch by a part of a model, without what the loss keeps.
 
     Args:
         sizes: Of the model.
         run: Of the run.
-        layers: Layers in the part.
+        layers: Numbers of the layers in the part.
         first: Whether the part begins with the embedding, which keeps the token ids.
         last: Whether it ends with the last norm, which is never compiled.
     """
-    again = recomputed(run, layers)
-    kept = again * recomputed_bytes(sizes, run) + (layers - again) * layer_bytes(sizes, run)
+    again = recomputed(run, len(layers))
+    kept = sum(recomputed_bytes(sizes, run, layer) for layer in layers[:again])
+    kept += sum(layer_bytes(sizes, run, layer) for layer in layers[again:])
     if layers:
         kept += rotary_bytes(sizes, run)
-    if first:
+    if first and sizes.adapters is None:
         kept += 8 * run.tokens
     if last:
         kept += norm_bytes(sizes, run, run.tokens // run.tensor)
@@ -115,10 +200,16 @@ def kept_bytes(sizes: ModelSizes, run: RunSizes, layers: int, first: bool, last:
 def loss_bytes(sizes: ModelSizes, run: RunSizes) -> int:
     """Kept by the loss, which computes its gradients in forward.
 
-    The head's gradient in fp32 or wider, and that of the hidden states.
+    The head's gradient in fp32 or wider, and that of the hidden states. A loss of pairs, which
+    knows its gradients in backward alone, keeps the hidden states if the head is trained; one of
+    rewards keeps those of the last token of each answer, of which a row is taken to have two.
     """
-    head = sizes.vocab_size // run.tensor * sizes.hidden_size * run.master_bytes
-    return head + run.tokens * sizes.hidden_size * run.param_bytes
+    hidden = run.tokens * sizes.hidden_size * run.param_bytes
+    if not sizes.has_head:
+        return 2 * run.micro_batch_size * sizes.hidden_size * run.master_bytes
+    if sizes.compares_pairs or not sizes.trains_head:
+        return hidden
+    return sizes.vocab_size // run.tensor * sizes.hidden_size * run.master_bytes + hidden
 
 
 def logits_bytes(sizes: ModelSizes, run: RunSizes) -> int:
@@ -129,6 +220,8 @@ def logits_bytes(sizes: ModelSizes, run: RunSizes) -> int:
     log-probabilities and its gradient, which in wide precisions are one tensor. Where a kernel puts
     the gradient in their place, there is nothing but the logits.
     """
+    if not sizes.has_head:
+        return 0
     chunk = min(run.chunk_tokens, run.tokens)
     if run.loss_in_place:
         return chunk * sizes.vocab_size * run.param_bytes

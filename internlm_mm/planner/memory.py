@@ -77,19 +77,20 @@ class _Unit:
     """What FSDP2 gathers and reduces at once: a layer, or what is outside the layers."""
 
     parameters: list[ParameterShape]
-    whole: int = 0
+    whole: int = 0  # numbers in whole gradients
     gathered: int = 0  # bytes of whole parameters, as layers compute with them
-    gradient: int = 0  # numbers in whole gradients
     shard: int = 0
+    frozen: int = 0  # bytes of what has no gradient, as it is held
 
     def count(self, run: RunSizes) -> '_Unit':
-        self.whole = sum(one.unsharded(run.tensor) for one in self.parameters)
+        trained = [one for one in self.parameters if one.trained]
+        self.whole = sum(one.unsharded(run.tensor) for one in trained)
         self.gathered = sum(
             one.unsharded(run.tensor) * (1 if one.name in run.in_8_bits else run.param_bytes)
-            for one in self.parameters
+            for one in (trained if run.frozen_whole else self.parameters)
         )
-        self.gradient = self.whole
-        self.shard = sum(one.sharded(run.tensor, run.shards) for one in self.parameters)
+        self.shard = sum(one.sharded(run.tensor, run.shards) for one in trained)
+        self.frozen = sum(_frozen_bytes(run, one) for one in self.parameters if not one.trained)
         return self
 
 
@@ -100,15 +101,16 @@ class _Part:
     outer: _Unit
     layers: list[_Unit]
     again: list[bool]  # whether the layer is recomputed
+    numbers: list[int]  # of the layers, in the model
     whole: int = field(init=False)
-    gradient: int = field(init=False)
     shard: int = field(init=False)
+    frozen: int = field(init=False)
 
     def __post_init__(self) -> None:
         units = [self.outer, *self.layers]
         self.whole = sum(unit.whole for unit in units)
-        self.gradient = sum(unit.gradient for unit in units)
         self.shard = sum(unit.shard for unit in units)
+        self.frozen = sum(unit.frozen for unit in units)
 
 
 def rank_parameters(sizes: ModelSizes, run: RunSizes, pipeline_rank: int) -> list[ParameterShape]:
@@ -132,11 +134,17 @@ def predict_memory(sizes: ModelSizes, run: RunSizes, pipeline_rank: int = 0) -> 
         for stage in sorted(run.stages_of_rank[pipeline_rank])
         for number in range(len(run.stages[stage]))
     ]
-    part = _Part(_Unit(outer).count(run), [_Unit(one).count(run) for one in layers], again)
+    numbers = [
+        layer for stage in sorted(run.stages_of_rank[pipeline_rank]) for layer in run.stages[stage]
+    ]
+    units = [_Unit(one).count(run) for one in layers]
+    part = _Part(_Unit(outer).count(run), units, again, numbers)
     master = run.master_bytes
     resident = {
-        'parameters': part.shard * master,
-        'optimizer': sum(_state_bytes(run, one) for unit in (outer, *layers) for one in unit),
+        'parameters': part.shard * master + part.frozen,
+        'optimizer': sum(
+            _state_bytes(run, one) for unit in (outer, *layers) for one in unit if one.trained
+        ),
     }
     gradients = part.shard * master
     kinds = dict.fromkeys(KINDS, 0)
@@ -153,6 +161,15 @@ def predict_memory(sizes: ModelSizes, run: RunSizes, pipeline_rank: int = 0) -> 
             moments[moment] = found
     kinds['gradients'] = 0 if run.offload else gradients
     return MemoryPrediction(kinds, moments, host)
+
+
+def _frozen_bytes(run: RunSizes, parameter: ParameterShape) -> int:
+    # In the precision that they compute in: nothing is added to them that needs a wider one.
+    if run.frozen_whole:
+        numbers = parameter.unsharded(run.tensor)
+    else:
+        numbers = parameter.sharded(run.tensor, run.shards)
+    return numbers // 2 + numbers // 16 if parameter.in_4_bits else numbers * run.param_bytes
 
 
 def _state_bytes(run: RunSizes, parameter: ParameterShape) -> int:
@@ -180,7 +197,7 @@ def _step(
     stages = run.stages_of_rank[pipeline_rank]
     has_loss = len(run.stages) - 1 in stages
     kept = sum(
-        kept_bytes(sizes, run, len(run.stages[stage]), stage == 0, stage == len(run.stages) - 1)
+        kept_bytes(sizes, run, run.stages[stage], stage == 0, stage == len(run.stages) - 1)
         for stage in stages
     )
     loss = loss_bytes(sizes, run) if has_loss else 0
@@ -230,13 +247,21 @@ class _Walk:
         """
         run, sizes = self.run, self.sizes
         hidden = run.tokens * sizes.hidden_size * run.param_bytes
-        head = sizes.vocab_size // run.tensor * sizes.hidden_size * run.param_bytes
+        head = self._head()
         before = self._found(len(self.part.layers), 0, kept, at_loss=True)
-        yield (
-            'loss, forward',
-            _plus(before, activations=hidden, logits=loss + logits_bytes(sizes, run)),
-        )
+        logits = logits_bytes(sizes, run)
+        yield 'loss, forward', _plus(before, activations=hidden, logits=loss + logits)
+        if sizes.compares_pairs and sizes.trains_head:
+            # Logits are computed once more, and the head's gradient in fp32 or wider.
+            head += logits + head // run.param_bytes * run.master_bytes
         yield 'loss, backward', _plus(before, activations=hidden, logits=loss + head)
+
+    def _head(self) -> int:
+        """The gradient of the head's weight, as it leaves the loss."""
+        run, sizes = self.run, self.sizes
+        if not sizes.trains_head:
+            return 0
+        return sizes.vocab_size // run.tensor * sizes.hidden_size * run.param_bytes
 
     def backward(self, kept: int, has_loss: bool) -> Iterator[tuple[str, dict[str, int]]]:
         """Layer by layer from the last; what is outside the layers is reduced at the end."""
@@ -244,12 +269,13 @@ class _Walk:
         p, reduce = run.param_bytes, run.reduce_bytes
         # The head's gradient waits for the end with what else is outside the layers; without FSDP2
         # it is added to the gradients at once.
-        head = sizes.vocab_size // run.tensor * sizes.hidden_size * p if has_loss else 0
+        head = self._head() if has_loss else 0
         waiting = head if run.sharded else 0
-        full, small = layer_bytes(sizes, run), recomputed_bytes(sizes, run)
         for index in reversed(range(len(part.layers))):
-            again = part.again[index]
-            work = self._work() + (full - small if again else 0)
+            again, number = part.again[index], part.numbers[index]
+            full = layer_bytes(sizes, run, number)
+            small = recomputed_bytes(sizes, run, number)
+            work = (self._work() if full else 0) + (max(full - small, 0) if again else 0)
             found = self._found(index + 1, waiting, kept)
             whole = part.layers[index].whole
             found = _plus(found, activations=work)
@@ -270,7 +296,7 @@ class _Walk:
         if run.sharded:
             # Of a tied table the look-up's gradient is there before it is added to the head's.
             table = head if sizes.tie_word_embeddings else 0
-            found = _plus(found, gathered_gradients=part.outer.gradient * p - waiting + table)
+            found = _plus(found, gathered_gradients=part.outer.whole * p - waiting + table)
             if self.is_last:
                 flat = outer + (part.layers[0].whole if part.layers else 0)
                 found = _plus(found, buffers=flat * reduce)
@@ -279,8 +305,8 @@ class _Walk:
     def _found(self, layers: int, waiting: int, kept: int, at_loss: bool = False) -> dict[str, int]:
         """When backward has `layers` layers before it, and the outer unit."""
         run, part = self.run, self.part
-        ahead = sum(unit.gradient for unit in part.layers[:layers]) + part.outer.gradient
-        behind = part.gradient - ahead
+        ahead = sum(unit.whole for unit in part.layers[:layers]) + part.outer.whole
+        behind = part.whole - ahead
         found = {
             'activations': kept + self.others['activations'],
             'logits': self.others['logits'],
@@ -288,14 +314,14 @@ class _Walk:
         }
         if not run.sharded:
             # Gradients are those of the step from the first backward on.
-            gradients = behind if self.is_first else part.gradient
+            gradients = behind if self.is_first else part.whole
             return found | {'gradients': gradients * run.master_bytes}
         found['gathered_parameters'] = self._gathered(layers, at_loss)
         gradients = waiting
         if run.micro_batches > 1:
             # Whole gradients wait for the step's last micro-batch, in the precision of reduction:
             # the first micro-batch leaves them behind, the last one takes them along.
-            held = part.gradient
+            held = part.whole
             if self.is_first:
                 held = behind
             elif self.is_last:
@@ -341,7 +367,11 @@ class _Walk:
         """
         run, sizes = self.run, self.sizes
         inner = 2 * sizes.intermediate_size // run.tensor
-        return run.tokens * (inner + 2 * sizes.hidden_size) * run.param_bytes
+        work = run.tokens * (inner + 2 * sizes.hidden_size) * run.param_bytes
+        if sizes.adapters is not None and sizes.adapters.four_bit:
+            # The largest weight that is made anew for a product.
+            work += sizes.intermediate_size * sizes.hidden_size * run.param_bytes
+        return work
 
 
 def _batch_bytes(run: RunSizes) -> int:

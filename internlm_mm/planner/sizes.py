@@ -7,6 +7,30 @@ from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Adapters:
+    """Low-rank changes of linear layers, beside which all of a decoder is frozen.
+
+    Attributes:
+        rank: Of the changes.
+        layers: Names of the linear layers that have one, as 'layers.0.self_attn.q_proj'.
+        lengths: Whether the length of each row is learnt apart (DoRA).
+        dropout: Whether inputs of the changes are dropped in training.
+        four_bit: Whether the frozen weights under adapters are held in 4 bits.
+    """
+
+    rank: int
+    layers: frozenset[str]
+    lengths: bool = False
+    dropout: bool = False
+    four_bit: bool = False
+
+    @property
+    def first(self) -> int:
+        """Number of the first decoder layer that has one: before it nothing has a gradient."""
+        return min(int(name.split('.')[1]) for name in self.layers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSizes:
     """Sizes of a decoder.
 
@@ -22,6 +46,9 @@ class ModelSizes:
         output_bias: Whether o has one; as `attention_bias` if None.
         qk_norm: Whether queries and keys are normalised, by two norms as wide as a head.
         tie_word_embeddings: Whether the head is the embedding table.
+        has_head: Whether there is a head over the vocabulary; a reward has a vector in its place.
+        compares_pairs: Whether the loss is one of pairs of answers, known in backward alone.
+        adapters: What is trained, if that is not all.
     """
 
     num_layers: int
@@ -35,6 +62,21 @@ class ModelSizes:
     output_bias: bool | None = None
     qk_norm: bool = False
     tie_word_embeddings: bool = False
+    has_head: bool = True
+    compares_pairs: bool = False
+    adapters: Adapters | None = None
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether the loss makes a gradient of the head's weight."""
+        return self.has_head and self.adapters is None
+
+    def adapted(self, layer: int) -> set[str]:
+        """Linear layers of a decoder layer that have adapters, as 'q_proj'."""
+        if self.adapters is None:
+            return set()
+        start = f'layers.{layer}.'
+        return {name.rpartition('.')[2] for name in self.adapters.layers if name.startswith(start)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +155,11 @@ class RunSizes:
         """Of one number in the optimizer's copy: fp32, or fp64 where layers compute in that."""
         return max(4, self.param_bytes)
 
+    @property
+    def frozen_whole(self) -> bool:
+        """Whether ranks hold frozen weights whole, see `internlm_mm.parallel.adapters`."""
+        return not self.offload and (self.shards == 1 or self.reshard == 'never')
+
 
 class StateSize(NamedTuple):
     """What an optimizer keeps for one parameter, in bytes.
@@ -133,11 +180,15 @@ class ParameterShape(NamedTuple):
         name: As in the model.
         shape: Whole.
         split: Dimension that tensor parallelism cuts, or None.
+        trained: Whether it has a gradient.
+        in_4_bits: Whether it is held in 4 bits, with a scale of four bytes for 64 numbers.
     """
 
     name: str
     shape: tuple[int, ...]
     split: int | None
+    trained: bool = True
+    in_4_bits: bool = False
 
     def unsharded(self, tensor: int) -> int:
         """Numbers that a rank computes with."""
@@ -180,27 +231,40 @@ def layer_parameters(sizes: ModelSizes, layer: int) -> list[ParameterShape]:
     output_bias = sizes.attention_bias if sizes.output_bias is None else sizes.output_bias
     biases = [f'self_attn.{x}_proj' for x in 'qkv'] if sizes.attention_bias else []
     biases += ['self_attn.o_proj'] if output_bias else []
+    adapters, trained = sizes.adapters, sizes.adapters is None
     found = []
     for name, (out, into, split) in linear.items():
-        found.append(ParameterShape(f'layers.{layer}.{name}.weight', (out, into), split))
+        whole = f'layers.{layer}.{name}'
+        is_adapted = adapters is not None and whole in adapters.layers
+        in_4_bits = adapters is not None and adapters.four_bit and is_adapted
+        found.append(ParameterShape(f'{whole}.weight', (out, into), split, trained, in_4_bits))
+        # The bias of a matrix that is cut by its input is added once, after the sum.
+        rows_split = 0 if split == 0 else None
         if name in biases:
-            # The bias of a matrix that is cut by its input is added once, after the sum.
-            bias_split = 0 if split == 0 else None
-            found.append(ParameterShape(f'layers.{layer}.{name}.bias', (out,), bias_split))
+            found.append(ParameterShape(f'{whole}.bias', (out,), rows_split, trained))
+        if adapters is not None and is_adapted:
+            rank, down_split = adapters.rank, 1 if split == 1 else None
+            found.append(ParameterShape(f'{whole}.lora_A.weight', (rank, into), down_split))
+            found.append(ParameterShape(f'{whole}.lora_B.weight', (out, rank), rows_split))
+            if adapters.lengths:
+                lengths = f'{whole}.lora_magnitude_vector.weight'
+                found.append(ParameterShape(lengths, (out,), rows_split))
     norms = {'input_layernorm': hidden, 'post_attention_layernorm': hidden}
     if sizes.qk_norm:
         norms |= {'self_attn.q_norm': sizes.head_dim, 'self_attn.k_norm': sizes.head_dim}
     for norm, width in norms.items():
-        found.append(ParameterShape(f'layers.{layer}.{norm}.weight', (width,), None))
+        found.append(ParameterShape(f'layers.{layer}.{norm}.weight', (width,), None, trained))
     return found
 
 
 def outer_parameters(sizes: ModelSizes, first: bool, last: bool) -> list[ParameterShape]:
     """What is outside the layers: the embedding in the first stage, norm and head in the last."""
-    table = (sizes.vocab_size, sizes.hidden_size)
-    found = [ParameterShape('embed_tokens.weight', table, 0)] if first else []
+    table, trained = (sizes.vocab_size, sizes.hidden_size), sizes.adapters is None
+    found = [ParameterShape('embed_tokens.weight', table, 0, trained)] if first else []
     if last:
-        found.append(ParameterShape('norm.weight', (sizes.hidden_size,), None))
-        if not sizes.tie_word_embeddings:
-            found.append(ParameterShape('lm_head.weight', table, 0))
+        found.append(ParameterShape('norm.weight', (sizes.hidden_size,), None, trained))
+        if not sizes.has_head:
+            found.append(ParameterShape('objective.score.weight', (1, sizes.hidden_size), None))
+        elif not sizes.tie_word_embeddings:
+            found.append(ParameterShape('lm_head.weight', table, 0, trained))
     return found

@@ -131,6 +131,7 @@ def test_training_is_the_same(tmp_path: Path, form: str) -> None:
 
 
 def test_frozen_weights_are_told_of(tmp_path: Path) -> None:
-    budget = dict(model__adapter__rank=4, strategy__recompute__budget_gib=10)
+    runner = tiny_runner(tmp_path, strategy__recompute__budget_gib=10)
+    runner.model.embed_tokens.requires_grad_(False)
     with pytest.raises(ValueError, match='has frozen weights, which the planner does not reckon'):
-        tiny_runner(tmp_path, **budget).prepare_training()
+        runner.prepare_training()

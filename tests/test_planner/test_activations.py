@@ -65,8 +65,8 @@ def test_context_parallelism_keeps_whole_keys() -> None:
 
 
 def test_a_recomputed_layer_keeps_its_input() -> None:
-    some = kept_bytes(SIZES, run_of(recompute=0.5), 8, False, False)
-    none = kept_bytes(SIZES, run_of(), 8, False, False)
+    some = kept_bytes(SIZES, run_of(recompute=0.5), range(8), False, False)
+    none = kept_bytes(SIZES, run_of(), range(8), False, False)
     assert none - some == 4 * (layer_bytes(SIZES, run_of()) - 32 * 32 * 4)
 
 

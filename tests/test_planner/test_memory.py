@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from internlm_mm.engine.runner import LLMRunner
 from internlm_mm.planner.activations import kept_bytes, loss_bytes
 from internlm_mm.planner.memory import KINDS, predict_memory, rank_parameters
 from internlm_mm.planner.sizes import ModelSizes, RunSizes
@@ -125,7 +126,7 @@ def check_kinds(
     after_forward = prediction.moments['loss, forward']
     for kind in ('gathered_parameters', 'gathered_gradients'):
         assert found[kind] == after_forward[kind], kind
-    kept = kept_bytes(sizes, run, LAYERS, True, True) + loss_bytes(sizes, run)
+    kept = kept_bytes(sizes, run, range(LAYERS), True, True) + loss_bytes(sizes, run)
     assert found['activations'] == pytest.approx(kept, rel=activations)
 
 
@@ -159,7 +160,10 @@ def test_kinds_of_other_families(tmp_path: Path, other: str, strategy: dict) -> 
 def measured_peak(
     work_dir: Path, micro_batches: int, strategy: dict, data: int = 1, other: str | None = None
 ) -> int:
-    runner = tiny_runner(work_dir, **changes(micro_batches, strategy, data, other))
+    return peak_of_runner(tiny_runner(work_dir, **changes(micro_batches, strategy, data, other)))
+
+
+def peak_of_runner(runner: LLMRunner) -> int:
     runner.prepare_training()
     steps = runner.train_loop.begin()
     runner.train_loop.run_next(steps)  # the first step also makes the optimizer's state
