@@ -8,7 +8,7 @@ with read_base():
 from internlm_mm.models import LoRA
 
 model.update(adapter=dict(type=LoRA, rank=32, alpha=64.0))
-train_cfg.update(max_iters=1700)
+train_cfg.update(max_iters=3000)
 optim_wrapper.optimizer.update(lr=4e-3)
-default_hooks.evaluation.update(interval=425)
-default_hooks.checkpoint.update(interval=425)
+default_hooks.evaluation.update(interval=750)
+default_hooks.checkpoint.update(interval=750)
