@@ -6,13 +6,15 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
-from tests.ranks import Ranks
+# What is imported inside functions is not waited for by the process that hands out the tests.
+if TYPE_CHECKING:
+    from tests.ranks import Ranks
 
 # Processes that a test starts import this checkout too, its `tests` included.
 os.environ['PYTHONPATH'] = str(Path(__file__).parents[1])
@@ -31,6 +33,8 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """The same random numbers for every test, whatever ran before it."""
+    import torch
+
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -50,8 +54,10 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
 
 
 @pytest.fixture(scope='session')
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> 'Iterator[Ranks]':
     """Two processes of one gloo group; called with a function and arguments, both run it."""
+    from tests.ranks import Ranks
+
     ranks = Ranks(tmp_path_factory.mktemp('ranks'))
     yield ranks
     ranks.close()
