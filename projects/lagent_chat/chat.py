@@ -57,9 +57,9 @@ def run_in(folder: Path, argv: list[str]) -> None:
     Raises:
         LagentMissing: With the command that makes it.
     """
-    python = environment.find(folder)
     if Path(sys.prefix).resolve() == folder.resolve():
-        environment.check(folder)
+        environment.check(folder)  # says what is missing
+    python = environment.find(folder)
     sys.stdout.flush()
     os.execv(python, [str(python), str(Path(__file__).resolve()), *argv])
 

@@ -737,3 +737,9 @@ def test_without_lagent_the_command_that_installs_it_is_said(chat, tmp_path, cap
     err = capsys.readouterr().err
     assert f'Lagent is not installed at {tmp_path / "none"}' in err
     assert f'setup_env.py --env {tmp_path / "none"}' in err and '--no-lagent' in err
+    python = tmp_path / 'none' / 'bin' / 'python'
+    python.parent.mkdir(parents=True)
+    python.touch()
+    assert chat(['model', '--env', str(tmp_path / 'none'), '--ask', 'Hi']) == 2
+    err = capsys.readouterr().err
+    assert 'was made for another environment' in err and 'Make it again: python' in err

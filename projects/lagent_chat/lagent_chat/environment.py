@@ -9,6 +9,9 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 FOLDER = PROJECT / '.venv'
 LAGENT = 'lagent==0.5.0rc3'
+LINKS = 'zz_internlm_mm.pth'
+"""File by which the environment sees the packages of the one that made it."""
+
 REQUIREMENTS = PROJECT / 'requirements.txt'
 CONSTRAINTS = PROJECT.parents[1] / 'requirements' / 'constraints.txt'
 
@@ -34,7 +37,7 @@ def command_of(folder: Path) -> str:
 
 
 def find(folder: Path) -> Path:
-    """The interpreter that has Lagent.
+    """The interpreter that has Lagent, and sees what this one has.
 
     Raises:
         LagentMissing: If there is none.
@@ -45,7 +48,19 @@ def find(folder: Path) -> Path:
             f'It is made by:     {command_of(folder)}\n'
             'or without Lagent: the same command with --no-lagent'
         )
+    found = [file.read_text(encoding='utf-8') for file in folder.glob(f'lib/*/*/{LINKS}')]
+    if links() not in found:
+        raise LagentMissing(
+            f'{folder} was made for another environment than {sys.prefix}.\n'
+            f'Make it again: {command_of(folder)}'
+        )
     return python_of(folder)
+
+
+def links() -> str:
+    """What lets another interpreter see the packages of this one."""
+    here = [path for path in sys.path if Path(path).name in ('site-packages', 'dist-packages')]
+    return ''.join(f'import site; site.addsitedir({path!r})\n' for path in here)
 
 
 def make(folder: Path) -> str:
@@ -64,12 +79,11 @@ def make(folder: Path) -> str:
         LagentMissing: If it cannot be made, with what pip said.
     """
     if not python_of(folder).exists():
-        _run([sys.executable, '-m', 'venv', '--without-pip', str(folder)], 'no environment')
+        why = f'{sys.executable} cannot make an environment'
+        _run([sys.executable, '-m', 'venv', '--without-pip', str(folder)], why)
     python = str(python_of(folder))
     asked = _run([python, '-c', 'import sysconfig; print(sysconfig.get_path("purelib"))'], python)
-    here = [path for path in sys.path if Path(path).name in ('site-packages', 'dist-packages')]
-    lines = [f'import site; site.addsitedir({path!r})\n' for path in here]
-    (Path(asked.strip()) / 'zz_internlm_mm.pth').write_text(''.join(lines), encoding='utf-8')
+    (Path(asked.strip()) / LINKS).write_text(links(), encoding='utf-8')
     pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check', '--python', python]
     pinned = ['-c', str(CONSTRAINTS)] if CONSTRAINTS.exists() else []
     why = 'pip cannot install what Lagent needs: is PyPI within reach?'
@@ -85,7 +99,8 @@ def check(folder: Path) -> str:
     Raises:
         LagentMissing: If not, with the reason.
     """
-    return _run([str(find(folder)), '-c', _CHECK], f'{folder} is broken').strip()
+    why = f'{folder} is broken; make it again: {command_of(folder)}'
+    return _run([str(python_of(folder)), '-c', _CHECK], why).strip()
 
 
 def _run(command: list[str], what: str) -> str:
