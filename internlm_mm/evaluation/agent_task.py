@@ -119,6 +119,7 @@ class AgentTask(Task):
             'question',
             f'and max_new_tokens={self.max_new_tokens} do not fit into '
             f'max_seq_len={subject.max_seq_len}',
+            tail='',
         )
         if self.programs is not None:
             self.programs.check()

@@ -172,6 +172,7 @@ class CodeTask(Task):
             sample,
             'problem',
             f'and max_new_tokens={most} do not fit into max_seq_len={subject.max_seq_len}',
+            tail='',
         )
         self.programs.check()
 

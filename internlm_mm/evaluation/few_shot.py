@@ -132,6 +132,7 @@ class Source:
         make: Callable[[SomeItem], Sample | None],
         noun: str,
         why: str,
+        tail: str = ', not even without examples',
     ) -> list[Sample]:
         """What `make` makes of each; `on_error` says what becomes of those that do not fit.
 
@@ -140,6 +141,7 @@ class Source:
             make: Gives None for a question that does not fit, whatever is left out.
             noun: What a question is called.
             why: Why it does not fit, after the noun.
+            tail: What more there is to say.
 
         Raises:
             ValueError: With file and line, or if nothing is left.
@@ -151,7 +153,7 @@ class Source:
             if sample is not None:
                 samples.append(sample)
                 continue
-            message = f'{item.place}: the {noun} {why}, not even without examples'
+            message = f'{item.place}: the {noun} {why}{tail}'
             if self.on_error == 'raise':
                 raise ValueError(f'{self.name}: {message}')
             too_long.append(message)

@@ -40,8 +40,9 @@ class ToolCallTask(Task):
     Args:
         path: A file or folder of conversations.
         chat_template: A name or a dict with `type`; one that spells functions.
-        format: 'bfcl', the files of the Berkeley Function Calling Leaderboard, or a form of
-            conversations with calls: there each answer that is trained on is a case.
+        format: 'bfcl', the files of the Berkeley Function Calling Leaderboard; or a form of
+            conversations with calls, 'auto' for what each row is: there each answer that is
+            trained on is a case.
         name: Of its metrics.
         split: Sub-folder of `path`, or the end of file names in it; of 'bfcl' a category.
         max_new_tokens: Tokens of an answer at most.
@@ -60,7 +61,7 @@ class ToolCallTask(Task):
         path: str | Path,
         chat_template: str | Mapping[str, Any],
         *,
-        format: str = 'messages',
+        format: str = 'auto',
         name: str = 'tool_calls',
         split: str | None = None,
         max_new_tokens: int = 256,
@@ -105,6 +106,7 @@ class ToolCallTask(Task):
             'conversation',
             f'and max_new_tokens={sampling.max_new_tokens} do not fit into '
             f'max_seq_len={subject.max_seq_len}',
+            tail='',
         )
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from internlm_mm.agents.schemas import check_schema
-from internlm_mm.datasets.conversation_formats import FORMATS
+from internlm_mm.datasets.conversation_formats import FORMATS, detect_format
 from internlm_mm.evaluation.ast_match import OPTIONAL, Expected
 from internlm_mm.evaluation.fields import as_object, kind, need, need_text
 from internlm_mm.evaluation.rows import find_files, read_rows
@@ -77,7 +77,7 @@ def case_format(format: str, files: Sequence[Path]) -> CaseFormat:
     """The format of a task's rows.
 
     Args:
-        format: 'bfcl', or a form of conversations with calls.
+        format: 'bfcl', a form of conversations with calls, or 'auto' for what each row is.
         files: Of `bfcl_files`; the leaderboard's answers are looked for beside its questions.
 
     Raises:
@@ -95,7 +95,7 @@ def check_case_format(format: str) -> None:
     Raises:
         ValueError: With the nearest name.
     """
-    known = ('bfcl', *FORMATS)
+    known = ('bfcl', 'auto', *FORMATS)
     if format not in known:
         raise ValueError(f'format={format!r} is none of tool calls.{did_you_mean(format, known)}')
 
@@ -103,6 +103,7 @@ def check_case_format(format: str) -> None:
 def _conversation(format: str, row: Any) -> Iterator[ToolCase]:
     """A case for each answer of the assistant that is trained on, or one with `expected`."""
     row = as_object(row)
+    format = detect_format(row) if format == 'auto' else format
     if format == 'messages' and row.get('expected') is not None:
         messages, tools = FORMATS[format](row)
         schemas = _schemas(tools)

@@ -1,14 +1,18 @@
 """Agents that are scored: a scripted model with real tools, a learned one with a real sandbox."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from internlm_mm.agents import tool
+from internlm_mm.engine.evaluate import evaluate
 from internlm_mm.evaluation import AgentTask, Subject
+from internlm_mm.evaluation.agent_tools import PYTHON
 from internlm_mm.sandbox import Sandbox, SandboxError
 from internlm_mm.tokenizers import build_template
-from tests.conversations import internlm_model
+from tests.chatting import learn_chat
+from tests.conversations import call, internlm_model
 from tests.questions import write_jsonl
 from tests.scripted import records_of
 
@@ -192,11 +196,16 @@ def test_without_a_sandbox_nothing_begins(tokenizer, tmp_path: Path, monkeypatch
         prepared([{'question': 'x', 'answer': '1'}], tmp_path, tokenizer, interpreter=True)
 
 
-def test_code_runs_in_a_session_for_each_question(tokenizer, tmp_path: Path) -> None:
+@pytest.fixture(scope='module')
+def _sandbox() -> None:
     try:
         Sandbox(spare=0).close()
     except SandboxError as error:
         pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures('_sandbox')
+def test_code_runs_in_a_session_for_each_question(tokenizer, tmp_path: Path) -> None:
     rows = [{'question': f'n{n}?', 'answer': n * n} for n in (3, 4)]
     rows.append({'question': 'hang', 'answer': '1'})
 
@@ -217,3 +226,54 @@ def test_code_runs_in_a_session_for_each_question(tokenizer, tmp_path: Path) -> 
     assert [record['right'] for record in records] == [True, True, False]
     assert [record['errors'] for record in records] == [[], [], ['timeout']]
     assert not task._desks and task.programs._sandbox is None
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('_sandbox')
+def test_a_model_that_learned_its_lines_is_scored_by_the_command(tmp_path: Path) -> None:
+    lines = {
+        '17 * 23?': ('python', {'code': 'print(17 * 23)'}, '391'),
+        'Twice 4?': ('double', {'n': 4}, '8'),
+        'hello': None,
+    }
+    learned = []
+    for question, called in lines.items():
+        asked = [{'role': 'user', 'content': question}]
+        if called is None:
+            learned.append([*asked, {'role': 'assistant', 'content': 'Hi.'}])
+            continue
+        name, arguments, result = called
+        learned.append([
+            *asked,
+            {'role': 'assistant', 'content': '', 'tool_calls': [call(name, arguments, 'a')]},
+            {'role': 'tool', 'tool_call_id': 'a', 'content': result},
+            {'role': 'assistant', 'content': f'It is {result}.'},
+        ])  # fmt: skip
+    tools = [tool(double).declaration(), PYTHON.declaration()]
+    long = [{'role': 'user', 'content': 'Long?'}, {'role': 'assistant', 'content': 'return ' * 150}]
+    work = learn_chat(tmp_path, 'internlm2', 200, [*learned, long], tools)
+    rows = [
+        {'messages': said, 'answer': said[-1]['content'], 'subject': question}
+        for said, question in zip(learned, lines, strict=True)
+    ]
+    path = write_jsonl(tmp_path / 'rows.jsonl', rows)
+    gold = [{'messages': said, 'tools': tools} for said in learned]
+    calls = write_jsonl(tmp_path / 'calls.jsonl', gold)
+    shared = dict(chat_template='internlm2', max_new_tokens=80)
+    tasks = [
+        dict(type='AgentTask', path=str(path), tools=[f'{__name__}.double'], **shared),
+        dict(type='AgentTask', path=str(path), name='bare', interpreter=False, **shared),
+        dict(type='ToolCallTask', path=str(calls), **shared),
+    ]
+    config = tmp_path / 'tasks.py'
+    config.write_text(f"val_cfg = dict(type='PerplexityLoop', tasks={tasks!r})\n")
+    found = evaluate(config, checkpoint=work, output=tmp_path / 'out')
+    assert found['agent/accuracy'] == found['agent/execution'] == 1.0
+    assert found['agent/called_when_not_needed'] == 0.0
+    assert found['agent/turns'] == pytest.approx(5 / 3)
+    assert found['bare/valid_call'] == 0.0
+    for metric in ('accuracy', 'valid_call', 'schema_valid', 'ast_match', 'irrelevance'):
+        assert found[f'tool_calls/{metric}'] == 1.0
+    records = (tmp_path / 'out' / 'agent.jsonl').read_text().splitlines()
+    said = [(one['role'], one['content']) for one in json.loads(records[0])['messages']]
+    assert said == [(one['role'], one['content']) for one in learned[0]]

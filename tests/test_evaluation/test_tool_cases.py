@@ -155,6 +155,7 @@ def test_other_forms_of_conversations() -> None:
             'city': {'type': 'str', 'description': 'It.'}}}]),
         'answers': json.dumps([{'name': 'weather', 'arguments': {'city': 'Rome'}}]),
     }  # fmt: skip
+    assert read('auto', [row, {'messages': PLAIN, 'tools': [WEATHER]}])[:1] == read('xlam', [row])
     (case,) = read('xlam', [row])
     assert case.subject == 'simple' and case.expected[0].arguments == {'city': ['Rome']}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from internlm_mm import registry
 from internlm_mm.utils.config import load_config
 from internlm_mm.utils.config_check import check_config
 from tests.conversations import CALLING, PLAIN, TOOLS, WEATHER, call, internlm_model
@@ -16,7 +17,8 @@ from tests.runs import REPOSITORY
 from tools.browse_dataset import main as browse
 
 PROJECT = REPOSITORY / 'projects' / 'tool_agent'
-CONFIGS = sorted((PROJECT / 'configs').glob('*.py'))
+TASKS = PROJECT / 'configs' / 'agent_tasks.py'
+CONFIGS = sorted(set((PROJECT / 'configs').glob('*.py')) - {TASKS})
 SCHEMA = {'type': 'object', 'properties': {'city': {'type': 'string'}}, 'required': ['city']}
 TOOL = {'type': 'function', 'function': WEATHER['function'] | {'parameters': SCHEMA}}
 UNUSED = {'type': 'function', 'function': {'name': 'spare'}}
@@ -68,6 +70,16 @@ def test_configs(config: Path) -> None:
         assert dataset.chat_template == expected and dataset.path == f'data/agent/{folder}'
     assert ('adapter' in loaded.model) == ('lora' in config.stem)
     assert len(config.read_text().splitlines()) <= 40
+
+
+def test_tasks_are_those_that_there_are() -> None:
+    loaded = load_config(TASKS)
+    tiny = load_config(PROJECT / 'configs' / 'internlm_tiny_agent.py')
+    tasks = [*loaded.val_cfg.tasks, *tiny.val_cfg.tasks]
+    built = [registry.TASKS.build(dict(task)) for task in tasks]
+    assert [type(task).__name__ for task in built] == [
+        'ToolCallTask', 'ToolCallTask', 'AgentTask', 'CodeTask', 'ProgramTask', 'ToolCallTask'
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize('config', ['internlm2_7b_agent', 'internlm_tiny_agent'])
@@ -153,7 +165,10 @@ def test_marks_that_a_vocabulary_has_not(main, options: list[str], capsys) -> No
     write(options, asked({'city': 'Paris'}))
     other = 'train_dataloader.dataset.chat_template=chatml'
     assert main([str(PROJECT / 'configs' / 'internlm2_7b_agent.py'), *options, other]) == 0
-    assert "the vocabulary has no <|im_start|>, <|im_end|> of the template 'chatml'" in capsys.readouterr().out
+    assert (
+        "the vocabulary has no <|im_start|>, <|im_end|> of the template 'chatml'"
+        in capsys.readouterr().out
+    )
 
 
 LEARNED = re.compile(r'<i class="[^"]*\bt\b[^"]*" [^>]*>(.*?)</i>', re.DOTALL)
