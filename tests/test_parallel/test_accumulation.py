@@ -20,12 +20,14 @@ from internlm_mm.parallel import gathered
 from internlm_mm.parallel.accumulation import fuse_accumulation
 from internlm_mm.parallel.adapters import round_frozen
 from internlm_mm.parallel.data import begin_micro_batch, shard_model
+from internlm_mm.parallel.recompute import compile_layers, recompute_layers
 from internlm_mm.structures import Batch
 from tests.strategies import OPTIM, strategy
 
 CPU = torch.device('cpu')
 SIZES = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2)
 MODEL = dict(type=InternLM, **SIZES)
+PARTITIONED = 'aot_eager_decomp_partition'
 
 
 @pytest.fixture
@@ -76,12 +78,14 @@ def sharded(
     param: torch.dtype = torch.bfloat16,
     reduce: torch.dtype = torch.float32,
     backend: str | None = None,
+    recompute: float | str = 0.0,
     **options,
 ) -> InternLM:
     model = built(**options)
-    for layer in model.layers.values():
-        if backend is not None:
-            layer.compile(backend=backend)
+    recompute_layers(model, recompute, compiled=backend is not None)
+    if backend is not None:
+        torch._dynamo.reset()
+        compile_layers(model, recompute, backend)
     mesh = init_device_mesh('cpu', (1,), mesh_dim_names=('data_shard',))
     shard_model(model, mesh, param, reduce, reshard)
     said = fuse_accumulation(model, fused, CPU, param, reduce, [])
@@ -101,21 +105,33 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str,
 @pytest.mark.filterwarnings('ignore:.*should not be instantiated:DeprecationWarning')
 @pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor that is not a leaf')
 @pytest.mark.parametrize(
-    ('reshard', 'backend', 'options'),
+    ('reshard', 'backend', 'recompute', 'options'),
     [
-        ('step', None, {}),
-        ('layer', None, {'tie_word_embeddings': True}),
-        pytest.param('step', 'aot_eager', {}, marks=pytest.mark.slow),
+        ('step', None, 0.0, {}),
+        ('layer', None, 1.0, {'tie_word_embeddings': True}),
+        *(
+            pytest.param('layer', PARTITIONED, recompute, {}, marks=pytest.mark.slow)
+            for recompute in (0.0, 0.5, 'selective')
+        ),
     ],
 )
 def test_it_is_nearer_to_float64(
-    reshard: str, backend: str | None, options: dict, process_group: None
+    reshard: str,
+    backend: str | None,
+    recompute: float | str,
+    options: dict,
+    process_group: None,
 ) -> None:
     micro_batches = batches(3)
     expected = exact(micro_batches, **options)
     plain, fused = (
         distance(
-            train(sharded(on, reshard, backend=backend, **options), micro_batches, reshard, 2),
+            train(
+                sharded(on, reshard, backend=backend, recompute=recompute, **options),
+                micro_batches,
+                reshard,
+                steps=2,
+            ),
             expected,
         )
         for on in (False, True)
