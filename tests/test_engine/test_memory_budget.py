@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from internlm_mm.engine.dry_run import dry_run
 from internlm_mm.engine.rehearse import rehearse
 from internlm_mm.engine.rehearse_report import render
+from internlm_mm.models import InternLM
 from internlm_mm.utils.config_reader import ConfigError
 from tests.helpers import tiny_config, tiny_runner
 from tests.marks import slow
@@ -130,8 +132,15 @@ def test_training_is_the_same(tmp_path: Path, form: str) -> None:
         assert torch.equal(weights[1][name], value), name
 
 
+class FrozenTable(InternLM):
+    """Trains all but the embedding."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.embed_tokens.requires_grad_(False)
+
+
 def test_frozen_weights_are_told_of(tmp_path: Path) -> None:
-    runner = tiny_runner(tmp_path, strategy__recompute__budget_gib=10)
-    runner.model.embed_tokens.requires_grad_(False)
+    options = dict(model__type=FrozenTable, strategy__recompute__budget_gib=10)
     with pytest.raises(ValueError, match='has frozen weights, which the planner does not reckon'):
-        runner.prepare_training()
+        tiny_runner(tmp_path, **options).prepare_training()
