@@ -21,6 +21,7 @@ from internlm_mm.models import NextToken
 from internlm_mm.parallel.mesh import Layout
 from internlm_mm.registry import TASKS
 from internlm_mm.utils.config_reader import ConfigError
+from tests.conversations import WEATHER
 from tests.helpers import tiny_config, tiny_runner
 from tests.marks import slow
 from tests.questions import write_gsm8k, write_jsonl, write_mmlu
@@ -338,3 +339,50 @@ def test_what_tasks_need(data, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r'task_batch_size=0 must be at least 1'):
         found_by(tmp_path, data, [choice(data)], val_cfg__task_batch_size=0)
     assert MultipleChoice(data / 'mmlu', 'mmlu', name='other').name == 'other'
+
+
+def acting(folder: Path) -> list[dict]:
+    """Tasks whose samples run programs and tools; a program ends in a comment of the model's."""
+    check = 'def check(f):\n    assert f() == {}\n'
+    code = [
+        {'prompt': f'def f():\n    return {n}\n#', 'entry_point': 'f', 'test': check.format(n % 2)}
+        for n in range(4)
+    ]
+    asked = [{'question': f'{n}?', 'answer': n, 'needs_tool': n > 1} for n in range(3)]
+    calls = [{'messages': [{'role': 'user', 'content': 'Hi'}], 'tools': [WEATHER], 'expected': []}]
+    write = {'max_new_tokens': 12, 'chat_template': 'internlm2'}
+    return [
+        dict(type='CodeTask', path=str(write_jsonl(folder / 'code.jsonl', code)), stop=['\n'],
+             max_new_tokens=6),
+        dict(type='AgentTask', path=str(write_jsonl(folder / 'asked.jsonl', asked)), at_once=2,
+             **write),
+        dict(type='ToolCallTask', path=str(write_jsonl(folder / 'calls.jsonl', calls)), **write),
+        dict(type='ProgramTask', path=str(folder / 'gsm8k'), split='test', shots=1, **write),
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_programs_run_in_one_of_two_processes_and_both_know(data, two_ranks, tmp_path) -> None:
+    try:
+        tasks = acting(data)
+        metrics = found_by(tmp_path / 'alone', data, tasks, model__max_seq_len=1024)
+    except ValueError as error:
+        assert 'need a sandbox' in str(error)
+        pytest.skip(str(error))
+    more = dict(model__max_seq_len=1024, strategy__parallel={'data_shard': 2})
+    first, second = two_ranks(found_by, tmp_path / 'two', data, tasks, **more)
+    assert first == second == metrics
+    assert metrics['humaneval/pass_at_1'] == 0.5  # 0 and 1 of 0, 1, 2, 3
+    for name in ('humaneval', 'agent', 'tool_calls', 'gsm8k_pal'):
+        ours = records_of(tmp_path / 'two' / 'evaluation', name)
+        assert ours == records_of(tmp_path / 'alone' / 'evaluation', name) and ours
+
+
+@pytest.mark.slow
+def test_a_sandbox_that_is_not_there_is_missed_before_training(data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr('internlm_mm.sandbox.sandbox.missing', lambda name: f'no {name} here')
+    for task in (one for one in acting(data) if one['type'] != 'ToolCallTask'):
+        options = changes(data, [task], model__max_seq_len=1024)
+        with pytest.raises(ValueError, match=r'(?s)val_cfg.tasks.0: .*need a sandbox.*Install'):
+            tiny_runner(tmp_path, **options).train()
+    assert not list(tmp_path.glob('*/iter_*'))
