@@ -51,6 +51,9 @@ def scalars(work_dir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+PRELUDE = 'tests.test_projects.test_example_plugin:add_plugin'
+
+
 def add_plugin() -> None:
     """What PYTHONPATH does, for a process that runs already."""
     sys.path.insert(0, str(PLUGIN))
@@ -63,20 +66,22 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Work dirs of both configs, trained by programs that know the plugin from PYTHONPATH alone."""
+    """Work dirs of both configs, one by a program that knows the plugin from PYTHONPATH alone."""
     folder = tmp_path_factory.mktemp('elsewhere')
     environment = os.environ | {'PYTHONPATH': str(PLUGIN), 'OMP_NUM_THREADS': '1'}
-    for name in ('plugin_pretrain', 'plugin_by_name'):
-        command = [sys.executable, REPOSITORY / 'tools' / 'train.py', CONFIGS / f'{name}.py']
-        result = subprocess.run(
-            [*map(str, command), '--work-dir', name, *options()],
-            env=environment,
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert result.returncode == 0, result.stderr
+    command = [sys.executable, REPOSITORY / 'tools' / 'train.py', CONFIGS / 'plugin_pretrain.py']
+    result = subprocess.run(
+        [*map(str, command), '--work-dir', 'plugin_pretrain', *options()],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    argv = [CONFIGS / 'plugin_by_name.py', '--work-dir', folder / 'plugin_by_name', *options()]
+    code, text = train(argv, folder / 'log', prelude=PRELUDE)
+    assert code == 0, text
     return {name: folder / name for name in ('plugin_pretrain', 'plugin_by_name')}
 
 
@@ -99,8 +104,7 @@ def test_classes_and_names_are_the_same_run(runs: dict[str, Path]) -> None:
 def test_two_processes_give_the_losses_of_one(runs: dict[str, Path], tmp_path: Path) -> None:
     """Hook and wrapper work on sharded weights."""
     argv = [CONFIGS / 'plugin_by_name.py', '--work-dir', tmp_path / 'work', *options()]
-    prelude = 'tests.test_projects.test_example_plugin:add_plugin'
-    ranks = start_ranks(argv, tmp_path / 'log', prelude=prelude)
+    ranks = start_ranks(argv, tmp_path / 'log', prelude=PRELUDE)
     assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].text
     for ours, theirs in zip(
         scalars(tmp_path / 'work'), scalars(runs['plugin_by_name']), strict=True
@@ -112,13 +116,12 @@ def test_two_processes_give_the_losses_of_one(runs: dict[str, Path], tmp_path: P
 
 def test_it_resumes(tmp_path: Path) -> None:
     argv = [CONFIGS / 'plugin_pretrain.py', '--work-dir', tmp_path / 'work', '--resume']
-    prelude = 'tests.test_projects.test_example_plugin:add_plugin'
     interval = {'default_hooks__checkpoint__interval': 3}
-    code, text = train([*argv, *options(**interval)], tmp_path / 'log', prelude=prelude)
+    code, text = train([*argv, *options(**interval)], tmp_path / 'log', prelude=PRELUDE)
     assert code == 0, text
     whole = [line for line in text.splitlines() if ' 6/6 ' in line]
     (tmp_path / 'work' / 'iter_6').rename(tmp_path / 'other')
-    code, text = train([*argv, *options(**interval)], tmp_path / 'log', prelude=prelude)
+    code, text = train([*argv, *options(**interval)], tmp_path / 'log', prelude=PRELUDE)
     assert code == 0, text
     assert 'iter_3 at iteration 3' in text
     again = [line for line in text.splitlines() if ' 6/6 ' in line]
@@ -303,8 +306,8 @@ custom_hooks = [dict(type='TorchProfilerHook', wait=0, warmup=1, active=1)]
 
 def test_schedule_and_strategy_are_named_in_a_config(write, tmp_path: Path) -> None:
     """A whole run of two processes: theirs are the parts that ran, and the losses are right."""
-    config, prelude = write('labelled.py', LABELLED), f'{__name__}:add_plugin'
-    ranks = start_ranks([config, '--work-dir', tmp_path / 'two'], tmp_path / 'log', prelude=prelude)
+    config = write('labelled.py', LABELLED)
+    ranks = start_ranks([config, '--work-dir', tmp_path / 'two'], tmp_path / 'log', prelude=PRELUDE)
     assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].text
     (file,) = (tmp_path / 'two').glob('*/profile/rank0.json')
     names = {event.get('name') for event in json.loads(file.read_text())['traceEvents']}
