@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learning_proof.report import RECORD, draw, judge, table, write_record
+from learning_proof.report import (
+    PICTURE,
+    RECORD,
+    draw,
+    fill_page,
+    judge,
+    split_page,
+    table,
+    write_record,
+)
 from learning_proof.stages import QUICK, Plan, run_base, run_seed
 
 from internlm_mm.utils.system import builds
@@ -37,6 +46,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help='train nothing: tell once more what was found in --out',
     )
     parser.add_argument(
+        '--page', type=Path, help='a page of documentation whose results are written anew'
+    )
+    parser.add_argument(
         '--quick', action='store_true', help='a few steps of everything; proves nothing'
     )
     args = parser.parse_args(argv)
@@ -48,6 +60,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     asked = QUICK if args.quick else Plan()
     if plan.is_file() and json.loads(plan.read_text(encoding='utf-8')) != asdict(asked):
         parser.error(f'--out {args.out} holds a proof of other amounts: give another folder')
+    if args.page is not None:
+        try:
+            split_page(args.page)
+        except (OSError, ValueError) as error:
+            parser.error(f'--page: {error}')
     if args.report:
         if not (args.out / RECORD).is_file():
             parser.error(f'--report: there is no {args.out / RECORD}')
@@ -103,7 +120,9 @@ def main(argv: list[str] | None = None) -> int:
     text = table(seeds)
     (args.out / 'results.md').write_text(text, encoding='utf-8')
     print(f'\n{text}')
-    draw(seeds, args.out / 'curves.png')
+    draw(seeds, args.out / PICTURE)
+    if args.page is not None:
+        fill_page(args.page, record, args.out / PICTURE)
     for line in missed:
         print(f'missed: {line}')
     print(json.dumps({'device': record['device'], 'missed': missed}))

@@ -283,6 +283,8 @@ def program() -> Iterator[ModuleType]:
         (['--jobs', '0'], '--jobs 0 must be at least 1'),
         (['--out', '{filled}'], 'holds a proof of other amounts'),
         (['--report', '--out', 'nowhere'], 'there is no nowhere/results.json'),
+        (['--page', 'none.md'], "No such file or directory: 'none.md'"),
+        (['--page', '{filled}/plan.json'], 'plan.json has no line <!-- results'),
     ],
 )
 def test_mistakes_are_named(program, argv, words, write, capsys) -> None:
@@ -303,6 +305,22 @@ def test_what_was_found_is_told_once_more(quick, program, tmp_path: Path, capsys
     assert report.table({'5': found}) in (tmp_path / 'results.md').read_text()
     with Image.open(tmp_path / 'curves.png') as image:
         assert image.size[0] > 1000
+
+
+def test_a_page_is_filled_again_and_again(quick, program, tmp_path: Path, write, capsys) -> None:
+    _, found, _ = quick
+    record = {'date': '2020-02-02', 'device': 'CPU', 'builds': {'torch': '2.13.0+cpu'}}
+    page = write('docs/page.md', f'# Before\n\n{report.BEGIN}\nold\n{report.END}\n\nAfter.\n')
+    for seed in ('5', '6'):
+        report.write_record(tmp_path / 'results.json', record | {'seeds': {seed: found}})
+        program.main(['--report', '--out', str(tmp_path), '--page', str(page)])
+    text = page.read_text()
+    start, end = text.index(report.BEGIN), text.index(report.END)
+    assert text[:start] == '# Before\n\n' and text[end:] == f'{report.END}\n\nAfter.\n'
+    assert report.table({'6': found}) in text[start:end] and '| seed 5 |' not in text
+    assert '2020-02-02, CPU, PyTorch 2.13.0:' in text and 'old' not in text
+    picture = page.parent / 'assets' / 'learning_proof.png'
+    assert picture.read_bytes() == (tmp_path / 'curves.png').read_bytes()
 
 
 @pytest.mark.slow

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 from learning_proof.tasks import TASKS
 
 RECORD = 'results.json'
+PICTURE = 'curves.png'
+BEGIN, END = '<!-- results: written by run.py --page -->', '<!-- end of results -->'
+"""Between these lines of a page stands what was found."""
 
 
 class Target(NamedTuple):
@@ -124,6 +127,42 @@ def draw(seeds: Mapping[str, Mapping[str, Any]], out: Path) -> None:
         axis.legend(loc='lower right')
     left.set_ylabel('% of held-out questions')
     figure.savefig(out, dpi=150, format='png')
+
+
+def fill_page(page: Path, record: Mapping[str, Any], picture: Path) -> None:
+    """Write what was found into a page: date, builds, tables, the picture.
+
+    Args:
+        page: Markdown that holds the lines `BEGIN` and `END`; what is between them is replaced.
+        record: As `RECORD` holds it.
+        picture: What `draw` has drawn; is copied to `assets` beside the page.
+
+    Raises:
+        ValueError: See `split_page`.
+    """
+    before, after = split_page(page)
+    copied = page.parent / 'assets' / 'learning_proof.png'
+    copied.parent.mkdir(exist_ok=True)
+    copied.write_bytes(picture.read_bytes())
+    version = record['builds']['torch'].partition('+')[0]
+    found = (
+        f'{record["date"]}, {record["device"]}, PyTorch {version}:\n\n{table(record["seeds"])}\n'
+        f'![Held-out questions over the steps of each run](assets/{copied.name})\n'
+    )
+    page.write_text(f'{before}{BEGIN}\n\n{found}\n{END}\n{after}', encoding='utf-8')
+
+
+def split_page(page: Path) -> tuple[str, str]:
+    """What stands before and after the results of a page.
+
+    Raises:
+        ValueError: If the page lacks one of the lines between which they stand.
+    """
+    before, begin, rest = page.read_text(encoding='utf-8').partition(f'{BEGIN}\n')
+    _, end, after = rest.partition(f'{END}\n')
+    if not begin or not end:
+        raise ValueError(f'{page} has no line {END if begin else BEGIN}')
+    return before, after
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
