@@ -5,10 +5,9 @@ The rules are explained in docs/en/architecture.md.
 
 import ast
 import sys
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-
-import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 ROOT = REPOSITORY / 'internlm_mm'
@@ -98,6 +97,25 @@ def parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding='utf-8'))
 
 
+def of_each(paths: Iterable[Path]) -> Callable[[Callable[[Path], None]], Callable[[], None]]:
+    """One test of many files, which names all that fail: thousands of tests would take longer."""
+
+    def test_of_all(check: Callable[[Path], None]) -> Callable[[], None]:
+        def test() -> None:
+            wrong = []
+            for path in paths:
+                try:
+                    check(path)
+                except AssertionError as error:
+                    wrong.append(f'{name_of(path)}: {error}')
+            assert not wrong, '\n'.join(wrong)
+
+        test.__name__ = check.__name__
+        return test
+
+    return test_of_all
+
+
 def imports(node: ast.AST) -> list[tuple[int, str]]:
     """Line and dotted name of every module imported by one statement."""
     if isinstance(node, ast.Import):
@@ -110,7 +128,7 @@ def imports(node: ast.AST) -> list[tuple[int, str]]:
     return []
 
 
-@pytest.mark.parametrize('path', FILES, ids=name_of)
+@of_each(FILES)
 def test_imports_only_what_the_table_allows(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0].removesuffix('.py')
     if package == '__init__':
@@ -133,7 +151,7 @@ def test_imports_only_what_the_table_allows(path: Path) -> None:
                 assert part in allowed, f'line {line}: {package} may not import {part}'
 
 
-@pytest.mark.parametrize('path', PROGRAMS, ids=name_of)
+@of_each(PROGRAMS)
 def test_only_optional_or_slow_packages_are_imported_inside_functions(path: Path) -> None:
     for function in ast.walk(parsed(path)):
         if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -144,7 +162,7 @@ def test_only_optional_or_slow_packages_are_imported_inside_functions(path: Path
                     assert allowed, f'line {line}: import {module} at the top'
 
 
-@pytest.mark.parametrize('path', PROGRAMS, ids=name_of)
+@of_each(PROGRAMS)
 def test_no_hidden_inputs(path: Path) -> None:
     for node in ast.walk(parsed(path)):
         assert not isinstance(node, ast.Global), f'line {node.lineno}: global statement'
@@ -153,7 +171,7 @@ def test_no_hidden_inputs(path: Path) -> None:
             assert not hidden, f'line {node.lineno}: only utils/launch.py reads the environment'
 
 
-@pytest.mark.parametrize('path', PROGRAMS, ids=name_of)
+@of_each(PROGRAMS)
 def test_no_pickle_and_no_eval(path: Path) -> None:
     for node in ast.walk(parsed(path)):
         for line, module in imports(node):
@@ -162,7 +180,7 @@ def test_no_pickle_and_no_eval(path: Path) -> None:
             assert node.func.id != 'eval', f'line {node.lineno}: eval'
 
 
-@pytest.mark.parametrize('path', PROGRAMS, ids=name_of)
+@of_each(PROGRAMS)
 def test_every_option_of_a_constructor_is_used(path: Path) -> None:
     for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef) and node.name == '__init__':
@@ -174,7 +192,7 @@ def test_every_option_of_a_constructor_is_used(path: Path) -> None:
             assert not hides, f'line {node.lineno}: **kwargs hides misspelt options'
 
 
-@pytest.mark.parametrize('path', [f for f in FILES if f.name == '__init__.py'], ids=name_of)
+@of_each([f for f in FILES if f.name == '__init__.py'])
 def test_packages_only_re_export(path: Path) -> None:
     for node in parsed(path).body:
         is_all = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '__all__'
@@ -188,7 +206,7 @@ def test_packages_only_re_export(path: Path) -> None:
         assert allowed, f'line {node.lineno}: logic in __init__.py'
 
 
-@pytest.mark.parametrize('path', [f for f in FILES if f.name != '__init__.py'], ids=name_of)
+@of_each([f for f in FILES if f.name != '__init__.py'])
 def test_has_a_test_of_its_own(path: Path) -> None:
     inside = path.relative_to(ROOT)
     folders = [f'test_{part}' for part in inside.parts[:-1]]
@@ -198,7 +216,7 @@ def test_has_a_test_of_its_own(path: Path) -> None:
     assert not (mirror.exists() and listed), f'take {inside} off NO_MIRROR'
 
 
-@pytest.mark.parametrize('path', PROGRAMS, ids=name_of)
+@of_each(PROGRAMS)
 def test_files_are_short(path: Path) -> None:
     lines = len(path.read_text(encoding='utf-8').splitlines())
     listed = name_of(path) in LONG
@@ -206,12 +224,12 @@ def test_files_are_short(path: Path) -> None:
     assert lines > 400 or not listed, f'take {name_of(path)} off LONG'
 
 
-@pytest.mark.parametrize('path', PROGRAMS, ids=name_of)
+@of_each(PROGRAMS)
 def test_modules_say_what_they_are(path: Path) -> None:
     assert ast.get_docstring(parsed(path)), 'a module begins with a docstring'
 
 
-@pytest.mark.parametrize('path', TOOLS, ids=name_of)
+@of_each(TOOLS)
 def test_tools_have_a_main(path: Path) -> None:
     if path.name in NO_MAIN:
         return
@@ -225,7 +243,7 @@ def test_tools_have_a_main(path: Path) -> None:
     raise AssertionError('no main(argv: list[str] | None = None) -> int | None')
 
 
-@pytest.mark.parametrize('path', PROGRAMS, ids=name_of)
+@of_each(PROGRAMS)
 def test_the_search_path_is_left_alone(path: Path) -> None:
     if path == ROOT / '__main__.py':
         return
@@ -236,7 +254,7 @@ def test_the_search_path_is_left_alone(path: Path) -> None:
         assert not touched, f'line {node.lineno}: sys.path'
 
 
-@pytest.mark.parametrize('path', sorted((REPOSITORY / 'configs').glob('*.py')), ids=name_of)
+@of_each(sorted((REPOSITORY / 'configs').glob('*.py')))
 def test_leaf_configs_are_short_and_say_what_they_are(path: Path) -> None:
     text = path.read_text(encoding='utf-8')
     assert len(text.splitlines()) <= 40
