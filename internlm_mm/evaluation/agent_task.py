@@ -134,7 +134,6 @@ class AgentTask(Task):
         trace = self.agent.begin(sample.case.messages)
         trace.tools = [one.declaration() for one in sample.tools]
         errors: list[str] = []
-        whole = True
         for _ in range(self.agent.max_turns):
             request = self._request(trace)
             if isinstance(request, str):
@@ -148,6 +147,8 @@ class AgentTask(Task):
             )
             errors += [error.kind for error in answer.errors] + ([] if whole else [NOT_ENDED])
             self.agent.hear(trace, answer, str(written))
+            if trace.status == 'answer' and not whole:
+                trace.status = NOT_ENDED
             calls = [] if trace.status else trace.waiting()
             if calls:
                 named = [(call.name, call.arguments) for call in calls]
@@ -164,7 +165,7 @@ class AgentTask(Task):
             trace.status = 'turn_limit'
         if index in self._desks:
             self._desks.pop(index).close()
-        return self._record(sample, trace, errors, whole)
+        return self._record(sample, trace, errors)
 
     def report(self, records: Sequence[Mapping[str, Any]]) -> Report:
         """Right answers, and how the tools were used to find them."""
@@ -230,17 +231,15 @@ class AgentTask(Task):
         results = [desk.call(name, arguments) for name, arguments in calls]
         return {'results': results, 'late': desk.left <= 0}
 
-    def _record(
-        self, sample: _Sample, trace: Trace, errors: list[str], whole: bool
-    ) -> dict[str, Any]:
+    def _record(self, sample: _Sample, trace: Trace, errors: list[str]) -> dict[str, Any]:
         case = sample.case
         bad = set(errors)
-        errors += [] if trace.status == 'answer' else [trace.status]
+        errors += [] if trace.status in ('answer', *errors) else [trace.status]
         called = bool(trace.results)
         readable = called and not trace.errors
         valid = readable and 'unknown_tool' not in bad
         fits = valid and 'schema' not in bad
-        found = trace.answer if trace.status == 'answer' and whole else None
+        found = trace.answer if trace.status == 'answer' else None
         return {
             'place': case.place,
             'subject': case.subject,

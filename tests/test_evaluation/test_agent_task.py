@@ -102,7 +102,7 @@ def test_what_goes_wrong_is_counted_by_class(tokenizer, tmp_path: Path) -> None:
     by_word = dict(zip(said, records, strict=True))
     assert {word: one['status'] for word, one in by_word.items()} == {
         'json': 'gave_up', 'unknown': 'answer', 'schema': 'answer', 'raised': 'answer',
-        'endless': 'answer', 'never': 'turn_limit',
+        'endless': 'not_ended', 'never': 'turn_limit',
     }  # fmt: skip
     assert [one['right'] for one in records] == [False, True, True, True, False, False]
     kinds = ('attempted', 'valid_call', 'schema_valid', 'execution')
