@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from internlm_mm.utils.launch import ranks_here
 from internlm_mm.utils.suggest import did_you_mean
 
 PEAK_BF16_FLOPS = {
@@ -50,8 +51,9 @@ def available_cores() -> int:
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     )
-    ranks = os.environ.get('LOCAL_WORLD_SIZE', '')
-    beside = int(ranks) if ranks.isdigit() else torch.cuda.device_count()
+    beside = ranks_here()
+    if beside is None:
+        beside = torch.cuda.device_count()
     return max(1, cores // max(1, beside))
 
 

@@ -121,6 +121,16 @@ def settings(env: Mapping[str, str] | None = None) -> dict[str, str]:
     return {name: env[name] for name in sorted(env) if name.startswith(SETTINGS)}
 
 
+def ranks_here(env: Mapping[str, str] | None = None) -> int | None:
+    """Processes of the job on this machine, as torchrun tells them; None where nobody does.
+
+    Args:
+        env: The environment; the process's own when None.
+    """
+    told = (os.environ if env is None else env).get('LOCAL_WORLD_SIZE', '')
+    return int(told) if told.isdigit() else None
+
+
 def first_host(nodelist: str) -> str:
     """First host of a slurm node list.
 

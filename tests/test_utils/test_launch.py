@@ -12,6 +12,7 @@ from internlm_mm.utils.launch import (
     first_host,
     free_port,
     host_name,
+    ranks_here,
     read_launch,
     settings,
 )
@@ -88,6 +89,12 @@ def test_one_process() -> None:
 
 def test_torchrun() -> None:
     assert read_launch('pytorch', TORCHRUN) == Launch(3, 4, 1, 'gpu07', 41879)
+
+
+@pytest.mark.parametrize(('told', 'found'), [('8', 8), ('', None), ('many', None)])
+def test_processes_of_this_machine(told: str, found: int | None) -> None:
+    assert ranks_here({'LOCAL_WORLD_SIZE': told}) == found
+    assert ranks_here({}) is None
 
 
 def test_slurm(resolvable: set[str]) -> None:
