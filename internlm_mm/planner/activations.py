@@ -155,16 +155,21 @@ def recomputed_bytes(sizes: ModelSizes, run: RunSizes, layer: int = 0) -> int:
     kept = input_bytes(sizes, run)
     if run.selective:
         # What matrix products and attention gave: q, k, v, the result and its log-sums, what o
-        # and down give before ranks add it up, gate and up.
+        # and down give before ranks add it up, gate and up. Compiled layers do not keep what down
+        # gives, and where two products are added their sum only; but a factor for each norm.
         p, tokens = run.param_bytes, run.tokens
         queries = tokens * sizes.num_heads * sizes.head_dim // run.tensor
         keys = tokens * sizes.num_kv_heads * sizes.head_dim // run.tensor
         inner = tokens * sizes.intermediate_size // run.tensor
-        kept += (2 * queries + 2 * keys + 2 * tokens * sizes.hidden_size + 2 * inner) * p
+        outputs = 1 if run.compiled else 2
+        kept += (2 * queries + 2 * keys + outputs * tokens * sizes.hidden_size + 2 * inner) * p
         kept += 4 * tokens * sizes.num_heads // run.tensor
+        if run.compiled:
+            kept += 2 * 4 * tokens // run.tensor
         for name in sizes.adapted(layer):  # both products of an adapter
             assert sizes.adapters is not None
-            kept += tokens * (sizes.adapters.rank + linear_widths(sizes, run, name)[1]) * p
+            second = 0 if run.compiled else linear_widths(sizes, run, name)[1]
+            kept += tokens * (sizes.adapters.rank + second) * p
     return kept
 
 

@@ -11,6 +11,7 @@ from internlm_mm.planner.activations import (
     kept_bytes,
     layer_bytes,
     logits_bytes,
+    recomputed_bytes,
 )
 from internlm_mm.planner.sizes import ModelSizes, RunSizes
 
@@ -107,3 +108,12 @@ def test_interleaved_warms_up_as_torch_does(rank: int) -> None:
         )
         run = pipeline('interleaved_1f1b', 4, per_rank, 16)
         assert in_flight(run, rank) * per_rank == warm_up + 1
+
+
+def test_a_compiled_layer_that_keeps_its_products_by_hand() -> None:
+    """Per token: residual before both halves, q, k, v, result, gate, up; what o gives is one."""
+    run = run_of(compiled=True, param_bytes=2, recompute=1.0, selective=True)
+    per_token = 2 * (2 * 32 + 2 * 32 + 2 * 16 + 2 * 48) + 2 * 4 + 4 * 4
+    assert recomputed_bytes(SIZES, run) == 32 * per_token
+    # Norms' outputs and the gates' product are what it does without.
+    assert layer_bytes(SIZES, run) - recomputed_bytes(SIZES, run) == 32 * 2 * (2 * 32 + 48)
