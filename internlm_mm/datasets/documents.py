@@ -67,10 +67,7 @@ def read_documents(path: str | Path, *, text_key: str = 'text') -> Iterator[Docu
 
 
 def find_files(path: str | Path, *, texts: bool = True) -> list[Path]:
-    """Files below `path` that can be read, by name.
-
-    Hidden files, what is written about the data (README, LICENSE, .md) and files that hold no
-    data, as scripts and pictures, are left out, and the log says how many.
+    """Files below `path` that can be read, by name; see `choose_files`.
 
     Args:
         path: A folder, or one file.
@@ -87,12 +84,32 @@ def find_files(path: str | Path, *, texts: bool = True) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f'no file or folder {path}')
+    files = choose_files(path, path.rglob('*'), endings)
+    if not files:
+        raise FileNotFoundError(f'{path} has no file that ends in {", ".join(endings)}')
+    return files
+
+
+def choose_files(root: Path, paths: Iterable[Path], endings: tuple[str, ...]) -> list[Path]:
+    """Those files that can be read, by name.
+
+    Hidden files, what is written about the data (README, LICENSE, .md) and files that hold no
+    data, as scripts and pictures, are left out, and the log says how many.
+
+    Args:
+        root: The folder that all are below.
+        paths: Files, and folders, which are passed over.
+        endings: Of files that can be read.
+
+    Raises:
+        ValueError: If one is data of another kind.
+    """
     files, left_out = [], Counter[str]()
-    for file in sorted(path.rglob('*')):
+    for file in sorted(paths):
         if not file.is_file():
             continue
         name = file.name.lower()
-        if any(part.startswith('.') for part in file.relative_to(path).parts):
+        if any(part.startswith('.') for part in file.relative_to(root).parts):
             left_out['hidden'] += 1
         elif name.endswith(endings):
             files.append(file)
@@ -105,12 +122,10 @@ def find_files(path: str | Path, *, texts: bool = True) -> list[Path]:
     if left_out:
         kinds = ', '.join(f'{count:,} {kind}' for kind, count in sorted(left_out.items()))
         print_log(
-            f'{path}: {left_out.total():,} files are no data and left out: {kinds}',
+            f'{root}: {left_out.total():,} files are no data and left out: {kinds}',
             logger='current',
             level=logging.INFO,
         )
-    if not files:
-        raise FileNotFoundError(f'{path} has no file that ends in {", ".join(endings)}')
     return files
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from internlm_mm.datasets.documents import choose_files
 from internlm_mm.datasets.records import READERS, decode_text, parse_json, read_records
 from internlm_mm.utils.suggest import did_you_mean
 
@@ -45,7 +46,7 @@ class Bundle(NamedTuple):
 
 
 def find_files(path: str | Path, split: str | None, key: str) -> Bundle:
-    """The files that a task reads.
+    """The files that a task reads; of what is no data the log says how much is left out.
 
     Args:
         path: A file, or a folder of them.
@@ -56,6 +57,7 @@ def find_files(path: str | Path, split: str | None, key: str) -> Bundle:
 
     Raises:
         FileNotFoundError: If there are none; names the sub-folders that there are.
+        ValueError: If there is data of a kind that is not read.
     """
     path = Path(path)
     if path.is_file():
@@ -65,17 +67,21 @@ def find_files(path: str | Path, split: str | None, key: str) -> Bundle:
     root = path
     if split is not None and (path / split).is_dir():
         root = path / split
-        files = _readable(root.rglob('*'))
+        files = choose_files(root, root.rglob('*'), SUFFIXES)
     elif split is not None:
-        files = [
-            file
-            for file in _readable(path.iterdir())
-            if _stem(file) == split
-            or _stem(file).endswith(f'_{split}')
-            or _stem(file).startswith(f'{split}-')  # test-00000-of-00001 of Hugging Face
-        ]
+        files = choose_files(
+            root,
+            (
+                file
+                for file in path.iterdir()
+                if _stem(file) == split
+                or _stem(file).endswith(f'_{split}')
+                or _stem(file).startswith(f'{split}-')  # test-00000-of-00001 of Hugging Face
+            ),
+            SUFFIXES,
+        )
     else:
-        files = _readable(path.iterdir())
+        files = choose_files(root, root.iterdir(), SUFFIXES)
     if not files:
         folders = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
         hint = did_you_mean(split, folders) if split else f' Sub-folders: {", ".join(folders)}.'
@@ -176,11 +182,8 @@ def _read_csv(file: Path, has_header: bool) -> Iterator[tuple[Any, str]]:
             yield dict(zip(header, fields, strict=True)), place
 
 
-def _readable(paths: Iterator[Path]) -> list[Path]:
-    files = (path for path in paths if path.is_file() and not path.name.startswith('.'))
-    return sorted(file for file in files if file.name.lower().endswith(SUFFIXES))
-
-
 def _stem(file: Path) -> str:
-    suffix = next(suffix for suffix in SUFFIXES if file.name.lower().endswith(suffix))
-    return file.name[: -len(suffix)]
+    for suffix in SUFFIXES:
+        if file.name.lower().endswith(suffix):
+            return file.name[: -len(suffix)]
+    return file.name.partition('.')[0]

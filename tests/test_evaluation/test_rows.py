@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from internlm_mm.datasets import documents
 from internlm_mm.evaluation.rows import find_files, read_rows, subject_of
 
 
@@ -27,6 +28,28 @@ def test_an_end_of_names_is_a_split(write, tmp_path: Path) -> None:
     assert [subject_of(file, bundle) for file in bundle.files] == ['law', '', '']
     assert len(find_files(tmp_path, None, 'path').files) == 5
     assert names(find_files(tmp_path / 'val.jsonl', None, 'path')) == ['val.jsonl']
+
+
+def test_data_that_is_not_read_is_refused_where_it_is_asked_for(write, tmp_path: Path) -> None:
+    for name in ('law_val.csv', 'art_dev.csv.zst', 'dev/7.xlsx', 'notes.md', 'plot.png'):
+        write(name, '')
+    assert names(find_files(tmp_path, 'val', 'path')) == ['law_val.csv']
+    with pytest.raises(ValueError, match=r"art_dev.csv.zst: cannot read '.zst', only .csv, .txt"):
+        find_files(tmp_path, None, 'path')
+    with pytest.raises(ValueError, match=r"7.xlsx: cannot read '.xlsx'"):
+        find_files(tmp_path, 'dev', 'path')
+
+
+def test_what_is_no_data_is_counted(write, tmp_path: Path, monkeypatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(documents, 'print_log', lambda text, **_: said.append(text))
+    for name in ('test/1.csv', 'test/2.csv', 'test/README', 'test/a.pdf', 'test/.3.csv'):
+        write(name, '')
+    assert names(find_files(tmp_path, 'test', 'path')) == ['1.csv', '2.csv']
+    assert said == [
+        f'{tmp_path / "test"}: 3 files are no data and left out: 1 .pdf, '
+        '1 README, LICENSE or .md, 1 hidden'
+    ]
 
 
 def test_what_is_missing_is_named(write, tmp_path: Path) -> None:
