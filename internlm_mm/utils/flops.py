@@ -8,6 +8,8 @@ from typing import Any
 class FlopsPerToken:
     """FLOPs of forward and backward for one token; recomputation is not in them.
 
+    A loss that compares with the model without its adapters, as DPO's, adds that forward.
+
     Attributes:
         full: Attention counted over the whole square, as Megatron's papers and InternLM do.
         causal: Only the half that a causal model computes.
@@ -79,7 +81,25 @@ def model_flops(model: Any, seq_len: int) -> FlopsPerToken | None:
         seq_len=seq_len,
         recomputed_parameters=recomputed,
     )
-    return _without_frozen(model, flops, seq_len)
+    return _with_reference(model, _without_frozen(model, flops, seq_len), seq_len)
+
+
+def _with_reference(model: Any, flops: FlopsPerToken, seq_len: int) -> FlopsPerToken:
+    """What a loss adds that also asks the model without its adapters: a forward."""
+    if not getattr(getattr(model, 'objective', None), 'reads_adapters_off', False):
+        return flops
+    frozen = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad
+        and (not name.startswith('embed_tokens.') or getattr(model, 'tie_word_embeddings', False))
+    )
+    attention = 2.0 * len(model.layers) * model.num_heads * model.head_dim * seq_len
+    return replace(
+        flops,
+        full=flops.full + 2.0 * frozen + 2 * attention,
+        causal=flops.causal + 2.0 * frozen + attention,
+    )
 
 
 def _without_frozen(model: Any, flops: FlopsPerToken, seq_len: int) -> FlopsPerToken:

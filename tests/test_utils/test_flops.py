@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from internlm_mm.datasets import RandomTokens
+from internlm_mm.datasets import RandomPairs, RandomTokens
 from internlm_mm.datasets.packing import collate_rows
-from internlm_mm.models import InternLM, Llama, LoRA
+from internlm_mm.models import DPO, InternLM, Llama, LoRA
 from internlm_mm.ops.cross_entropy import reference_linear_cross_entropy
 from internlm_mm.parallel.recompute import recompute_layers, recomputed_layers
 from internlm_mm.utils.flops import flops_per_token, model_flops
@@ -84,6 +86,28 @@ def test_torch_counts_the_same_where_weights_are_frozen(
     assert full - causal == (6 + 2 * share) * 4 * 64 * 48 - 4 * below * 64 * 48
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert flops.trained_share == trained / sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize('tied', [False, True])
+def test_torch_counts_the_same_of_a_model_that_is_asked_without_adapters(tied: bool) -> None:
+    """What DPO's second forward adds, against a batch that knows already what it would find."""
+    sizes = dict(vocab_size=96, hidden_size=64, intermediate_size=160, num_layers=4, num_heads=4)
+    batch = collate_rows([RandomPairs(vocab_size=96, seq_len=48)[0]])
+    model = LoRA(rank=4).apply(Llama(**sizes, tie_word_embeddings=tied, objective=DPO()))
+    for layer in model.layers.values():
+        layer.self_attn.attend = plain_attention
+    counted, flops = [], []
+    for references in (torch.zeros(1, batch.cu_seqlens.shape[1] - 1), None):
+        with FlopCounterMode(display=False) as counter:
+            model(replace(batch, references=references))['loss'].backward()
+        counted.append(counter.get_total_flops() / batch.num_tokens)
+    for reference in ('precomputed', 'adapters_off'):
+        model.objective.reference = reference
+        flops.append(model_flops(model, 48))
+    norms = 2 * 64 * (2 * 4 + 1)
+    assert flops[1].full - flops[0].full == counted[1] - counted[0] + norms
+    attention = flops[1].full - flops[1].causal - (flops[0].full - flops[0].causal)
+    assert attention == 2 * 4 * 64 * 48
 
 
 def test_a_tied_head_is_computed_all_the_same() -> None:
