@@ -280,7 +280,8 @@ class LLMRunner(BuildingRunner):
         state = self.run_state.load(
             path, parts, lambda state: self.call_hook('after_load_checkpoint', checkpoint=state)
         )
-        loop = self._train_loop
+        # Of an evaluation it is still a config.
+        loop = None if isinstance(self._train_loop, Mapping) else self._train_loop
         if loop is not None and 'train_loop' in state:
             position = dict(loop.state_dict())
             if 'data' in content:

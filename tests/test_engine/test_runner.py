@@ -61,6 +61,17 @@ def test_evaluation_needs_its_config(tmp_path: Path) -> None:
         runner.val()
 
 
+def test_evaluation_of_what_the_same_config_has_trained(tmp_path: Path) -> None:
+    """Also where the config still says how to train: the loop is never built."""
+    checkpoint = dict(type='StepCheckpointHook', interval=1)
+    options = dict(train_cfg__max_iters=1, default_hooks=dict(checkpoint=checkpoint))
+    trained = tiny_runner(tmp_path / 'run', **options)
+    trained.train()
+    expected = trained.val_loop.run()
+    again = tiny_runner(tmp_path / 'again', load_from=str(tmp_path / 'run'), **options)
+    assert again.val() == expected
+
+
 def test_training_needs_its_config(tmp_path: Path) -> None:
     keys = ('train_cfg', 'train_dataloader', 'optim_wrapper', 'param_scheduler')
     runner = LLMRunner.from_cfg(config_without(tmp_path, *keys))
