@@ -186,7 +186,8 @@ def bubblewrap(tools: Tools, features: frozenset[str]) -> Command:
     for outside, inside in zip(python.packages, packages, strict=True):
         options += ['--ro-bind', outside, inside]
     options += ['--ro-bind', str(tools.folder), _INSIDE, '--proc', '/proc', '--tmpfs', '/dev']
-    for name in ('null', 'zero', 'full', 'random', 'urandom'):
+    # No /dev/zero: who maps it has memory that nobody counts.
+    for name in ('null', 'full', 'random', 'urandom'):
         options += ['--dev-bind', f'/dev/{name}', f'/dev/{name}']
     for target, name in (('fd', ''), ('fd/0', 'stdin'), ('fd/1', 'stdout'), ('fd/2', 'stderr')):
         options += ['--symlink', f'/proc/self/{target}', f'/dev/{name or "fd"}']
@@ -251,7 +252,7 @@ def landlock(tools: Tools, scratch: Path, version: int) -> Command:
     for folder in (scratch, temporary, cache.parent, cache):
         if user is not None:
             os.chown(folder, user, user)
-    writable = [str(scratch), '/dev/null', '/dev/zero', '/dev/full']
+    writable = [str(scratch), '/dev/null', '/dev/full']
     python = tools.python
     readable = [str(tools.folder), '/dev/random', '/dev/urandom', python.base, *python.packages]
     if python.base == '/usr':

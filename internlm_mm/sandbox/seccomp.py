@@ -33,7 +33,8 @@ class Rule(NamedTuple):
 
 _AF_UNIX, _SOCK_STREAM = 1, 1
 _NEW_NAMESPACES = 0x7E020000
-_THREAD, _SAME_FILES = 0x10000, 0x400
+_THREAD, _SAME_FILES, _WAIT = 0x10000, 0x400, 0x4000
+_SHARED_MEMORY = 0x21  # MAP_SHARED, MAP_ANONYMOUS
 _PR_SET_DUMPABLE, _RLIMIT_CORE = 4, 4
 
 ALWAYS = (
@@ -53,6 +54,7 @@ ALWAYS = (
     # Rules keep deleted files alive that no process holds open.
     *'landlock_create_ruleset landlock_add_rule landlock_restrict_self'.split(),
     'timer_create',  # wakes with SIGCONT whom the host has stopped
+    'seccomp',  # its listeners keep threads waiting that cannot be stopped
 )
 """Calls that are refused whatever their arguments."""
 
@@ -62,6 +64,9 @@ ALWAYS_RULES = (
     # A thread with files of its own could hide them, as could one that parts from the others'.
     Rule('clone', 0, 'equal', _THREAD, mask=_THREAD | _SAME_FILES),
     Rule('close_range', 2, 'any bit', 2),
+    Rule('clone', 0, 'equal', _THREAD | _WAIT, mask=_THREAD | _WAIT),  # cannot be stopped either
+    # Shared memory without a file: it is held by a page, and counts with that.
+    Rule('mmap', 3, 'equal', _SHARED_MEMORY, mask=_SHARED_MEMORY),
     Rule('fcntl', 1, 'equal', 10),  # F_SETSIG: SIGCONT again
     Rule('mmap', 3, 'any bit', 0x40000),  # huge pages, which nobody counts
     Rule('clone3', 0, 'any bit', 0, error=ENOSYS),  # its flags are out of sight: libc takes clone
@@ -208,6 +213,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     'sched_setattr': (314, 274),
     'sched_setparam': (142, 118),
     'sched_setscheduler': (144, 119),
+    'seccomp': (317, 277),
     'semget': (64, 190),
     'sendmmsg': (307, 269),
     'sendmsg': (46, 211),

@@ -48,11 +48,20 @@ def run_seconds(processes: Sequence[int]) -> float:
 
 
 def memory_bytes(processes: Sequence[int], enough: int) -> int:
-    """Memory of processes; what they share is counted once if the plain sum is over `enough`."""
-    plain = sum(_resident(process) for process in processes)
+    """Memory of processes; what they share is counted once if the plain sum is over `enough`.
+
+    What is swapped out, which a process can ask for, counts as soon as all that they have mapped
+    is more than `enough`.
+    """
+    owners = [_living(process) for process in processes]
+    sizes = [_sizes(owner) for owner in owners]
+    plain = sum(resident for _, resident in sizes)
+    if sum(mapped for mapped, _ in sizes) <= enough:
+        return plain
+    plain += sum(_field(f'{owner}/status', b'VmSwap:') or 0 for owner in owners)
     if plain <= enough:
         return plain
-    return sum(_share(process) for process in processes)
+    return sum(map(_share, owners))
 
 
 def file_system(folder: int) -> Disk:
@@ -231,21 +240,31 @@ def _mapped_and_deleted(owner: str, folder: bytes) -> set[int]:
     return {int(line.split(None, 5)[4]) for line in ends if b' ' + folder + b'/' in line}
 
 
-def _resident(process: int) -> int:
+def _sizes(owner: str) -> tuple[int, int]:
+    """Memory that a process has mapped, and how much of it is there."""
     try:
-        with open(f'{_living(process)}/statm', 'rb') as file:
-            return int(file.read().split()[1]) * _PAGE
-    except (OSError, IndexError, ValueError):
-        return 0
+        with open(f'{owner}/statm', 'rb') as file:
+            mapped, resident = file.read().split()[:2]
+    except (OSError, ValueError):
+        return 0, 0
+    return int(mapped) * _PAGE, int(resident) * _PAGE
 
 
-def _share(process: int) -> int:
+def _share(owner: str) -> int:
     """Its memory, with what it shares divided among all that share it."""
+    there = _field(f'{owner}/smaps_rollup', b'Pss:')
+    if there is None:
+        return _sizes(owner)[1] + (_field(f'{owner}/status', b'VmSwap:') or 0)
+    return there + (_field(f'{owner}/smaps_rollup', b'SwapPss:') or 0)
+
+
+def _field(path: str, name: bytes) -> int | None:
+    """Bytes of a line of a table in KiB; None if there is none."""
     try:
-        with open(f'{_living(process)}/smaps_rollup', 'rb') as file:
+        with open(path, 'rb') as file:
             for line in file:
-                if line.startswith(b'Pss:'):
+                if line.startswith(name):
                     return int(line.split()[1]) * 1024
     except OSError:
-        return _resident(process)
-    return 0
+        pass
+    return None

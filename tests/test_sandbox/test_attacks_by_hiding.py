@@ -149,7 +149,7 @@ def test_a_thread_that_cannot_be_interrupted(host: Host) -> None:
         + """
 import mmap
 pause = b'\\xb8\\x22\\x00\\x00\\x00\\x0f\\x05\\xeb\\xf7'  # mov eax, 34; syscall; again
-place = mmap.mmap(-1, 4096, prot=7)
+place = mmap.mmap(-1, 4096, flags=0x22, prot=7)
 place.write(pause)
 start = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(place)))
 stack = ctypes.create_string_buffer(65536)
@@ -232,19 +232,25 @@ subprocess.run(['./python', '-I', '-S', '-c', {code!r}], env={{'PYTHONHOME': sys
     host.renew()
 
 
-def test_a_thread_with_files_of_its_own(host: Host) -> None:
+def test_threads_and_memory_of_their_own(host: Host) -> None:
     reply = attack(
         host,
         """
         attempt('thread', call, 56, ctypes.c_ulong(0x10900), 0, 0, 0, 0)
         attempt('parting', call, 436, 500, 500, 2)
         libc.mmap.restype = ctypes.c_void_p
-        page = libc.mmap(None, ctypes.c_size_t(2 << 20), 3, 0x40022, -1, ctypes.c_long(0))
-        print('huge pages', 'failed' if page == 2 ** 64 - 1 else 'SUCCEEDED', ctypes.get_errno())
+        for flags in (0x40022, 0x21):  # huge pages; shared memory, which needs no process
+            page = libc.mmap(None, ctypes.c_size_t(2 << 20), 3, flags, -1, ctypes.c_long(0))
+            print('memory', 'failed' if page == 2 ** 64 - 1 else 'SUCCEEDED', ctypes.get_errno())
+        attempt('zeros', open, '/dev/zero', 'r+b')
+        attempt('listener', call, 317, 1, 8, ctypes.create_string_buffer(16))
+        attempt('waiting thread', call, 56, ctypes.c_ulong(0x14f00), 0, 0, 0, 0)
         """,
     )
-    all_fail(reply, 3)
-    assert reply.stdout.count(' 1\n') == 3  # refused by the filter, not for other reasons
+    all_fail(reply, 7)
+    refused = [line for line in reply.stdout.splitlines() if not line.startswith('zeros')]
+    assert all(line.endswith(' 1') for line in refused)  # by the filter, not for other reasons
+    assert 'zeros failed FileNotFoundError' in reply.stdout or 'PermissionError 13' in reply.stdout
 
 
 def test_the_host_in_the_channel(host: Host) -> None:

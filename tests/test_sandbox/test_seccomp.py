@@ -91,6 +91,10 @@ def test_what_is_refused_beside_the_host(machine: str) -> None:
         ('fcntl', (0, 3), ALLOW),
         ('fcntl', (0, 10, 18), EPERM),
         ('mmap', (0, 4096, 3, 0x22), ALLOW),
+        ('mmap', (0, 4096, 3, 0x1, 3), ALLOW),  # a file, shared
+        ('mmap', (0, 4096, 3, 0x21), EPERM),
+        ('mmap', (0, 4096, 3, 0x4021), EPERM),
+        ('clone', (0x14F00,), EPERM),  # a thread whose maker waits for it
         ('mmap', (0, 4096, 3, 0x40022), EPERM),
         ('sendmsg', (3,), ALLOW),
         ('clone3', (1, 88), ENOSYS),

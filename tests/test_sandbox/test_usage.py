@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from internlm_mm.sandbox import Limits
+from internlm_mm.sandbox import Limits, usage
 from internlm_mm.sandbox.usage import (
     Disk,
     cpu_seconds,
@@ -118,6 +118,22 @@ def test_deleted_files_that_are_hidden(tmp_path: Path, where: str) -> None:
         assert memory_bytes([process.pid], 1 << 40) > 5 << 20
         assert memory_bytes([process.pid], 0) > 5 << 20
         process.communicate()
+
+
+def test_what_is_swapped_out_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's files of a process, as they are while half of its memory is swapped out."""
+    owner = tmp_path / 'process'
+    owner.mkdir()
+    (owner / 'statm').write_text('50000 1000 100 1 0 1 0\n')
+    (owner / 'status').write_text('VmRSS:\t 4000 kB\nVmSwap:\t 90000 kB\n')
+    monkeypatch.setattr(usage, '_living', lambda process: str(owner))
+    page = os.sysconf('SC_PAGE_SIZE')
+    assert memory_bytes([1], 50_000 * page) == 1000 * page  # it cannot have more than that
+    swapped = 1000 * page + (90_000 << 10)
+    assert memory_bytes([1], 49_999 * page) == swapped
+    assert memory_bytes([1], 90_000 << 10) == swapped  # without a table of shares
+    (owner / 'smaps_rollup').write_text('Rss: 4000 kB\nPss: 300 kB\nSwapPss: 80000 kB\n')
+    assert memory_bytes([1], 90_000 << 10) == 80_300 << 10
 
 
 def test_a_file_system_of_its_own() -> None:
