@@ -404,6 +404,16 @@ def test_a_server_that_does_not_stream() -> None:
     choice = {'message': {'content': 'All.'}, 'finish_reason': 'stop'}
     with ScriptServer((200, json.dumps({'choices': [choice]}).encode())).serving() as server:
         assert ''.join(Server(server.url, Sampling())([], [])) == 'All.'
+        calls = [{'function': {'name': 'add', 'arguments': {'a': n}}} for n in (1, 2)]
+        choice['message'] = {'content': None, 'tool_calls': calls}
+        server.lines = ((200, json.dumps({'choices': [choice]}).encode()),)
+        answer = read_answer(
+            build_template('chatml'), ''.join(Server(server.url, Sampling())([], []))
+        )
+        assert [one.arguments for one in answer.calls] == [{'a': 1}, {'a': 2}]
+        choice['message'] = {'tool_calls': [3, {'function': 3}, {'index': 'x'}]}
+        server.lines = ((200, json.dumps({'choices': [choice]}).encode()),)
+        assert ''.join(Server(server.url, Sampling())([], [])).strip()
 
 
 # The chat

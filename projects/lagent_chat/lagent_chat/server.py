@@ -48,7 +48,7 @@ class Server:
         self.template: ChatTemplate = build_template(template)
         self.sampling = sampling
         self._url = url.rstrip('/')
-        self._headers = {'Authorization': f'Bearer {api_key}', 'Content-Type': 'application/json'}
+        self._key = f'Bearer {api_key}'
         self._timeout = timeout
         self.name = model or self._first_model()
 
@@ -114,8 +114,10 @@ class Server:
             self._refuse('lists no model: name one with --model-name')
 
     def _open(self, path: str, body: bytes | None = None) -> Any:
-        request = urllib.request.Request(f'{self._url}/{path}', body, self._headers)
         try:
+            request = urllib.request.Request(f'{self._url}/{path}', body)
+            request.add_header('Content-Type', 'application/json')
+            request.add_unredirected_header('Authorization', self._key)  # for nobody else
             return urllib.request.urlopen(request, timeout=self._timeout)
         except urllib.error.HTTPError as error:
             with error:
@@ -188,8 +190,13 @@ def _gather(calls: dict[int, dict[str, str]], piece: Any) -> None:
     """Put a piece of a call to what is there of it."""
     if not isinstance(piece, Mapping):
         return
-    call = calls.setdefault(int(piece.get('index') or 0), {'name': '', 'arguments': ''})
     function = piece.get('function') or {}
+    if not isinstance(function, Mapping):
+        return
+    index = piece.get('index')
+    if not isinstance(index, int):  # some leave it out where every piece is a whole call
+        index = len(calls) if function.get('name') else max(len(calls) - 1, 0)
+    call = calls.setdefault(index, {'name': '', 'arguments': ''})
     call['name'] += str(function.get('name') or '')
     arguments = function.get('arguments') or ''
     call['arguments'] += arguments if isinstance(arguments, str) else json.dumps(arguments)
