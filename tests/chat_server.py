@@ -52,7 +52,8 @@ class ScriptServer:
                 self.wfile.write(body)
 
         self._http = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-        self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
+        # How long it looks away is how long `shutdown` takes.
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
         self.url = f'http://127.0.0.1:{self._http.server_port}/v1'
 
     @contextlib.contextmanager

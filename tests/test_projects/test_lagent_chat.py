@@ -650,6 +650,7 @@ SCRIPT = (
     {'calls': [('python', json.dumps({'code': 'open("/etc/evil", "w")'}))]},
     {'calls': [('python', '{"code": "x + 1"}'),
                ('days_between', '{"first": "2026-01-01", "last": "2026-03-01"}')]},
+    {'calls': [('python', json.dumps({'code': 'x = ('}))]},
     {'content': 'It is 391.'},
     {'content': 'You are welcome.'},
 )  # fmt: skip
@@ -692,7 +693,7 @@ def test_a_chat_writes_to_its_folder_only_and_its_trace_is_data(
         written = {Path(path).resolve() for path in writes[begun:]}
     out = capsys.readouterr().out
     assert '  | 391\n' in out and '  | 392\n' in out and '  | 59\n' in out
-    assert 'It is 391.\nYou are welcome.\n' in out
+    assert '  | SyntaxError: ' in out and 'It is 391.\nYou are welcome.\n' in out
     assert 'Error' in out.partition('/etc/evil')[2] and not Path('/etc/evil').exists()
     allowed = (folder, Path('/dev'), Path('/proc'))
     outside = [
@@ -740,6 +741,26 @@ def test_what_the_user_did_wrong(arguments, error, chat, tmp_path: Path, capsys)
         options = ['--no-lagent', '--no-interpreter', '--folder', str(tmp_path / 'chat')]
         assert chat([*given, *options, '--ask', 'Hi']) == 2
     assert error in capsys.readouterr().err and not (tmp_path / 'chat').exists()
+
+
+def test_without_a_sandbox_nothing_is_run(tmp_path: Path, capsys, monkeypatch) -> None:
+    module = program(PROJECT / 'chat.py')
+    asked = []
+
+    def none(**options):
+        asked.append(options['unsafe'])
+        raise SandboxError('no way to confine programs: apt install bubblewrap')
+
+    monkeypatch.setattr(module, 'Sandbox', none)
+    with ScriptServer({'content': 'Hello.'}).serving() as server:
+        run = [server.url, '--no-lagent', '--folder', str(tmp_path / 'chat'), '--ask', 'Hi']
+        assert module.main(run) == 2
+        err = capsys.readouterr().err
+        for said in ('apt install bubblewrap', '--no-interpreter', '--unsafe-no-sandbox'):
+            assert said in err
+        module.main([*run, '--unsafe-no-sandbox'])
+        assert asked == [False, True]
+        assert module.main([*run, '--no-interpreter']) == 0
 
 
 def test_without_lagent_the_command_that_installs_it_is_said(chat, tmp_path, capsys) -> None:

@@ -187,7 +187,17 @@ def test_a_trained_model_by_lagent_and_without_it(
 
 
 DRIVER = """
-import json, sys
+import json, os, sys
+written = []
+
+def hook(event, arguments):
+    if event == 'open' and isinstance(arguments[0], (str, bytes, os.PathLike)):
+        if arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            written.append(os.fsdecode(arguments[0]))
+    elif event in ('os.mkdir', 'os.remove', 'os.rename'):
+        written.append(os.fsdecode(arguments[0]))
+
+sys.addaudithook(hook)
 from lagent.agents import StreamingAgent
 from lagent.actions import ActionExecutor
 from internlm_mm.agents import Toolbox
@@ -217,7 +227,7 @@ before = speaker.sampling
 alone = [llm.generate('Hi'), llm.generate(['Hi', 'Ho']), llm.chat(messages[:2], temperature=0.5)]
 print(json.dumps(dict(
     tools=trace.tools, remembered=remembered, messages=trace.messages, read=read, alone=alone,
-    restored=before is speaker.sampling,
+    restored=before is speaker.sampling, written=written,
 )))
 """
 
@@ -234,7 +244,7 @@ def test_what_lagent_remembers(environment: Path, tmp_path: Path) -> None:
         {'content': '11.'},
     ]
     with ScriptServer(*lines).serving() as server:
-        command = [environment / 'bin/python', driver, server.url, plugins, tmp_path / 'chat']
+        command = [environment / 'bin/python', '-B', driver, server.url, plugins, tmp_path / 'chat']
         done = subprocess.run(
             command,
             capture_output=True,
@@ -245,6 +255,8 @@ def test_what_lagent_remembers(environment: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         drawn = [request['temperature'] for request in server.asked[-4:]]
     given = json.loads(done.stdout.splitlines()[-1])
+    folder = str(tmp_path / 'chat')
+    assert not [p for p in given['written'] if not p.startswith((folder, '/dev/null'))]
     assert given['remembered'] == [True, True, True] and given['restored']
     assert given['alone'] == ['I ask.' + CALL, ['I ask.' + CALL] * 2, 'I ask.' + CALL]
     assert drawn == [0.0, 0.0, 0.0, 0.5]
