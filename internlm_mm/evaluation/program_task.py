@@ -85,7 +85,7 @@ class _Sample:
 
 @TASKS.register_module()
 class ProgramTask(Task):
-    """Share of problems whose answer a program gives that the model writes, greedily.
+    """Share of problems whose answer a program gives that the model writes.
 
     The program is run in the sandbox, and what its function `solution()` returns is the answer.
 
@@ -102,6 +102,9 @@ class ProgramTask(Task):
         chat_template: A name or a dict with `type`: problems and examples become turns of a
             conversation.
         max_new_tokens: Tokens of a program at most.
+        temperature: Of the draws; 0 is greedy.
+        top_p: As in `Sampling`, where something is drawn.
+        seed: Of the draws.
         sandbox: See `Programs`; its limit `seconds` is for a program and its answer together.
         max_samples: Ask no more problems, evenly spread over all.
         on_error: 'raise' stops at the first malformed row or prompt that is too long; 'skip'
@@ -129,6 +132,9 @@ class ProgramTask(Task):
         prompt: Mapping[str, str] | None = None,
         chat_template: str | Mapping[str, Any] | None = None,
         max_new_tokens: int = 384,
+        temperature: float = 0.0,
+        top_p: float = 0.8,
+        seed: int = 0,
         sandbox: Mapping[str, Any] | None = None,
         max_samples: int | None = None,
         on_error: str = 'raise',
@@ -149,7 +155,13 @@ class ProgramTask(Task):
         self.template = None if chat_template is None else build_template(chat_template)
         self.form = change_form(FORM, prompt)
         stop = ('\nQuestion:', '\n```') if self.template is None else ()
-        self.sampling = Sampling(max_new_tokens=max_new_tokens, stop=stop)
+        self.sampling = Sampling(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p if temperature else 1.0,
+            stop=stop,
+            seed=seed if temperature else None,
+        )
         self.programs = Programs(sandbox, sessions=self.at_once)
         self._source = Source(self.name, PROBLEM_FORMATS[format], True, on_error, _placed)
         self._samples: list[_Sample] = []

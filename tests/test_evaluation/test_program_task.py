@@ -99,7 +99,10 @@ def test_examples_of_your_own_and_what_is_refused(tokenizer, tmp_path: Path) -> 
         {'question': f'q{n}', 'program': f'def solution():\n    return {n}'} for n in range(3)
     ])  # fmt: skip
     task = prepared(tmp_path, tokenizer, rows, examples=own, shots=2)
-    assert task.name == 'gsm8k_pal'
+    assert task.name == 'gsm8k_pal' and task._samples[0].request.sampling.temperature == 0
+    drawn = prepared(tmp_path, tokenizer, rows, temperature=1.0, seed=3)
+    sampling = drawn._samples[0].request.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.seed) == (1.0, 0.8, 3)
     assert 'return 1' in task._samples[0].prompt and 'return 2' not in task._samples[0].prompt
     bad = write_jsonl(tmp_path / 'bad.jsonl', [{'question': 'q', 'programm': 'x'}])
     for options, words in (
