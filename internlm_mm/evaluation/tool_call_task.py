@@ -138,10 +138,10 @@ class ToolCallTask(Task):
         """Rates of calls, of those that need one, and of none where none is needed."""
         calling = [record for record in records if record['answer']]
         none = [record for record in records if record['subject'].endswith('irrelevance')]
-        groups = by_subject(records)
+        groups, accuracy = by_subject(records), share_right(records)
         metrics = {
-            'accuracy': share_right(records),
-            'accuracy_by_category': sum(groups.values()) / len(groups) if groups else None,
+            'accuracy': accuracy,
+            'accuracy_by_category': sum(groups.values()) / len(groups) if groups else accuracy,
             'valid_call': rate(calling, lambda record: record['valid_call']),
             'schema_valid': rate(calling, lambda record: record['schema_valid']),
             'ast_match': rate(calling, lambda record: record['right']),

@@ -105,3 +105,13 @@ def test_what_is_refused_and_left_out(tokenizer, tmp_path: Path) -> None:
     bare = write_jsonl(tmp_path / 'bare.jsonl', [{'messages': PLAIN}])
     with pytest.raises(ValueError, match='has no question'):
         ToolCallTask(bare, 'internlm2').prepare(Subject(tokenizer, 900))
+
+
+def test_one_category_is_all_there_is(tokenizer, tmp_path: Path) -> None:
+    task = ToolCallTask(write_jsonl(tmp_path / 'rows.jsonl', [row('x', 'Rome')]), 'internlm2')
+    task.prepare(Subject(tokenizer, 4096))
+    report = task.report(records_of(task, lambda prompt: RIGHT, tokenizer))
+    assert report.metrics == dict.fromkeys(
+        ('accuracy', 'accuracy_by_category', 'valid_call', 'schema_valid', 'ast_match'), 1.0
+    )
+    assert report.details == {}
