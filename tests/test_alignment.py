@@ -163,6 +163,12 @@ def test_a_checkpoint_is_evaluated_by_itself(full, dpo) -> None:
         assert 'rewards/accuracy' in metrics_table(metrics)
 
 
+def test_a_config_that_does_not_say_how_is_measured_by_its_objective(dpo) -> None:
+    folder = dpo[0]
+    said, silent = (evaluate(folder / 'work', options=more) for more in ({}, {'val_cfg': None}))
+    assert silent == said and 'rewards/accuracy' in said
+
+
 def test_data_may_be_moved_or_spelt_otherwise(full, tmp_path, monkeypatch) -> None:
     folder, _, runner = full
     shutil.copytree(folder / 'pairs', tmp_path / 'elsewhere')

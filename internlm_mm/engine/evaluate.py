@@ -17,7 +17,7 @@ from internlm_mm.checkpoint.pretrained import is_hf_folder, load_model, load_tok
 from internlm_mm.checkpoint.step_folders import CONFIG_FILE, find_checkpoint
 from internlm_mm.engine.runner import LLMRunner
 from internlm_mm.engine.task_evaluation import RECORDS_FOLDER
-from internlm_mm.registry import HOOKS
+from internlm_mm.registry import HOOKS, OBJECTIVES
 from internlm_mm.utils.config import apply_options, check_config, load_config
 from internlm_mm.utils.resolve import resolve_type
 
@@ -181,7 +181,7 @@ def _strip(config: Config, options: Mapping[str, Any]) -> None:
     if axes:  # those of the run would stand beside them
         strategy['parallel'] = {axis: strategy['parallel'][axis] for axis in axes}
     config.strategy = strategy
-    config.val_cfg = config.get('val_cfg') or {'type': 'PerplexityLoop'}
+    config.val_cfg = config.get('val_cfg') or {'type': _usual_loop(config)}
     kind = config.val_cfg.type
     loop = getattr(kind, '__name__', str(kind)).rpartition('.')[2]
     if config.val_cfg.get('tasks') and loop == 'PerplexityLoop':
@@ -193,6 +193,16 @@ def _strip(config: Config, options: Mapping[str, Any]) -> None:
     config.load_from, config.resume = None, False
     config.randomness = config.get('randomness') or {'seed': 0}
     config.log_level = 'WARNING'
+
+
+def _usual_loop(config: Config) -> str:
+    """What measures a config that does not say how: by what its objective takes."""
+    objective = (config.get('model') or {}).get('objective')
+    if isinstance(objective, Mapping):
+        kind = resolve_type(objective['type'], OBJECTIVES, 'model.objective.type')
+        if getattr(kind, 'takes_pairs', False):
+            return 'PreferenceLoop'
+    return 'PerplexityLoop'
 
 
 def _is_needed(hook: Mapping[str, Any] | None) -> bool:
