@@ -101,10 +101,9 @@ def descendants(process: int) -> list[int]:
 
 
 def mind(lifeline: int) -> None:
-    """Wait until the host hangs up, then kill all that is left."""
+    """Wait until the host says so or hangs up, then kill all that is left."""
     try:
-        while os.read(lifeline, 1):
-            pass
+        os.read(lifeline, 1)
     except OSError:
         pass
     while True:

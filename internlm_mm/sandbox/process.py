@@ -189,6 +189,10 @@ class Processes:
             self._signal_all(below, signal.SIGSTOP, signal.SIGKILL)
             time.sleep(0.0005)
         if self._lifeline >= 0:
+            try:
+                os.write(self._lifeline, b'.')  # a copy of ours may hold it open, too
+            except BrokenPipeError:
+                pass  # nobody minds them, or has ended
             os.close(self._lifeline)
             self._lifeline = -1
         if self._minded:  # who minds them knows for sure when none is left, and ends

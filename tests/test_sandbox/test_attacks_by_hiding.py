@@ -1,11 +1,14 @@
 """Programs that hide from those who count and end them. Each test says what the host sees of it."""
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from internlm_mm.sandbox import Sandbox
+from internlm_mm.sandbox.backends import missing
 from tests.sandbox_host import SMALL, Host, all_fail, attack, well
 
 HIDE = """
@@ -294,3 +297,32 @@ def test_values_that_grow_when_they_are_read(host: Host) -> None:
     )
     assert reply.status == 'killed' and 'more values than a worker sends' in reply.text, reply
     well(host)
+
+
+def test_a_copy_of_the_host_keeps_no_session_alive() -> None:
+    """A process that is forked while a session runs, as loaders of data are, has all its files."""
+    for backend in ('bubblewrap', 'landlock'):
+        if missing(backend) is not None:
+            continue
+        with Sandbox(backend=backend, spare=0) as sandbox:
+            session = sandbox.session()
+            assert session.run('6 * 7').result == '42'
+            copy = subprocess.Popen(['sleep', '60'], pass_fds=open_files())
+            try:
+                began = time.monotonic()
+                session.close()
+                assert time.monotonic() - began < 5
+            finally:
+                copy.kill()
+                copy.wait()
+
+
+def open_files() -> list[int]:
+    found = []
+    for name in os.listdir('/proc/self/fd'):
+        try:
+            os.fstat(int(name))
+        except OSError:
+            continue  # that of the list
+        found.append(int(name))
+    return found
