@@ -18,6 +18,7 @@ from internlm_mm.planner.activations import kept_bytes, loss_bytes
 from internlm_mm.planner.memory import KINDS, predict_memory, rank_parameters
 from internlm_mm.planner.sizes import ModelSizes, RunSizes
 from tests.helpers import tiny_runner
+from tests.marks import slow
 from tests.test_planner.live_bytes import LiveBytes
 
 LAYERS, SEQ = 4, 128
@@ -150,7 +151,7 @@ def test_kinds_of_one_process(tmp_path: Path, micro_batches: int, strategy: dict
     check_kinds(found, run_sizes(micro_batches, strategy))
 
 
-@pytest.mark.parametrize('strategy', [{}, BF16, dict(recompute=0.5)], ids=str)
+@pytest.mark.parametrize('strategy', [{}, slow(BF16), dict(recompute=0.5)], ids=str)
 @pytest.mark.parametrize('other', OTHERS)
 def test_kinds_of_other_families(tmp_path: Path, other: str, strategy: dict) -> None:
     found = measured_kinds(tmp_path, 2, strategy, other=other)
@@ -184,7 +185,7 @@ def test_the_peak_of_one_process(tmp_path: Path, micro_batches: int, strategy: d
     assert prediction.peak == pytest.approx(peak, rel=0.05), prediction.peak_moment
 
 
-@pytest.mark.parametrize(('micro_batches', 'strategy'), [(2, {}), (1, BF16), (3, BF16)])
+@pytest.mark.parametrize(('micro_batches', 'strategy'), [(2, {}), (1, BF16), slow(3, BF16)])
 def test_the_peak_with_products_kept(tmp_path: Path, micro_batches: int, strategy: dict) -> None:
     selective = dict(recompute=1.0, selective=True)
     prediction = predict_memory(SIZES, run_sizes(micro_batches, strategy, **selective))
@@ -192,7 +193,7 @@ def test_the_peak_with_products_kept(tmp_path: Path, micro_batches: int, strateg
     assert prediction.peak == pytest.approx(peak, rel=0.05), prediction.peak_moment
 
 
-@pytest.mark.parametrize(('micro_batches', 'strategy'), [(1, {}), (1, BF16), (3, BF16)])
+@pytest.mark.parametrize(('micro_batches', 'strategy'), [slow(1, {}), (1, BF16), slow(3, BF16)])
 @pytest.mark.parametrize('other', OTHERS)
 def test_the_peak_of_other_families(
     tmp_path: Path, other: str, micro_batches: int, strategy: dict
@@ -209,11 +210,11 @@ def peak_on_a_rank(work_dir: str, micro_batches: int, strategy: dict, data: int)
 @pytest.mark.parametrize(
     ('axis', 'options', 'micro_batches'),
     [
-        ('data_shard', {}, 1),
+        slow('data_shard', {}, 1),
         ('data_shard', {}, 3),
-        ('data_shard', dict(reshard='layer'), 3),
+        slow('data_shard', dict(reshard='layer'), 3),
         ('data_replicate', {}, 1),
-        ('tensor', {}, 3),
+        slow('tensor', {}, 3),
         ('context', dict(mask=2), 3),
     ],
 )
@@ -231,12 +232,12 @@ def test_the_peak_of_two_ranks(
 @pytest.mark.parametrize(
     ('schedule', 'stages_of_rank', 'micro_batches'),
     [
-        ('gpipe', ((0,), (1,)), 4),
+        slow('gpipe', ((0,), (1,)), 4),
         ('1f1b', ((0,), (1,)), 4),
         ('interleaved_1f1b', ((0, 2), (1, 3)), 4),
-        ('interleaved_1f1b', ((0, 2), (1, 3)), 8),
-        ('interleaved_zero_bubble', ((0, 2), (1, 3)), 8),
-        ('zbv_zero_bubble', ((0, 3), (1, 2)), 8),
+        slow('interleaved_1f1b', ((0, 2), (1, 3)), 8),
+        slow('interleaved_zero_bubble', ((0, 2), (1, 3)), 8),
+        slow('zbv_zero_bubble', ((0, 3), (1, 2)), 8),
     ],
 )
 def test_the_peaks_of_a_pipeline(
@@ -276,7 +277,7 @@ def test_kinds_of_two_ranks_that_share(two_ranks, tmp_path: Path, reshard: str) 
     check_kinds(found, run_sizes(2, strategy, data_shard=2))
 
 
-@pytest.mark.parametrize('axis', ['tensor', 'context'])
+@pytest.mark.parametrize('axis', [slow('tensor'), 'context'])
 def test_kinds_of_two_ranks_that_share_a_row(two_ranks, tmp_path: Path, axis: str) -> None:
     """DTensor's way through a model keeps some small tensors more; hence a tolerance."""
     strategy = dict(parallel={axis: 2}, **BF16)
