@@ -7,13 +7,13 @@ import sys
 import traceback
 
 from internlm_mm.engine.evaluate import evaluate, metrics_table
-from internlm_mm.engine.train_cli import USER_ERRORS
+from internlm_mm.engine.train_cli import MISTAKE_EXIT_CODE, USER_ERRORS
 from internlm_mm.utils.config import parse_cfg_options
 from internlm_mm.utils.launch import LAUNCHERS
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code: 0, or 1 after an error."""
+    """Run the command; its exit code: 0, or 2 after a mistake in what was asked."""
     args = parse_args(argv)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # of the log: what is found stands alone
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f'error: {message}', file=sys.stderr, flush=True)
-        return 1
+        return MISTAKE_EXIT_CODE
     if result.pop('rank') == 0:
         print(json.dumps(result) if args.json else f'{result["weights"]}\n{metrics_table(result)}')
     return 0

@@ -34,6 +34,9 @@ from internlm_mm.utils.signals import (
 INTERRUPTED_EXIT_CODE = 130
 """What shells give a program that Ctrl-C has ended at once: the second one does."""
 
+MISTAKE_EXIT_CODE = 2
+"""A mistake in what was asked, told in one message before time is spent; as of all programs."""
+
 USER_ERRORS = (ValueError, TypeError, FileNotFoundError, PermissionError, KeyError, ImportError)
 """Raised before time is spent, with a message that needs no traceback."""
 
@@ -146,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 made.take_back(getattr(runner, 'log_dir', None))
             tell_once(message)
         _ask_the_others(watch, error)
-        return _leave(1)
+        return _leave(1 if started else MISTAKE_EXIT_CODE)
     except KeyboardInterrupt:
         print('interrupted: steps since the last checkpoint are lost', file=sys.stderr)
         return _leave(INTERRUPTED_EXIT_CODE)

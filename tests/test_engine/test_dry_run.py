@@ -107,7 +107,7 @@ def test_what_the_run_would_refuse_is_refused(tmp_path: Path, changes: dict, mes
 
 def test_without_data_it_says_how_to_make_some(tmp_path: Path, capsys) -> None:
     arguments = [str(CONFIGS / 'internlm_7b_pretrain.py'), '--dry-run', '--work-dir', str(tmp_path)]
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     error = capsys.readouterr().err
     assert 'data/text/tokenizer' in error
     assert 'train_tokenizer.py' in error and 'preprocess_data.py' in error

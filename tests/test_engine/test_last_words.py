@@ -98,6 +98,6 @@ def test_one_process_tells_its_own(capsys):
 def test_a_mistake_in_a_config_is_one_line_of_a_job(tmp_path, option, message):
     argv = [TINY, '--work-dir', tmp_path / 'work', '--cfg-options', option]
     ranks = start_ranks(argv, tmp_path / 'log')
-    assert [rank.wait() for rank in ranks] == [1, 1]
+    assert [rank.wait() for rank in ranks] == [2, 2]
     lines = [line for rank in ranks for line in rank.text.splitlines() if 'Error' in line]
     assert len(lines) == 1 and message in lines[0], lines

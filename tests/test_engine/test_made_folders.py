@@ -50,7 +50,7 @@ def test_what_came_from_elsewhere_stays(tmp_path):
 def test_a_mistake_leaves_nothing(tmp_path, option, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = [option, f'experiment_name=made_{next(NUMBERS)}']
-    assert main([str(TINY), '--work-dir', 'runs/one', '--cfg-options', *options]) == 1
+    assert main([str(TINY), '--work-dir', 'runs/one', '--cfg-options', *options]) == 2
     assert list(tmp_path.iterdir()) == []
 
 

@@ -212,7 +212,7 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_an_error(
     before = snapshot(checkpoints)
     argv = [FAULTY, '--work-dir', checkpoints, option, checkpoints / 'iter_6']
     code, text = train(argv, tmp_path / 'log')
-    assert code == 1
+    assert code == 2
     last = text.splitlines()[-1]
     assert 'iter_6' in last and 'shard_0.safetensors' in last and why in last
     assert 'Traceback' not in text
@@ -315,7 +315,7 @@ def test_mistakes_get_one_line_and_cost_nothing(
     if '--cfg-options' in argv:  # MMEngine keeps loggers by this name
         argv.append(f'experiment_name={tmp_path.name}')
     before = snapshot(reference)
-    assert main(argv) == 1
+    assert main(argv) == 2
     error = capfd.readouterr().err
     assert 'Traceback' not in error
     last = error.strip().splitlines()[-1]

@@ -69,19 +69,19 @@ def test_arguments_become_config(tmp_path: Path) -> None:
         (['load_from.path=x', 'load_from.content=(weights,)'], "'weights' is unknown"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_1(tmp_path: Path, capsys, options, message) -> None:
-    assert run(tmp_path / 'run', *options) == 1
+def test_mistakes_are_one_line_and_exit_code_2(tmp_path: Path, capsys, options, message) -> None:
+    assert run(tmp_path / 'run', *options) == 2
     assert message in error_line(capsys)
 
 
 def test_a_config_that_is_not_there(capsys) -> None:
-    assert main(['configs/no_such_thing.py']) == 1
+    assert main(['configs/no_such_thing.py']) == 2
     assert 'no_such_thing.py' in error_line(capsys)
 
 
 def test_a_work_dir_that_cannot_be_written(tmp_path: Path, capsys) -> None:
     (tmp_path / 'file').write_text('')
-    assert run(tmp_path / 'file' / 'run') == 1
+    assert run(tmp_path / 'file' / 'run') == 2
     assert 'work_dir' in error_line(capsys)
 
 
@@ -154,5 +154,5 @@ def test_a_rehearsal_is_printed_and_written(tmp_path: Path, capsys) -> None:
     ],
 )
 def test_a_rehearsal_that_cannot_be(tmp_path: Path, capsys, flags, message) -> None:
-    assert run(tmp_path / 'run', flags=flags) == 1
+    assert run(tmp_path / 'run', flags=flags) == 2
     assert message in error_line(capsys)

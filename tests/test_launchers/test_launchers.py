@@ -98,7 +98,7 @@ def test_mpirun_ends_when_one_rank_crashes_and_without_its_launcher(tmp_path: Pa
     assert result.returncode == 1
     assert 'planted on rank 1' in result.stderr
     result = mpirun('--work-dir', tmp_path / 'other')
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert 'Add --launcher mpi' in result.stderr
     assert not (tmp_path / 'other').exists()
 

@@ -152,7 +152,7 @@ def test_mistakes_name_the_nearest(
 ) -> None:
     changes = [*options(), mistake, f'experiment_name={tmp_path.name}']
     argv = [str(CONFIGS / 'plugin_by_name.py'), '--work-dir', str(tmp_path / 'work')]
-    assert main([*argv, *map(str, changes)]) == 1
+    assert main([*argv, *map(str, changes)]) == 2
     error = capfd.readouterr().err
     assert 'Traceback' not in error
     for words in MISTAKES[mistake]:
@@ -163,7 +163,7 @@ def test_mistakes_name_the_nearest(
 def test_a_plugin_that_is_not_on_the_path(name: str, tmp_path: Path) -> None:
     argv = [CONFIGS / f'{name}.py', '--work-dir', tmp_path / 'work']
     code, text = train(argv, tmp_path / 'log')
-    assert code == 1
+    assert code == 2
     assert 'my_plugin' in text and 'PYTHONPATH' in text and 'Traceback' not in text
     assert not (tmp_path / 'work').exists()
 

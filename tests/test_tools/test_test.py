@@ -84,7 +84,7 @@ def test_a_table(checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
     ],
 )
 def test_wrong_input(arguments, message: str, capsys: pytest.CaptureFixture) -> None:
-    assert run_tool(*arguments) == 1
+    assert run_tool(*arguments) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith('error: ') and message in captured.err
     assert captured.out == ''
