@@ -58,7 +58,7 @@ class Run:
             if before is not None:
                 os.environ['PYTHONPATH'] = before
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = 120) -> int:
         """The exit code; minus the signal's number if one ended it."""
         self.process.join(seconds)
         if self.process.exitcode is None:
