@@ -187,8 +187,9 @@ def test_a_trained_model_by_lagent_and_without_it(
 
 
 DRIVER = """
-import json, os, sys
+import json, os, sys, tempfile
 written = []
+tempfile.gettempdir()  # tries whether it can write there
 
 def hook(event, arguments):
     if event == 'open' and isinstance(arguments[0], (str, bytes, os.PathLike)):
