@@ -95,17 +95,24 @@ def add_scaled(into: GradientSum, gradient: Tensor, scale: Tensor) -> None:
         total.add_(gradient.mul_(scale))
 
 
-def adding_linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """What a linear layer computes; its weight's gradient goes to the sum that is found for it.
+class AddingLinear(nn.Linear):
+    """A linear layer whose weight's gradient goes to the sum that is found for it.
 
-    Args:
-        layer: Its attribute `gradient_anchor` is a tensor of one element that requires a gradient.
-        x: [..., in].
+    Layers become such by a change of their class: with a `forward` of its own each layer of a model
+    would be another program to the compiler.
+
+    Attributes:
+        gradient_anchor: [1], requires a gradient; one for all layers.
     """
-    if not torch.is_grad_enabled():
-        return F.linear(x, layer.weight, layer.bias)
-    # Of the weight itself there is no gradient: autograd would allocate and add one.
-    return _AddingLinear.apply(x, layer.weight.detach(), layer.bias, layer.gradient_anchor)
+
+    gradient_anchor: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `nn.Linear`. x: [..., in]."""
+        if not torch.is_grad_enabled():
+            return F.linear(x, self.weight, self.bias)
+        # Of the weight itself there is no gradient: autograd would allocate and add one.
+        return _AddingLinear.apply(x, self.weight.detach(), self.bias, self.gradient_anchor)
 
 
 class _AddingLinear(torch.autograd.Function):

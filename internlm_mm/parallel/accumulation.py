@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
-from internlm_mm.ops.gradient_sum import adding_linear, find_sums_with
+from internlm_mm.ops.gradient_sum import AddingLinear, find_sums_with
 from internlm_mm.parallel.data import layers_of
 from internlm_mm.parallel.gathered import WaitingGradient, memory_of, waiting_gradients
 
@@ -55,8 +54,8 @@ def fuse_accumulation(
     for waiting in found:
         module = waiting.module
         if id(module) in inside and _is_plain(module) and waiting.name == 'weight':
+            module.__class__ = AddingLinear
             module.gradient_anchor = anchor
-            module.forward = partial(adding_linear, module)  # type: ignore[method-assign]
             count += 1
     sums = _Sums(model)
     model.gradient_sums = sums  # type: ignore[assignment]  # for as long as the model

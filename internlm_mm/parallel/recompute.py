@@ -28,7 +28,7 @@ _KEPT = (
 """What costs most to compute again: matrix products of weights, and attention as a kernel."""
 
 
-_ELEMENTWISE_AGAIN = {
+_ELEMENTWISE_AGAIN: dict[str, Any] = {
     'ban_recompute_used_far_apart': False,
     'ban_recompute_long_fusible_chains': False,
     'ban_recompute_materialized_backward': False,
@@ -110,8 +110,9 @@ def recompute_layers(
     for layer in chosen:
         # Replacing `forward` keeps the layer's name and its parameters' names, which a wrapper
         # would not.
-        layer.forward = _recomputing(layer.forward)
-        layer.forward.repeats_products = True
+        forward = _recomputing(layer.forward)
+        forward.repeats_products = True
+        layer.forward = forward
     return len(chosen)
 
 
@@ -139,7 +140,7 @@ def compile_layers(model: nn.Module, recompute: Any, backend: str = 'inductor') 
 @cache  # one for all layers: for each compiler torch compiles anew
 def _selective(backend: str) -> Callable[[Any, Any], Any]:
     def compile_selectively(graph: Any, inputs: Any) -> Any:
-        with partition.patch(**_ELEMENTWISE_AGAIN):
+        with partition.patch(_ELEMENTWISE_AGAIN):
             return torch._dynamo.lookup_backend(backend)(graph, inputs)
 
     return compile_selectively

@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from internlm_mm.datasets import RandomTokens
 from internlm_mm.datasets.packing import collate_rows
 from internlm_mm.models import InternLM, Llama
 from internlm_mm.models.lora import LoRA
-from internlm_mm.ops.gradient_sum import find_sum
+from internlm_mm.ops.gradient_sum import AddingLinear, find_sum
 from internlm_mm.parallel import gathered
 from internlm_mm.parallel.accumulation import fuse_accumulation
 from internlm_mm.parallel.adapters import round_frozen
@@ -28,6 +28,16 @@ CPU = torch.device('cpu')
 SIZES = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2)
 MODEL = dict(type=InternLM, **SIZES)
 PARTITIONED = 'aot_eager_decomp_partition'
+
+
+def traced(test: Callable) -> Callable:
+    """Dynamo makes an object of a function's class, and looks for gradients everywhere."""
+    for message in (
+        '.*should not be instantiated:DeprecationWarning',
+        'The .grad attribute of a Tensor that is not a leaf',
+    ):
+        test = pytest.mark.filterwarnings(f'ignore:{message}')(test)
+    return test
 
 
 @pytest.fixture
@@ -44,7 +54,8 @@ def batches(count: int) -> list[Batch]:
 
 def built(dtype: torch.dtype = torch.float32, **options) -> InternLM:
     torch.manual_seed(1)
-    model = (Llama if options else InternLM)(**SIZES, **options)
+    family = Llama if 'tie_word_embeddings' in options else InternLM
+    model = family(**SIZES | options)
     with torch.no_grad():  # numbers of bfloat16, so that both precisions compute with the same
         for name, parameter in model.named_parameters():
             parameter.normal_(1.0 if 'norm' in name else 0.0, 0.2)
@@ -89,7 +100,8 @@ def sharded(
     mesh = init_device_mesh('cpu', (1,), mesh_dim_names=('data_shard',))
     shard_model(model, mesh, param, reduce, reshard)
     said = fuse_accumulation(model, fused, CPU, param, reduce, [])
-    assert said == ('14 linear layers, and the loss at the head' if fused else 'off')
+    count = 7 * len(model.layers)
+    assert said == (f'{count} linear layers, and the loss at the head' if fused else 'off')
     return model
 
 
@@ -101,9 +113,7 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str,
     }
 
 
-# Dynamo makes an object of a function's class while it traces, and looks for gradients everywhere.
-@pytest.mark.filterwarnings('ignore:.*should not be instantiated:DeprecationWarning')
-@pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor that is not a leaf')
+@traced
 @pytest.mark.parametrize(
     ('reshard', 'backend', 'recompute', 'options'),
     [
@@ -140,6 +150,25 @@ def test_it_is_nearer_to_float64(
     for name, error in fused.items():
         assert error < plain[name] * 1.05 + 1e-4, name
     assert sum(fused.values()) < sum(plain.values())
+
+
+@traced
+@pytest.mark.slow
+@pytest.mark.parametrize('recompute', [0.0, 1.0, 'selective'])
+def test_layers_share_what_is_compiled(recompute: float | str, process_group: None) -> None:
+    """More layers than torch compiles anew, through sums that begin or are there, and eval."""
+    counted = []
+    for fused in (False, True):
+        torch._dynamo.utils.counters.clear()
+        model = sharded(fused, backend=PARTITIONED, recompute=recompute, num_layers=12)
+        train(model, batches(3), steps=2)
+        with torch.no_grad():
+            model(batches(1)[0])
+        counters = torch._dynamo.utils.counters
+        counted.append((counters['stats']['unique_graphs'], dict(counters['graph_break'])))
+        assert not counters['unimplemented'] and not counters['recompile_limit']
+    assert counted[0] == counted[1]
+    assert counted[1][0] <= 3
 
 
 @pytest.mark.parametrize('count', [1, 3])
@@ -216,7 +245,7 @@ def test_when_it_is_off(process_group: None, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr('internlm_mm.parallel.accumulation.waiting_gradients', lambda _: None)
     with pytest.raises(ValueError, match='does not know the FSDP2 of torch'):
         fuse_accumulation(model, True, CPU, half, wide, [])
-    assert all('forward' not in vars(module) for module in model.modules())
+    assert not any(isinstance(module, AddingLinear) for module in model.modules())
 
 
 def gradients(fused: bool, parallel: dict, **options) -> tuple[float, dict]:
