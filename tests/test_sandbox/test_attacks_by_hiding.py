@@ -54,6 +54,7 @@ def test_a_child_whose_first_thread_has_ended(host: Host) -> None:
     well(host)
 
 
+@pytest.mark.slow
 def test_a_worker_whose_first_thread_has_ended(host: Host) -> None:
     before = [pid for pid, _ in host.below()]
     reply = attack(host, HIDE + 'leave_the_first_thread(spin)', 0.2)
