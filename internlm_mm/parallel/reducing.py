@@ -29,7 +29,9 @@ class ReduceIntoComputeMemory(DefaultReduceScatter):
         self._ranks = ranks
         self._computing: tuple[torch.cuda.Stream, int] | None = None
 
-    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def allocate(
+        self, size: Sequence[int | torch.SymInt], *, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
         """Memory for what is reduced, then, in FSDP2's own stream, for the result.
 
         The result may overwrite what the backward pass has freed: FSDP2's stream has just waited
@@ -39,7 +41,7 @@ class ReduceIntoComputeMemory(DefaultReduceScatter):
             return torch.empty(size, dtype=dtype, device=device)
         here = torch.cuda.current_stream(device)
         computing, self._computing = self._computing, None
-        numel = math.prod(size)
+        numel = math.prod(map(int, size))
         if computing is None or computing[0] == here or computing[1] != numel * self._ranks:
             self._computing = here, numel
             return torch.empty(size, dtype=dtype, device=device)
