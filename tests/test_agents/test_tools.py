@@ -91,7 +91,7 @@ def test_a_function_that_hangs():
     start = time.monotonic()
     result = box.call('wait', {})
     assert result == Result('timeout', "'wait' took longer than 0.1 seconds.")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 25
     done.set()
 
 

