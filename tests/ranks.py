@@ -34,28 +34,21 @@ class Ranks:
     """
 
     def __init__(self, folder: Path, world_size: int = 2) -> None:
-        context = forking_context()
-        self._pipes = []
-        self._processes = []
-        for rank in range(world_size):
-            ours, theirs = context.Pipe()
-            arguments = (rank, world_size, str(folder / 'store'), theirs)
-            process = context.Process(target=_work, args=arguments, daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
+        self._folder, self._world_size, self._starts = folder, world_size, 0
+        self._pipes: list[Any] = []
+        self._processes: list[Any] = []
 
     def __call__(self, function: Callable, *args: Any, **options: Any) -> list[Any]:
+        if not self._processes:
+            self._start()
         message = pickle.dumps((function, args, options))
-        for pipe in self._pipes:
-            pipe.send_bytes(message)
-        answers = []
-        for rank, pipe in enumerate(self._pipes):
-            if not pipe.poll(SECONDS):
-                self.close()
-                raise TimeoutError(f'rank {rank} did not answer in {SECONDS} s')
-            answers.append(pickle.loads(pipe.recv_bytes()))
+        try:
+            for pipe in self._pipes:
+                pipe.send_bytes(message)
+            answers = [self._answer(rank) for rank in range(self._world_size)]
+        except BaseException:
+            self.close()  # whoever asks next gets new ones
+            raise
         failures = [f'rank {rank}:\n{text}' for rank, (text, _) in enumerate(answers) if text]
         if failures:
             raise RuntimeError('\n'.join(failures))
@@ -68,6 +61,30 @@ class Ranks:
             process.join(5)
             if process.is_alive():
                 process.kill()
+        self._pipes, self._processes = [], []
+
+    def _start(self) -> None:
+        context = forking_context()
+        self._starts += 1
+        store = self._folder / f'store_{self._starts}'
+        for rank in range(self._world_size):
+            ours, theirs = context.Pipe()
+            arguments = (rank, self._world_size, str(store), theirs)
+            process = context.Process(target=_work, args=arguments, daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def _answer(self, rank: int) -> tuple[str | None, Any]:
+        if not self._pipes[rank].poll(SECONDS):
+            raise TimeoutError(f'rank {rank} did not answer in {SECONDS} s')
+        try:
+            return pickle.loads(self._pipes[rank].recv_bytes())
+        except EOFError:
+            self._processes[rank].join(5)
+            code = self._processes[rank].exitcode
+            raise RuntimeError(f'rank {rank} ended with exit code {code}') from None
 
 
 def _work(rank: int, world_size: int, store: str, pipe: Any) -> None:
@@ -87,8 +104,8 @@ def _work(rank: int, world_size: int, store: str, pipe: Any) -> None:
             break
         try:
             function, args, options = pickle.loads(message)
-            answer = (None, function(*args, **options))
+            answer = pickle.dumps((None, function(*args, **options)))
         except Exception:
-            answer = (traceback.format_exc(), None)
-        pipe.send_bytes(pickle.dumps(answer))
+            answer = pickle.dumps((traceback.format_exc(), None))
+        pipe.send_bytes(answer)
     dist.destroy_process_group()
