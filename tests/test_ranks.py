@@ -20,7 +20,7 @@ def test_ranks_that_died_are_told_of_and_replaced(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match='rank 0 ended with exit code 7'):
         ranks(die)
     assert ranks(one_more, 2) == [3, 3]
-    with pytest.raises(RuntimeError, match='(?s)rank 0:.*rank 1:.*TypeError'):
+    with pytest.raises(RuntimeError, match=r'(?s)rank 0:.*rank 1:.*TypeError'):
         ranks(one_more, 'text')
     assert ranks(one_more, 3) == [4, 4]
     ranks.close()
