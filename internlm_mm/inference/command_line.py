@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from internlm_mm.utils.suggest import did_you_mean
@@ -12,7 +13,7 @@ BLOCK = '"""'
 """A line of this alone begins and ends a text of several lines."""
 
 
-class CommandLine:
+class CommandLine(ABC):
     """Reads texts and commands until somebody leaves.
 
     A subclass says what becomes of a text in `say`. Its methods `_do_NAME` are commands `/NAME`,
@@ -28,13 +29,13 @@ class CommandLine:
         self._read = read or input
         self._open = True
 
+    @abstractmethod
     def say(self, text: str) -> None:
         """Take a text.
 
         Raises:
             OSError: With what is wrong, as does ValueError.
         """
-        raise NotImplementedError
 
     def run(self) -> None:
         """Until `/exit`, the end of the input, or Ctrl-C twice."""

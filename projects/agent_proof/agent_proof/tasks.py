@@ -25,7 +25,7 @@ from internlm_mm.agents.tools import Reply
 
 
 def _never(code: str) -> Reply:
-    raise NotImplementedError
+    raise RuntimeError(f'no session runs {code!r}')
 
 
 PYTHON = interpreter(_never)
