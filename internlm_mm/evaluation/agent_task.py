@@ -13,8 +13,8 @@ import numpy as np
 from internlm_mm.agents import Agent, Tool, Toolbox, Trace
 from internlm_mm.evaluation.agent_cases import AgentCase, read_agent_case
 from internlm_mm.evaluation.agent_tools import PYTHON, Desk, find_tool
-from internlm_mm.evaluation.answers import COMPARISONS
-from internlm_mm.evaluation.few_shot import Source, by_subject, share_right, spread
+from internlm_mm.evaluation.answers import find_comparison
+from internlm_mm.evaluation.few_shot import Source, by_subject, check_counts, share_right, spread
 from internlm_mm.evaluation.problems import ProblemFormat
 from internlm_mm.evaluation.programs import Programs
 from internlm_mm.evaluation.requests import Generate, Outside
@@ -82,11 +82,8 @@ class AgentTask(Task):
         max_samples: int | None = None,
         on_error: str = 'raise',
     ) -> None:
-        if compare not in COMPARISONS:
-            raise ValueError(f'compare={compare!r} is unknown.{did_you_mean(compare, COMPARISONS)}')
-        for key, value in (('max_samples', max_samples), ('at_once', at_once)):
-            if value is not None and value < 1:
-                raise ValueError(f'{key}={value} must be at least 1')
+        same = find_comparison(compare)
+        check_counts(max_samples=max_samples, at_once=at_once)
         if not seconds > 0:
             raise ValueError(f'seconds={seconds} must be above 0')
         if sandbox is not None and not interpreter:
@@ -97,7 +94,7 @@ class AgentTask(Task):
         if interpreter:
             self.tools = (*self.tools, PYTHON)
         self.agent = Agent(_nobody, self.template, Toolbox(self.tools), max_turns, max_repairs)
-        self.same, self.seconds = COMPARISONS[compare], seconds
+        self.same, self.seconds = same, seconds
         self.max_new_tokens = max_new_tokens
         self.at_once, self.max_samples = at_once, max_samples
         self.programs = Programs(sandbox, at_once) if interpreter else None

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
+from internlm_mm.utils.suggest import did_you_mean
+
 _SIGN = r'[-−–+]?\s?(?:[$€£¥]|\\\$)?'
 # A space between thousands, or what LaTeX has for one or for a comma.
 _GAP = r'(?:[ \u00a0\u2009\u202f]|\\[,;:! ]|\{,\})'
@@ -149,6 +151,17 @@ COMPARISONS: dict[str, Callable[[str, str], bool]] = {
     'auto': same_auto,
 }
 """When two answers are the same."""
+
+
+def find_comparison(compare: str) -> Callable[[str, str], bool]:
+    """When two answers are the same, by its name.
+
+    Raises:
+        ValueError: If there is none of that name; says the nearest.
+    """
+    if compare not in COMPARISONS:
+        raise ValueError(f'compare={compare!r} is unknown.{did_you_mean(compare, COMPARISONS)}')
+    return COMPARISONS[compare]
 
 
 def normalise_latex(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from internlm_mm.evaluation.few_shot import Source, spread
+from internlm_mm.evaluation.few_shot import Source, check_counts, spread
 from internlm_mm.evaluation.fields import as_object, need, need_text
 from internlm_mm.evaluation.problems import ProblemFormat
 from internlm_mm.evaluation.programs import Programs, Run, run_cells
@@ -120,9 +120,7 @@ class CodeTask(Task):
         max_samples: int | None = None,
         on_error: str = 'raise',
     ) -> None:
-        for key, value in (('samples', samples), ('max_samples', max_samples)):
-            if value is not None and value < 1:
-                raise ValueError(f'{key}={value} must be at least 1')
+        check_counts(samples=samples, max_samples=max_samples)
         if not k or not all(1 <= one <= samples for one in k):
             raise ValueError(f'k={list(k)}: each from 1 to samples={samples}')
         if samples > 1 and temperature == 0:

@@ -211,6 +211,17 @@ def check_shots(shots: int, shots_from: str | Path | None) -> None:
         raise ValueError(f'shots_from={str(shots_from)!r} does nothing without shots')
 
 
+def check_counts(**counts: int | None) -> None:
+    """Refuse an option that counts things and is below one; None is no limit.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    for key, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f'{key}={value} must be at least 1')
+
+
 def locate_shots(path: str | Path, shots_from: str | Path) -> tuple[str | Path, str | None]:
     """Path and split of the examples: a split beside the questions, or a path of its own.
 

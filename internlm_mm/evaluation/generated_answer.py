@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from internlm_mm.evaluation.answers import COMPARISONS, EXTRACTORS
+from internlm_mm.evaluation.answers import EXTRACTORS, find_comparison
 from internlm_mm.evaluation.few_shot import (
     Shots,
     Source,
     by_subject,
+    check_counts,
     check_shots,
     fitting_prompt,
     share_right,
@@ -101,15 +102,12 @@ class GeneratedAnswer(Task):
         for one in self.extract:
             if one not in EXTRACTORS:
                 raise ValueError(f'extract={one!r} is unknown.{did_you_mean(one, EXTRACTORS)}')
-        compare = form.compare if compare is None else compare
-        if compare not in COMPARISONS:
-            raise ValueError(f'compare={compare!r} is unknown.{did_you_mean(compare, COMPARISONS)}')
+        same = find_comparison(form.compare if compare is None else compare)
         check_shots(shots, shots_from)
-        if max_samples is not None and max_samples < 1:
-            raise ValueError(f'max_samples={max_samples} must be at least 1')
+        check_counts(max_samples=max_samples)
         self.name = name or format
         self.path, self.split, self.shots, self.shots_from = path, split, shots, shots_from
-        self.same, self.max_samples = COMPARISONS[compare], max_samples
+        self.same, self.max_samples = same, max_samples
         self.template = None if chat_template is None else build_template(chat_template)
         self.form = change_form(TEXT_FORM if self.template is None else CHAT_FORM, prompt)
         if stop is None:

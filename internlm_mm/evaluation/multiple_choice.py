@@ -12,6 +12,7 @@ from internlm_mm.evaluation.few_shot import (
     Shots,
     Source,
     by_subject,
+    check_counts,
     check_shots,
     fitting_prompt,
     share_right,
@@ -142,8 +143,7 @@ class MultipleChoice(Task):
         if normalise is not None and scoring == 'letters':
             raise ValueError(f"normalise={normalise!r} is for scoring='texts': letters are as long")
         check_shots(shots, shots_from)
-        if max_samples is not None and max_samples < 1:
-            raise ValueError(f'max_samples={max_samples} must be at least 1')
+        check_counts(max_samples=max_samples)
         self.name = name or format
         self.path, self.split, self.shots, self.shots_from = path, split, shots, shots_from
         self.scoring, self.normalise, self.max_samples = scoring, normalise, max_samples

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from internlm_mm.evaluation.answers import COMPARISONS
+from internlm_mm.evaluation.answers import find_comparison
 from internlm_mm.evaluation.few_shot import (
     Source,
     by_subject,
+    check_counts,
     fitting_prompt,
     share_right,
     spread,
@@ -142,16 +143,14 @@ class ProgramTask(Task):
         if format not in PROBLEM_FORMATS:
             hint = did_you_mean(format, PROBLEM_FORMATS)
             raise ValueError(f'format={format!r} is none of problems with written answers.{hint}')
-        if compare not in COMPARISONS:
-            raise ValueError(f'compare={compare!r} is unknown.{did_you_mean(compare, COMPARISONS)}')
-        if max_samples is not None and max_samples < 1:
-            raise ValueError(f'max_samples={max_samples} must be at least 1')
+        same = find_comparison(compare)
+        check_counts(max_samples=max_samples)
         if shots is not None and shots < 0:
             raise ValueError(f'shots={shots} must be at least 0')
         self.name = name or f'{format}_pal'
         self.path, self.split, self.max_samples = path, split, max_samples
         self.examples, self.shots = examples, shots
-        self.same = COMPARISONS[compare]
+        self.same = same
         self.template = None if chat_template is None else build_template(chat_template)
         self.form = change_form(FORM, prompt)
         stop = ('\nQuestion:', '\n```') if self.template is None else ()

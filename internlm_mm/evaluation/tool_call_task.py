@@ -11,7 +11,7 @@ import numpy as np
 
 from internlm_mm.agents.schemas import argument_errors
 from internlm_mm.evaluation.ast_match import match_calls
-from internlm_mm.evaluation.few_shot import Source, by_subject, share_right, spread
+from internlm_mm.evaluation.few_shot import Source, by_subject, check_counts, share_right, spread
 from internlm_mm.evaluation.requests import Generate
 from internlm_mm.evaluation.task import Play, Report, Subject, Task
 from internlm_mm.evaluation.tool_cases import (
@@ -69,8 +69,7 @@ class ToolCallTask(Task):
         on_error: str = 'raise',
     ) -> None:
         check_case_format(format)
-        if max_samples is not None and max_samples < 1:
-            raise ValueError(f'max_samples={max_samples} must be at least 1')
+        check_counts(max_samples=max_samples)
         self.name, self.path, self.split, self.format = name, path, split, format
         self.template = calling_template(chat_template)
         self.sampling = Sampling(max_new_tokens=max_new_tokens)
