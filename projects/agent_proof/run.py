@@ -58,6 +58,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     for key in ('jobs', 'steps', 'rows'):
         if (value := getattr(args, key)) is not None and value < 1:
             parser.error(f'--{key} {value} must be at least 1')
+    if args.page is not None:
+        try:  # before time is spent
+            page(args.page.read_text(encoding='utf-8'), '', BEGIN, END)
+        except (OSError, ValueError) as error:
+            parser.error(f'--page {args.page}: {error}')
     args.plan = plan_of(args)
     stored = args.out / PLAN
     if args.report:

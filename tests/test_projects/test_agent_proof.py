@@ -260,6 +260,8 @@ def program() -> Iterator[ModuleType]:
         (['--steps', '0'], '--steps 0 must be at least 1'),
         (['--out', '{filled}'], 'holds a proof of other amounts'),
         (['--report', '--out', 'nowhere'], 'there is no nowhere/results.json'),
+        (['--page', '{filled}/plan.json'], 'the page has no lines'),
+        (['--page', '{filled}/none.md'], 'No such file'),
     ],
 )
 def test_mistakes_are_named(program, argv, words, write, capsys) -> None:
