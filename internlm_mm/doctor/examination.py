@@ -1,6 +1,5 @@
 """Devices, versions, backends, rates and problems of this machine, as a report."""
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch.distributed as dist
 
 from internlm_mm.doctor.attentions import examine_attentions
 from internlm_mm.doctor.problems import find_problems, gather_facts
-from internlm_mm.utils.device import peak_flops
+from internlm_mm.utils.device import peak_flops, usable_cores
 from internlm_mm.utils.rates import (
     MATMUL_SIZES,
     all_reduce_rate,
@@ -68,9 +67,11 @@ def describe_devices() -> list[dict[str, Any]]:
                 'peak_tflops': (peak_flops(torch.device('cuda', index)) or 0) / 1e12 or None,
             }
         )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     threads = torch.get_num_threads()
-    return [*found, {'type': 'cpu', 'name': cpu_name(), 'cores': cores, 'threads': threads}]
+    return [
+        *found,
+        {'type': 'cpu', 'name': cpu_name(), 'cores': usable_cores(), 'threads': threads},
+    ]
 
 
 def measure_rates(device: torch.device, seconds: float) -> dict[str, float]:

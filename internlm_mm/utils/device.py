@@ -43,18 +43,22 @@ def pick_device(local_rank: int = 0) -> torch.device:
     return torch.device('cuda', local_rank)
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def available_cores() -> int:
     """CPU cores for this process: those it may run on, shared with the machine's other ranks.
 
     torch's own number of threads is no guide: torchrun sets it to one.
     """
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    )
     beside = ranks_here()
     if beside is None:
         beside = torch.cuda.device_count()
-    return max(1, cores // max(1, beside))
+    return max(1, usable_cores() // max(1, beside))
 
 
 def peak_flops(device: torch.device) -> float | None:
