@@ -16,7 +16,7 @@ from torch.distributed.fsdp import (
 )
 
 from internlm_mm.parallel.adapters import left_whole
-from internlm_mm.parallel.reducing import ReduceIntoComputeMemory
+from internlm_mm.parallel.reducing import ReduceIntoComputeMemory, add_in_one_pass
 
 RESHARD = ('never', 'step', 'layer')
 """How long gathered parameters are kept: from one update to the next, from a step's first forward
@@ -81,6 +81,8 @@ def shard_model(
             module.set_force_sum_reduction_for_comms(True)
             if mesh.device_type == 'cuda' and mesh.ndim == 1 and not offload:
                 module.set_custom_reduce_scatter(ReduceIntoComputeMemory(shards))
+    if mesh.device_type == 'cuda':
+        add_in_one_pass(model)
 
 
 def begin_micro_batch(model: nn.Module, is_last: bool, reshard: str) -> None:

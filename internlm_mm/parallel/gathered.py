@@ -3,7 +3,7 @@
 torch has no public way to ask, so this file alone looks inside it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,49 @@ def waiting_gradients(model: nn.Module) -> list[WaitingGradient] | None:
         if plain and entry.sharded_param.requires_grad:
             found.append(WaitingGradient(group, entry))
     return found
+
+
+def add_waiting_with(model: nn.Module, add: Callable[[Tensor, Tensor], object]) -> int:
+    """Let a function of ours add micro-batches' gradients to those that wait.
+
+    For plain contiguous tensors of one shape; others are added as FSDP2 does. A torch whose FSDP2
+    is not as this file knows it keeps its own way.
+
+    Args:
+        model: That FSDP2 has sharded.
+        add: Told the sum, which it changes, and what to add.
+
+    Returns:
+        How many parameters it adds for.
+    """
+    count = 0
+    for _, entry in _entries(model):
+        if hasattr(entry, 'accumulate_unsharded_grad_if_needed'):
+            entry.accumulate_unsharded_grad_if_needed = _Add(entry, add)
+            count += 1
+    return count
+
+
+class _Add:
+    """In the place of a method of FSDP2's record of one parameter."""
+
+    def __init__(self, entry: Any, add: Callable[[Tensor, Tensor], object]) -> None:
+        self._entry, self._add = entry, add
+
+    def __call__(self) -> None:
+        total = self._entry.unsharded_accumulated_grad
+        gradient = None if total is None else self._entry.unsharded_param.grad
+        if (
+            type(total) is Tensor
+            and type(gradient) is Tensor
+            and total.shape == gradient.shape
+            and total.is_contiguous()
+            and gradient.is_contiguous()
+        ):
+            self._add(total, gradient)
+            self._entry.unsharded_param.grad = None
+        else:
+            type(self._entry).accumulate_unsharded_grad_if_needed(self._entry)
 
 
 def memory_of(tensor: Tensor) -> int:

@@ -1,13 +1,37 @@
-"""Where the sharded gradients of a step lie on a GPU."""
+"""Gradients of a step on a GPU: how they are summed, and where the sharded ones lie."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # The interface is public (`FSDPModule.set_custom_reduce_scatter`), the default behind it is not.
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultReduceScatter
+
+from internlm_mm.parallel.gathered import add_waiting_with
+
+
+def add_in_one_pass(model: nn.Module) -> int:
+    """Add each micro-batch's gradients to wider sums with a kernel of ours, where Triton is.
+
+    Args:
+        model: That FSDP2 has sharded, to run on a GPU.
+
+    Returns:
+        For how many parameters; 0 without Triton.
+    """
+    add = wide_add_kernel()
+    return 0 if add is None else add_waiting_with(model, add)
+
+
+def wide_add_kernel() -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The kernel, where Triton is installed, as it is beside every torch for CUDA."""
+    try:
+        from internlm_mm.ops.wide_add import wide_add_
+    except ImportError:
+        return None
+    return wide_add_
 
 
 class ReduceIntoComputeMemory(DefaultReduceScatter):

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from internlm_mm.parallel.data import begin_micro_batch, shard_model
-from internlm_mm.parallel.gathered import gathered
+from internlm_mm.parallel.gathered import _Add, add_waiting_with, gathered
 
 
 @pytest.fixture
@@ -68,3 +68,43 @@ SIZES = {'layers.0.weight': 16, 'layers.0.bias': 4, 'layers.1.weight': 8, 'layer
 
 def test_other_models_have_nothing_gathered() -> None:
     assert list(gathered(Net())) == []
+
+
+def test_micro_batches_are_added_by_a_function_of_ours(process_group: None) -> None:
+    """Bit by bit as FSDP2 adds them."""
+    mesh = init_device_mesh('cpu', (1,), mesh_dim_names=('data_shard',))
+    gradients, added = {}, []
+
+    def add(total: Tensor, gradient: Tensor) -> None:
+        added.append((total.dtype, gradient.dtype))
+        total += gradient
+
+    for ours in (False, True):
+        torch.manual_seed(0)
+        model = Net()
+        shard_model(model, mesh, torch.bfloat16, torch.float32, 'step')
+        if ours:
+            assert add_waiting_with(model, add) == 4
+        for index in range(3):
+            begin_micro_batch(model, index == 2, 'step')
+            model(torch.randn(3, 4, dtype=torch.bfloat16)).backward()
+        gradients[ours] = [p.grad.to_local() for p in model.parameters()]
+    assert all(map(torch.equal, gradients[False], gradients[True]))
+    # Of the three micro-batches the first begins the sums.
+    assert added == [(torch.float32, torch.bfloat16)] * 2 * 4
+
+
+def test_what_cannot_be_added_plainly_is_left_to_fsdp2() -> None:
+    class Entry:
+        unsharded_accumulated_grad: Tensor | None = torch.zeros(2, 3)
+
+        def __init__(self) -> None:
+            self.unsharded_param = nn.Parameter(torch.zeros(2, 3))
+            self.unsharded_param.grad = torch.ones(3, 2).T
+
+        def accumulate_unsharded_grad_if_needed(self) -> None:
+            self.by_fsdp2 = True
+
+    entry = Entry()
+    _Add(entry, lambda *_: pytest.fail('not contiguous'))()
+    assert entry.by_fsdp2

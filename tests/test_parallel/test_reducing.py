@@ -5,7 +5,13 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from internlm_mm.parallel.reducing import ReduceIntoComputeMemory
+from internlm_mm.parallel import reducing
+from internlm_mm.parallel.data import begin_micro_batch, shard_model
+from internlm_mm.parallel.reducing import (
+    ReduceIntoComputeMemory,
+    add_in_one_pass,
+    wide_add_kernel,
+)
 
 
 class Stream:
@@ -120,3 +126,36 @@ def test_free_gradients_are_room_for_activations(tmp_path) -> None:
         assert taken[True] <= taken[False] - 3 * size  # of 4 bytes a number
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+def test_micro_batches_add_up_as_without_the_kernel(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert wide_add_kernel() is not None
+    store = dist.FileStore(str(tmp_path / 'store'), 1)
+    dist.init_process_group('nccl', store=store, rank=0, world_size=1)
+    try:
+        found = {}
+        for ours in (True, False):
+            if not ours:
+                monkeypatch.setattr(reducing, 'wide_add_kernel', lambda: None)
+            torch.manual_seed(0)
+            model = nn.Linear(33, 65, device='cuda')
+            mesh = init_device_mesh('cuda', (1,))
+            shard_model(model, mesh, torch.bfloat16, torch.float32, 'step')
+            for index in range(4):
+                begin_micro_batch(model, index == 3, 'step')
+                rows = torch.randn(8, 33, device='cuda', dtype=torch.bfloat16)
+                model(rows).square().sum().backward()
+            found[ours] = [p.grad.to_local() for p in model.parameters()]
+        assert all(map(torch.equal, found[True], found[False]))
+        assert all(grad.any() for grad in found[True])
+    finally:
+        dist.destroy_process_group()
+
+
+def test_without_triton_it_is_as_fsdp2_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reducing, 'wide_add_kernel', lambda: None)
+    assert add_in_one_pass(nn.Linear(2, 2)) == 0
