@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from internlm_mm.utils.curves import X_AXES, draw_curves, summary_table
+from internlm_mm.utils.differences import difference_table
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -14,12 +15,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--x', choices=X_AXES, default='iter', help='what to draw over')
     parser.add_argument('--smooth', type=int, default=1, metavar='N', help='average over N points')
     parser.add_argument('--out', metavar='PNG', help='draw curves into this file')
+    parser.add_argument('--summary', action='store_true', help='print a table; the default alone')
     parser.add_argument(
-        '--summary', action='store_true', help='print a table; the default without --out'
+        '--differences', action='store_true', help='print how far every two runs lie apart'
+    )
+    parser.add_argument(
+        '--last', type=float, default=0.25, metavar='SHARE', help='of the steps, for --differences'
     )
     args = parser.parse_args(argv)
     try:
-        if args.summary or not args.out:
+        if args.differences:
+            print(difference_table(args.work_dirs, args.keys, args.last, args.smooth))
+        if args.summary or not (args.out or args.differences):
             print(summary_table(args.work_dirs, args.keys))
         if args.out:
             print(draw_curves(args.work_dirs, args.keys, args.out, args.x, args.smooth))

@@ -155,7 +155,7 @@ def draw_curves(
     if smooth < 1:
         raise ValueError(f'smooth={smooth} must be at least 1')
     runs = [read_run(path) for path in paths]
-    names = _names(runs)
+    names = name_runs(runs)
     panels: dict[str, list[str]] = {}
     for key in keys:
         if not any(key in run.scalars for run in runs):
@@ -194,7 +194,7 @@ def summary_table(paths: Sequence[str | Path], keys: Sequence[str]) -> str:
             runs[0].series(key)
         header += [f'{key} last', f'{key} best'] if _better(key) else [f'{key} last']
     rows = [header]
-    for run, name in zip(runs, _names(runs), strict=True):
+    for run, name in zip(runs, name_runs(runs), strict=True):
         steps = max(step for series in run.scalars.values() for step in series)
         tokens = run.tokens()
         row = [
@@ -206,10 +206,15 @@ def summary_table(paths: Sequence[str | Path], keys: Sequence[str]) -> str:
         for key in keys:
             row += _last_and_best(key, run.scalars.get(key, {}))
         rows.append(row)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    return align_columns(rows)
+
+
+def align_columns(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Lines of cells below one another, the first `left` columns from the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return '\n'.join(
         '  '.join(
-            cell.rjust(width) if column else cell.ljust(width)
+            cell.ljust(width) if column < left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
@@ -223,6 +228,15 @@ def moving_average(values: Sequence[float], points: int) -> np.ndarray:
     ends = np.arange(1, len(array) + 1)
     starts = np.maximum(ends - points, 0)
     return (sums[ends] - sums[starts]) / (ends - starts)
+
+
+def name_runs(runs: Sequence[Run]) -> list[str]:
+    """Short labels: the folder's own name, or the whole path where two runs share it."""
+    short = [run.path.resolve().name for run in runs]
+    return [
+        name if short.count(name) == 1 else str(run.path)
+        for name, run in zip(short, runs, strict=True)
+    ]
 
 
 def _read_records(file: Path) -> list[tuple[int, dict[str, float]]]:
@@ -239,15 +253,6 @@ def _read_records(file: Path) -> list[tuple[int, dict[str, float]]]:
         numbers = {k: float(v) for k, v in record.items() if isinstance(v, (int, float))}
         records.append((step, numbers))
     return records
-
-
-def _names(runs: Sequence[Run]) -> list[str]:
-    """Short labels: the folder's own name, or the whole path where two runs share it."""
-    short = [run.path.resolve().name for run in runs]
-    return [
-        name if short.count(name) == 1 else str(run.path)
-        for name, run in zip(short, runs, strict=True)
-    ]
 
 
 def _draw(

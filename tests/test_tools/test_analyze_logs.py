@@ -43,11 +43,30 @@ def test_the_table_is_what_comes_without_options(tmp_path: Path, capsys) -> None
     )
 
 
+def test_differences_of_seeds(tmp_path: Path, capsys) -> None:
+    for seed in (0, 1):
+        progress = dict(type='ProgressHook', interval=1)
+        tiny_runner(
+            tmp_path / f'seed_{seed}',
+            randomness=dict(seed=seed),
+            default_hooks=dict(progress=progress),
+        ).train()
+    capsys.readouterr()
+    runs = [tmp_path / 'seed_0', tmp_path / 'seed_1']
+    assert analyze(*runs, '--differences', '--last', '0.5') == 0
+    _, line = capsys.readouterr().out.splitlines()
+    first, second = (read_run(run).series('loss') for run in runs)
+    apart = sum(abs(second[step] - first[step]) for step in (4, 5, 6))
+    assert f'{apart / sum(first[step] for step in (4, 5, 6)):.3%}' in line and '4 to 6: 3' in line
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
         (['run', '--keys', 'los'], "has logged no 'los'. Did you mean 'loss'?"),
         (['run', '--out', 'x.png', '--smooth', '0'], 'smooth=0 must be at least 1'),
+        (['run', '--differences'], 'differences need two runs at least'),
+        (['run', 'run', '--differences', '--last', '2'], 'last=2.0 must be a share'),
         (['nowhere'], 'no run has logged here'),
     ],
 )
