@@ -1,12 +1,13 @@
 """What `load_from` says, and which weights a run then takes in which order."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from internlm_mm.checkpoint.base import Base, describe_base, find_base, recorded_base, sees_all
 from internlm_mm.checkpoint.foreign import is_foreign
 from internlm_mm.checkpoint.step_folders import read_model_state
+from internlm_mm.engine.hooks.checkpoint_hook import StepCheckpointHook
 from internlm_mm.utils.adapters import is_adapter
 from internlm_mm.utils.suggest import did_you_mean
 
@@ -119,17 +120,20 @@ def base_of(start: Start | None, model: Any) -> Base | None:
     return None if holds_all else describe_base(first.path)
 
 
-def check_base(base: Base | None, model: Any) -> None:
-    """Refuse frozen weights in 4 bits that nobody else holds as they are.
+def check_base(base: Base | None, model: Any, hooks: Iterable[Any]) -> None:
+    """Refuse to save adapters over weights in 4 bits that nobody else holds as they are.
 
     Args:
         base: From `base_of`.
         model: The run's, whole.
+        hooks: Of the run, which without a `StepCheckpointHook` saves nothing.
 
     Raises:
         ValueError: Saying what to set.
     """
-    if base is None and any(getattr(module, 'four_bit', False) for module in model.modules()):
+    if base is not None or not any(isinstance(hook, StepCheckpointHook) for hook in hooks):
+        return
+    if any(getattr(module, 'four_bit', False) for module in model.modules()):
         raise ValueError(
             'model.adapter.four_bit=True rounds frozen weights, and checkpoints hold the adapters '
             'alone: set load_from to the weights that they belong to'

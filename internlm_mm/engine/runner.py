@@ -245,7 +245,7 @@ class LLMRunner(BuildingRunner):
                 for one in self._start.chain()
             ]
         self._base = agree(lambda: base_of(self._start, self.model))
-        check_base(self._base, self.model)
+        check_base(self._base, self.model, self.hooks)
 
     def _keep_seed(self) -> None:
         """Go on with the seed of the run that is resumed: it decides the order of the data."""

@@ -139,10 +139,18 @@ def test_frozen_weights_in_four_bits(base: Path, tmp_path: Path) -> None:
     assert load_model(tmp_path / 'run').layers['0'].mlp.up_proj.weight.shape == (48, 32)
 
 
+def test_four_bits_of_random_weights_train_where_nothing_is_saved(tmp_path: Path) -> None:
+    pytest.importorskip('bitsandbytes')
+    runner = tiny_runner(tmp_path, model__adapter=dict(rank=4, four_bit=True))
+    runner.train()
+    assert runner.model.layers['0'].mlp.up_proj.weight.dtype == torch.uint8
+    assert runner.iter == 6 and not list(tmp_path.glob('iter_*'))
+
+
 def test_four_bits_need_a_base_and_a_package(base: Path, tmp_path: Path, monkeypatch) -> None:
     adapter = dict(model__adapter=dict(rank=4, four_bit=True))
     with pytest.raises(ValueError, match='set load_from to the weights that they belong to'):
-        tiny_runner(tmp_path, **adapter).prepare_training()
+        tiny_runner(tmp_path, **SAVE | adapter).prepare_training()
     adapter['load_from'] = str(base / 'hf')
     offload = dict(strategy__offload=True, **adapter)
     with pytest.raises(ValueError, match=r'four_bit=True .*does not go with strategy\.offload'):
