@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -103,12 +104,47 @@ def test_both_sides_share_no_wording_no_operands_and_no_answer(files, held_out) 
         assert len(set(theirs)) > 50 and not hashes(ours) & hashes(theirs)
 
 
-def test_wordings_differ_by_more_than_what_dresses_them_up() -> None:
+def words(text: str) -> set[str]:
+    return set(re.findall(r'[a-z]+', text.lower()))
+
+
+def test_no_phrase_of_a_wording_is_on_both_sides_and_none_has_unknown_words() -> None:
+    """Not the way to ask, not the thing asked for, not the words before and behind them."""
+    kinds = [*wordings.WORDINGS.values(), (wordings.OPENINGS, wordings.ENDS)]
+    for kind in kinds:
+        for phrases in kind:
+            assert not {*phrases.train} & {*phrases.held_out} - {''}
+            assert len({*phrases.train}) > len({*phrases.held_out}) >= 3
+    for asks, things in wordings.WORDINGS.values():
+        seen = words(' '.join(asks.train + things.train))
+        assert words(' '.join(asks.held_out + things.held_out)) <= seen
     for task in tasks.TASKS:
         ours, theirs = wordings.wordings(task, 'train'), wordings.wordings(task, 'held_out')
-        asks, things = wordings.WORDINGS[task]
-        assert len(ours) + len(theirs) == len(asks) * len(things) == len({*ours, *theirs})
-        assert len(theirs) >= 3
+        assert len({*ours}) == len(ours) >= 32 and len({*theirs}) == len(theirs) >= 9
+
+
+def test_held_out_questions_have_no_phrase_of_a_training_question(files, held_out) -> None:
+    """Read off the texts: words around operands, cut where operands stand, differ on both sides."""
+
+    def around(record: dict) -> tuple[str, ...]:
+        return tuple(part.strip(' .?!') for part in re.split('[#@]', skeleton(record).lower()))
+
+    train = {around(record)[0] for record in read(files.chat / 'train')}
+    assert len(train) > 100
+    for record in held_out:
+        assert around(record)[0] not in train
+
+
+def test_held_out_wordings_are_made_of_tokens_of_training_wordings(files) -> None:
+    tokenizer = load_tokenizer(str(files.tokenizer))
+
+    def tokens(side: str, times: int) -> set[int]:
+        rng = random.Random(0)
+        cores = [core for task in tasks.TASKS for core in wordings.wordings(task, side)]
+        texts = (wordings.dress(core, rng, side) for core in cores for _ in range(times))
+        return {index for text in texts for index in tokenizer.encode(text)}
+
+    assert tokens('held_out', 6) <= tokens('train', 12)
 
 
 def test_names_and_schemas_of_unseen_tools_are_in_no_training_row(files) -> None:

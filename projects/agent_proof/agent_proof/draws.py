@@ -10,7 +10,7 @@ from typing import Literal
 
 Side = Literal['train', 'held_out']
 HELD_OUT_OF = 5
-"""One of so many wordings, operands, answers and names is held out."""
+"""One of so many operands, answers and names is held out."""
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 
 
@@ -18,7 +18,7 @@ def side_of(what: str, text: str) -> Side:
     """The side that something is on, by its hash; the same for every seed.
 
     Args:
-        what: Its kind: 'wording', 'operands', 'answer', 'name'.
+        what: Its kind: 'operands', 'answer', 'name'.
         text: How it is written.
     """
     digest = hashlib.sha256(f'{what} {text}'.encode()).digest()

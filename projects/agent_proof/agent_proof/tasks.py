@@ -317,7 +317,7 @@ def draw_case(task: str, rng: random.Random, side: Side, names: Side | None = No
             break
     wording = rng.choice(wordings(task, side))
     filling = draft.operands if draft.filling is None else draft.filling
-    question = dress(wording, rng).format(*filling)
+    question = dress(wording, rng, side).format(*filling)
     if tables(wording):
         question += f'\n{draft.table}'
     plugins, python = _declared(task, draft.plugins, rng, names or side)
