@@ -15,6 +15,7 @@ from internlm_mm.models.preference import (
     pair_measures,
     split_pairs,
 )
+from internlm_mm.ops import document_scores
 from internlm_mm.registry import OBJECTIVES
 from internlm_mm.structures import IGNORE_INDEX, Batch
 
@@ -46,6 +47,7 @@ class PairwiseReward(nn.Module):
             raise ValueError(f'center={center} must not be negative')
         self.center = center
         self.score: nn.Linear | None = None
+        self.document_scores = document_scores  # a seam
 
     def attach(self, hidden_size: int) -> None:
         """Make the score's weight, for a model of this width."""
@@ -63,10 +65,7 @@ class PairwiseReward(nn.Module):
             batch: Says where documents end.
         """
         assert self.score is not None
-        ends = (batch.cu_seqlens[:, 1:].long() - 1).unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-        last = hidden.gather(1, ends)
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        return (last.to(wide) * self.score.weight.to(wide)).sum(-1)
+        return self.document_scores(hidden, self.score.weight, batch.cu_seqlens)
 
     def forward(
         self, hidden: Tensor, head_weight: Tensor | None, batch: Batch

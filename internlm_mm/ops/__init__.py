@@ -12,6 +12,7 @@ from internlm_mm.ops.cross_entropy import (
     linear_cross_entropy,
     linear_token_losses,
 )
+from internlm_mm.ops.document_scores import document_scores
 from internlm_mm.ops.flash4 import flash4_attention
 from internlm_mm.ops.flash_packages import flash2_attention, flash3_attention
 from internlm_mm.ops.flex import flexible_attention
@@ -35,6 +36,7 @@ __all__ = [
     'apply_rope',
     'cached_attention',
     'choose_attention',
+    'document_scores',
     'flash2_attention',
     'flash3_attention',
     'flash4_attention',

@@ -11,9 +11,11 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
@@ -27,6 +29,7 @@ from torch.distributed.tensor.parallel import (
 
 from internlm_mm.ops import (
     VocabularyShard,
+    document_scores,
     greedy_tokens,
     linear_cross_entropy,
     linear_token_losses,
@@ -111,7 +114,7 @@ def apply_tensor_parallel(model: nn.Module, mesh: DeviceMesh) -> None:
 
     Raises:
         ValueError: If the model has no plan, or one that names an unknown style or forgets a
-            parameter; if the objective reads the head without the seam.
+            parameter; if the objective reads the head, or hidden states, without a seam.
     """
     styles = check_tensor_plan(model, mesh.size())
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -149,7 +152,7 @@ def check_tensor_plan(model: nn.Module, degree: int) -> dict[str, str]:
     if objective is not None and not any(hasattr(objective, seam) for seam in SEAMS):
         raise ValueError(
             f'strategy.parallel.tensor={degree}: the objective {type(objective).__name__} has no '
-            f'seam for a split vocabulary, as {", ".join(f"`{seam}`" for seam in SEAMS)}'
+            f'seam for split matrices, as {", ".join(f"`{seam}`" for seam in SEAMS)}'
         )
     return styles
 
@@ -240,12 +243,42 @@ def sharded_token_losses(
     return linear_token_losses(hidden, local, labels, chunk, shard)
 
 
+def sharded_document_scores(
+    hidden: Tensor, weight: Tensor, cu_seqlens: Tensor, *, mesh: DeviceMesh
+) -> Tensor:
+    """`document_scores` by every rank alike, whose weight is whole everywhere.
+
+    Args:
+        hidden: The same on every rank, [rows, seq, hidden]; its gradient is a part of a sum.
+        weight: [1, hidden].
+        cu_seqlens: As in `document_scores`.
+        mesh: The tensor axis.
+    """
+    counts = mesh.get_local_rank() == 0
+    return document_scores(_CountGradient.apply(hidden, counts), weight, cu_seqlens)
+
+
+class _CountGradient(torch.autograd.Function):
+    """The same tensor, whose gradient is zeros on ranks where it does not count."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, counts: bool) -> Tensor:
+        ctx.counts = counts
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return (grad if ctx.counts else torch.zeros_like(grad)), None
+
+
 SEAMS: dict[str, Callable[..., Any]] = {
     'cross_entropy': sharded_cross_entropy,
+    'document_scores': sharded_document_scores,
     'greedy_tokens': sharded_greedy_tokens,
     'token_losses': sharded_token_losses,
 }
-"""What takes the place of an objective's functions of the whole head."""
+"""What takes the place of an objective's functions of the head, or of hidden states."""
 
 
 def _own_rows(weight: DTensor, mesh: DeviceMesh) -> tuple[Tensor, VocabularyShard]:

@@ -1,6 +1,7 @@
 """Split matrices on two ranks against whole ones, in float64."""
 
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,9 +22,11 @@ from internlm_mm.parallel.tensor import (
     gather_tokens,
     match_plan,
     sharded_cross_entropy,
+    sharded_document_scores,
     sharded_greedy_tokens,
 )
 from internlm_mm.structures import IGNORE_INDEX
+from tests.helpers import tiny_runner
 
 SIZES = dict(
     vocab_size=22, hidden_size=16, intermediate_size=14, num_layers=2, num_heads=4, max_seq_len=16
@@ -83,7 +86,7 @@ class Plain(nn.Module):
 
 def test_an_objective_without_the_seam() -> None:
     model = InternLM(**SIZES, objective=Plain())
-    with pytest.raises(ValueError, match='objective Plain has no seam for a split vocabulary'):
+    with pytest.raises(ValueError, match='objective Plain has no seam for split matrices'):
         apply_tensor_parallel(model, NO_MESH)
     assert not any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
@@ -284,3 +287,71 @@ def test_a_split_vocabulary_has_the_likeliest_tokens_of_the_whole(two_ranks) -> 
         hidden, weight, _ = case(tokens, vocab, kind)
         expected = (hidden.round() @ weight.round().T).argmax(1)
         assert torch.equal(ours, expected) and torch.equal(theirs, expected)
+
+
+# -------------------------------------------------------------------------------- reward models
+
+
+def learn_rewards(
+    folder: Path, parallel: dict | None = None, resume: str = ''
+) -> dict[str, Tensor]:
+    """Weights after four steps on pairs, two of them before a checkpoint."""
+    runner = tiny_runner(
+        folder,
+        experiment_name=f'{folder.parent.name}_{folder.name}',
+        model__objective=dict(type='PairwiseReward', center=0.1),
+        train_dataloader__dataset=dict(type='RandomPairs', vocab_size=64, seq_len=32),
+        val_dataloader=None,
+        val_cfg=None,
+        train_cfg__max_iters=4,
+        default_hooks__checkpoint=dict(type='StepCheckpointHook', interval=2),
+        strategy__parallel=parallel or {},
+        strategy__precision=dict(param='float64', reduce='float64'),
+        resume=resume or False,
+    )
+    runner.train()
+    return {
+        name: p.detach().full_tensor() if isinstance(p, DTensor) else p.detach().clone()
+        for name, p in runner.model.named_parameters()
+    }
+
+
+def test_rewards_are_learnt_and_saved_as_by_one_process(two_ranks, tmp_path: Path) -> None:
+    expected = learn_rewards(tmp_path / 'one')
+    for found in two_ranks(learn_rewards, tmp_path / 'two', {'tensor': 2}):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    again = learn_rewards(tmp_path / 'again', resume=str(tmp_path / 'two' / 'iter_2'))
+    torch.testing.assert_close(again, expected, rtol=1e-9, atol=1e-12)
+
+
+def documents_and_weight() -> tuple[Tensor, Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(5)
+    hidden = torch.randn(2, 6, 4, generator=draw, dtype=torch.float64)
+    weight = torch.randn(1, 4, generator=draw, dtype=torch.float64)
+    return hidden, weight, torch.tensor([[0, 2, 6, 6], [0, 6, 6, 6]])
+
+
+def split_scores() -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, and gradients of their squares' sum; those of hidden states are parts of a sum."""
+    hidden, weight, bounds = documents_and_weight()
+    axis = mesh()
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    own = hidden.chunk(2, 1)[axis.get_local_rank()].contiguous()
+    scores = sharded_document_scores(gather_tokens(own, axis), weight, bounds, mesh=axis)
+    scores[:, :1].square().sum().backward()
+    return scores.detach(), weight.grad, hidden.grad
+
+
+def test_scores_of_split_models(two_ranks) -> None:
+    hidden, weight, bounds = documents_and_weight()
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    scores = torch.stack([hidden[0, 1] @ weight[0], hidden[1, 5] @ weight[0]])
+    scores.square().sum().backward()
+    ranks = two_ranks(split_scores)
+    for found, gradient, _ in ranks:
+        torch.testing.assert_close(found[:, 0], scores.detach())
+        torch.testing.assert_close(gradient, weight.grad)
+    torch.testing.assert_close(ranks[0][2] + ranks[1][2], hidden.grad)
+    assert bounds.shape == (2, 4)
