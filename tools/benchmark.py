@@ -13,6 +13,7 @@ from bare_loop import BareLoop  # beside this file
 from mmengine.config import Config
 
 from internlm_mm.engine.benchmark import FrameworkSteps, measure
+from internlm_mm.engine.benchmark_memory import host_memory, reckon_memory, render_memory
 from internlm_mm.engine.benchmark_report import (
     add_breakdown,
     add_matmul_rate,
@@ -41,7 +42,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--steps', type=int, default=5, help='steps in a block')
     parser.add_argument('--blocks', type=int, default=5)
     parser.add_argument(
-        '--breakdown', action='store_true', help='say where the time of profiled steps goes'
+        '--breakdown', action='store_true', help='say where time and memory of a step go'
     )
     parser.add_argument(
         '--profiled-steps', type=int, default=2, help='steps that --breakdown profiles, after all'
@@ -97,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         framework = FrameworkSteps(LLMRunner.from_cfg(config))
         other = bare_step(framework, config) if args.against else None
         report = measure(framework, other, args.warmup, args.steps, args.blocks)
+        if args.breakdown:
+            report |= host_memory(framework.runner.strategy.device)
         found = framework.profile(args.profiled_steps) if args.breakdown else {}
         framework.close()
     runner = framework.runner
@@ -104,17 +107,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_matmul_rate(report, matmul_rate(runner.strategy.device, runner.strategy.param_dtype))
     if found:
         add_breakdown(report, found)
+    if dist.is_initialized():
+        dist.destroy_process_group()
     if runner.rank == 0:
+        if found:  # after the process group: a rehearsal pretends one
+            report['memory'] = reckon_memory(config, runner.strategy.layout)
         report['command'] = ['tools/benchmark.py', *(sys.argv[1:] if argv is None else argv)]
         print(json.dumps(report) if args.json else render(report))
         if found and not args.json:
             print(render_breakdown(report['breakdown']))
+            print(render_memory(report))
         if not args.no_records:
             name = Path(args.config).stem
             path = save_record(args.records, report, name, fingerprint)
             print(f'kept in {path}', file=sys.stderr)
-    if dist.is_initialized():
-        dist.destroy_process_group()
     return 0
 
 

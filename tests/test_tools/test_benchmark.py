@@ -16,7 +16,7 @@ def test_text_and_a_record(
     assert main([*COMMAND, '--breakdown', '--cfg-options', 'strategy.recompute=0.5']) == 0
     captured = capsys.readouterr()
     assert ' tokens/s/device (' in captured.out and 'products reach here' in captured.out
-    assert '\n  attention ' in captured.out
+    assert '\n  attention ' in captured.out and '\n  activations ' in captured.out
     (path,) = (tmp_path / 'work_dirs' / 'benchmarks').iterdir()
     assert f'kept in {path.relative_to(tmp_path)}' in captured.err
     record = json.loads(path.read_text())
@@ -26,6 +26,8 @@ def test_text_and_a_record(
     parts = record['breakdown']['parts_ms']
     whole = sum(parts.values()) + record['breakdown']['remainder_ms']
     assert whole == pytest.approx(record['framework']['median'] * 1e3)
+    assert sum(record['memory']['kinds'].values()) == record['memory']['bytes'] > 0
+    assert record['host_resident_bytes'] >= record['peak_memory_bytes'] > 2**25
 
 
 def test_json_alone(
@@ -43,3 +45,13 @@ def test_the_bare_loop_knows_no_adapters(capsys: pytest.CaptureFixture[str]) -> 
     adapter = ['--cfg-options', 'model.adapter.rank=4']
     assert main([*COMMAND, '--no-records', '--against', 'bare', *adapter]) == 2
     assert 'the bare loop knows no model.adapter' in capsys.readouterr().err
+
+
+def test_a_mistake_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for option, message in (
+        ('model.hiden_size=3', "Did you mean 'hidden_size'"),
+        ('strategy.recompute=7', 'error: strategy.recompute=7'),
+    ):
+        assert main([*COMMAND, '--no-records', '--cfg-options', option]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+        assert message in line
