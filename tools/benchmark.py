@@ -22,8 +22,10 @@ from internlm_mm.engine.benchmark_report import (
     save_record,
 )
 from internlm_mm.engine.breakdown import render_breakdown
+from internlm_mm.engine.last_words import JobParser, tell_once
 from internlm_mm.engine.runner import LLMRunner
 from internlm_mm.engine.start import adopt_model
+from internlm_mm.engine.train_cli import MISTAKE_EXIT_CODE, USER_ERRORS
 from internlm_mm.utils.config import load_config, parse_cfg_options
 from internlm_mm.utils.config_check import check_config
 from internlm_mm.utils.device import release_cached
@@ -33,7 +35,7 @@ from internlm_mm.utils.rates import matmul_rate
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments of the command."""
-    parser = argparse.ArgumentParser(prog='benchmark.py', description=__doc__)
+    parser = JobParser(prog='benchmark.py', description=__doc__)
     parser.add_argument('config', help='a config file, or the name of a shipped one')
     parser.add_argument(
         '--against', choices=['bare'], help='also time tools/bare_loop.py, in turns'
@@ -76,26 +78,35 @@ def bare_step(framework: FrameworkSteps, config: Config) -> Callable[[], float]:
     return lambda: loop.step(next(batches))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    args = parse_args(argv)
+def read_config(args: argparse.Namespace) -> Config:
+    """The config with the command line's changes, for a run that is only to be timed."""
     config = load_config(args.config, parse_cfg_options(args.cfg_options))
     config.launcher = args.launcher
     adopt_model(config)
     if args.against and config.model.get('adapter') is not None:
-        print('error: --against bare: the bare loop knows no model.adapter', file=sys.stderr)
-        return 2
+        raise ValueError('--against bare: the bare loop knows no model.adapter')
     # Long enough for every step; nothing is saved, evaluated or resumed while the clock runs.
     config.train_cfg.max_iters = 1_000_000
     config.default_hooks.checkpoint = None
     config.default_hooks.evaluation = None
     config.resume = False
-    fingerprint = config_hash(config)
+    return config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit code: 0, or 2 after a mistake in what was asked."""
+    args = parse_args(argv)
     with tempfile.TemporaryDirectory() as work_dir:
-        config.work_dir = work_dir
-        config.log_level = 'WARNING'  # no progress towards a last step that never comes
-        check_config(config)
-        framework = FrameworkSteps(LLMRunner.from_cfg(config))
+        try:
+            config = read_config(args)
+            fingerprint = config_hash(config)
+            config.work_dir = work_dir
+            config.log_level = 'WARNING'  # no progress towards a last step that never comes
+            check_config(config)
+            framework = FrameworkSteps(LLMRunner.from_cfg(config))
+        except USER_ERRORS as error:
+            tell_once(f'error: {error.args[0] if isinstance(error, KeyError) else error}')
+            return MISTAKE_EXIT_CODE
         other = bare_step(framework, config) if args.against else None
         report = measure(framework, other, args.warmup, args.steps, args.blocks)
         if args.breakdown:

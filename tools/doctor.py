@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from internlm_mm.doctor.examination import examine, render_examination
+from internlm_mm.engine.last_words import JobParser, tell_once
 from internlm_mm.parallel.launch import join_process_group
 from internlm_mm.utils.device import pick_device
 from internlm_mm.utils.launch import LAUNCHERS, read_launch
@@ -17,7 +18,7 @@ from internlm_mm.utils.launch import LAUNCHERS, read_launch
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments of the command."""
-    parser = argparse.ArgumentParser(
+    parser = JobParser(
         prog='doctor.py',
         description=__doc__,
         epilog='Exit code 0: nothing known is wrong; 1: there are problems, each with its cure; '
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         launch = read_launch(args.launcher)
         device = pick_device(launch.local_rank)
     except ValueError as error:
-        print(f'error: {error}', file=sys.stderr)
+        tell_once(f'error: {error}')
         return 2
     if device.type == 'cuda':
         torch.cuda.set_device(device)

@@ -7,6 +7,7 @@ import sys
 import traceback
 
 from internlm_mm.engine.evaluate import evaluate, metrics_table
+from internlm_mm.engine.last_words import JobParser, tell_once
 from internlm_mm.engine.train_cli import MISTAKE_EXIT_CODE, USER_ERRORS
 from internlm_mm.utils.config import parse_cfg_options
 from internlm_mm.utils.launch import LAUNCHERS
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.traceback:
             traceback.print_exc()
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f'error: {message}', file=sys.stderr, flush=True)
+        tell_once(f'error: {message}')
         return MISTAKE_EXIT_CODE
     if result.pop('rank') == 0:
         print(json.dumps(result) if args.json else f'{result["weights"]}\n{metrics_table(result)}')
@@ -45,7 +46,7 @@ def _weights(args: argparse.Namespace) -> str | None:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog='test', description=__doc__)
+    parser = JobParser(prog='test', description=__doc__)
     parser.add_argument(
         'target',
         help='a work dir, a checkpoint iter_N or a Hugging Face folder, or a config',

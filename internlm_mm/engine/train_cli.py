@@ -15,7 +15,7 @@ import torch.distributed as dist
 from mmengine.config import Config
 
 from internlm_mm.engine.dry_run import dry_run
-from internlm_mm.engine.last_words import tell_once
+from internlm_mm.engine.last_words import JobParser, tell_once
 from internlm_mm.engine.lost_ranks import LostRanks, watch_ranks
 from internlm_mm.engine.made_folders import MadeFolders
 from internlm_mm.engine.rehearse import rehearse
@@ -43,7 +43,7 @@ USER_ERRORS = (ValueError, TypeError, FileNotFoundError, PermissionError, KeyErr
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments of `tools/train.py`."""
-    parser = argparse.ArgumentParser(
+    parser = JobParser(
         prog='train.py',
         description='Train a model from a config.',
         epilog='Examples: train.py internlm_tiny_pretrain; train.py my.py --resume; '

@@ -107,6 +107,29 @@ def enter_launch(launch: Launch, use_gpus: bool = True) -> None:
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 
+def guess_launch(env: Mapping[str, str] | None = None) -> tuple[Launch, bool]:
+    """This process's place before anybody has said who the launcher is, as far as it can be told.
+
+    Args:
+        env: The environment; the process's own when None.
+
+    Returns:
+        The place, alone where several processes do not show; and whether the launcher itself keeps
+        a store at `master_addr`, as torchrun does, and not rank 0.
+    """
+    env = os.environ if env is None else env
+    started = _started(env)
+    if {'RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_PORT'} <= env.keys():
+        started.setdefault('pytorch', 2)  # as torchrun tells it, without torchrun
+    for launcher, count in started.items():
+        if count > 1:
+            try:
+                return read_launch(launcher, env), env.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
+            except ValueError:  # which whoever needs it is told
+                continue
+    return Launch(), False
+
+
 SETTINGS = ('NCCL_', 'TORCH_', 'CUDA_', 'PYTORCH_', 'GLOO_', 'OMP_', 'MKL_', 'KMP_')
 """What names of variables begin with that change how fast a job runs, or whether."""
 
@@ -227,17 +250,22 @@ def _read_mpi(env: Mapping[str, str]) -> Launch:
 
 def _check_alone(env: Mapping[str, str]) -> None:
     """Refuse several processes that would each train alone and overwrite each other's files."""
-    started = {
-        'pytorch': env.get('WORLD_SIZE') if 'TORCHELASTIC_RUN_ID' in env else None,
-        'slurm': env.get('SLURM_STEP_NUM_TASKS') if 'SLURM_PROCID' in env else None,
-        'mpi': env.get('OMPI_COMM_WORLD_SIZE') or env.get('PMI_SIZE'),
-    }
-    for launcher, count in started.items():
-        if count is not None and count.isdigit() and int(count) > 1:
+    for launcher, count in _started(env).items():
+        if count > 1:
             raise ValueError(
                 f'{count} processes were started, but launcher is none: each would train alone. '
                 f'Add --launcher {launcher}'
             )
+
+
+def _started(env: Mapping[str, str]) -> dict[str, int]:
+    """How many processes each launcher has started, as far as it has told this one."""
+    told = {
+        'pytorch': env.get('WORLD_SIZE') if 'TORCHELASTIC_RUN_ID' in env else None,
+        'slurm': env.get('SLURM_STEP_NUM_TASKS') if 'SLURM_PROCID' in env else None,
+        'mpi': env.get('OMPI_COMM_WORLD_SIZE') or env.get('PMI_SIZE'),
+    }
+    return {name: int(count) for name, count in told.items() if count and count.isdigit()}
 
 
 def _gpu_index(env: Mapping[str, str], local_rank: int) -> int:

@@ -10,6 +10,7 @@ import pytest
 import torch.distributed as dist
 
 from internlm_mm.engine import last_words
+from internlm_mm.utils.launch import Launch, free_port
 from tests.runs import start_ranks
 
 TINY = Path(__file__).parents[1] / 'configs' / 'tiny.py'
@@ -88,16 +89,67 @@ def test_one_process_tells_its_own(capsys):
     assert capsys.readouterr().err == 'no\n'
 
 
+def told_without_a_group(monkeypatch, messages, has_store=False, seconds=0.4):
+    """As `told`, by ranks that know nothing but what their launcher says."""
+    me, port = threading.local(), free_port()
+    monkeypatch.setattr(last_words, 'ignore_stop_signals', lambda: None)  # for main threads alone
+    monkeypatch.setattr(
+        last_words,
+        'guess_launch',
+        lambda: (Launch(me.rank, len(messages), me.rank, '127.0.0.1', port), has_store),
+    )
+    printed = {}
+    monkeypatch.setattr(
+        last_words, 'print', lambda text, **_: printed.update({me.rank: text}), raising=False
+    )
+    keeper = None
+    if has_store:
+        keeper = dist.TCPStore('127.0.0.1', port, is_master=True, wait_for_workers=False)
+
+    def end(rank, message):
+        me.rank = rank
+        last_words.tell_once(message, seconds)
+
+    threads = [
+        threading.Thread(target=end, args=(rank, message))
+        for rank, message in reversed(list(enumerate(messages)))  # the first comes last
+        if message is not None
+    ]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.1)
+    for thread in threads:
+        thread.join(20)
+    del keeper
+    return printed
+
+
+@pytest.mark.parametrize('has_store', [True, False], ids=['torchrun', 'others'])
+def test_before_there_is_a_group(monkeypatch, has_store):
+    printed = told_without_a_group(monkeypatch, ['no'] * 4, has_store, seconds=20)
+    assert printed == {0: 'no'}
+
+
+def test_the_only_error_before_there_is_a_group(monkeypatch):
+    assert told_without_a_group(monkeypatch, [None, 'no'], has_store=True) == {1: 'no'}
+    assert told_without_a_group(monkeypatch, [None, 'no']) == {1: 'no'}
+    assert told_without_a_group(monkeypatch, ['no', None]) == {0: 'no'}
+    assert told_without_a_group(monkeypatch, ['no', 'rank 1: no']) == {0: 'no', 1: 'rank 1: no'}
+
+
 @pytest.mark.parametrize(
-    ('option', 'message'),
+    ('arguments', 'message'),
     [
-        ('strategy.parallel.data_shard=3', 'needs exactly 3 processes'),  # when ranks are counted
-        ('strategy.recompute=2', 'strategy.recompute=2'),  # when the model is there
+        (['--cfg-options', 'strategy.parallel.data_shard=3'], 'needs exactly 3 processes'),
+        (['--cfg-options', 'strategy.recompute=2'], 'strategy.recompute=2'),  # with the model
+        (['--cfg-options', 'model.hiden_size=3'], 'model.hiden_size'),  # before there is a group
+        (['--load-from', '/nowhere'], '/nowhere'),
+        (['--dry-run=3'], 'train.py: error: argument --dry-run'),
     ],
 )
-def test_a_mistake_in_a_config_is_one_line_of_a_job(tmp_path, option, message):
-    argv = [TINY, '--work-dir', tmp_path / 'work', '--cfg-options', option]
+def test_a_mistake_is_one_line_of_a_job(tmp_path, arguments, message):
+    argv = [TINY, '--work-dir', tmp_path / 'work', *arguments]
     ranks = start_ranks(argv, tmp_path / 'log')
     assert [rank.wait() for rank in ranks] == [2, 2]
-    lines = [line for rank in ranks for line in rank.text.splitlines() if 'Error' in line]
+    lines = [line for rank in ranks for line in rank.text.splitlines() if 'rror: ' in line]
     assert len(lines) == 1 and message in lines[0], lines

@@ -11,6 +11,7 @@ from internlm_mm.utils.launch import (
     enter_launch,
     first_host,
     free_port,
+    guess_launch,
     host_name,
     ranks_here,
     read_launch,
@@ -181,6 +182,27 @@ def test_processes_that_would_not_know_each_other_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f'each would train alone. Add --launcher {launcher}'):
         read_launch('none', env)
+
+
+@pytest.mark.parametrize(
+    ('env', 'launcher'),
+    [(TORCHRUN, 'pytorch'), (SRUN, 'slurm'), (OPEN_MPI, 'mpi'), (MPICH, 'mpi')],
+)
+def test_a_place_is_known_before_the_launcher_is(
+    env: dict[str, str], launcher: str, resolvable: set[str]
+) -> None:
+    resolvable.add('node1')
+    assert guess_launch(env) == (read_launch(launcher, env), False)
+    assert guess_launch(env | {'TORCHELASTIC_USE_AGENT_STORE': 'True'})[1]
+
+
+def test_who_tells_no_place_is_alone(resolvable: set[str]) -> None:
+    by_hand = {key: TORCHRUN[key] for key in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_PORT')}
+    assert guess_launch(by_hand) == (Launch(3, 4, 1, '127.0.0.1', 41879), False)
+    for env in ({}, SBATCH, TORCHRUN | {'WORLD_SIZE': '1', 'RANK': '0'}, {'RANK': '3'}):
+        found, has_store = guess_launch(env)
+        assert found.world_size == 1 and found.rank == 0 and not has_store
+    assert guess_launch(SRUN) == (Launch(), False)  # whose first node has no address here
 
 
 @pytest.mark.parametrize('launcher', ['pytorch', 'slurm', 'mpi'])
