@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jsonschema
-import referencing
 import referencing.exceptions
+
+from internlm_mm.agents.bounded_schema import MOST_ERRORS, TooMuchWork, check, find_errors
 
 _PLAIN = {
     str: 'string',
@@ -74,9 +75,11 @@ def check_schema(parameters: Any, field: str) -> None:
         ValueError: Beginning with `field`.
     """
     try:
-        jsonschema.Draft202012Validator.check_schema(parameters)
+        check(parameters)
     except jsonschema.SchemaError as error:
         raise ValueError(f'{field}: no JSON Schema: {_first_line(error.message)}') from None
+    except RecursionError:
+        raise ValueError(f'{field}: nested too deeply') from None
 
 
 def argument_errors(arguments: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[str]:
@@ -86,14 +89,16 @@ def argument_errors(arguments: Mapping[str, Any], parameters: Mapping[str, Any])
         arguments: By name.
         parameters: JSON Schema of the function.
     """
-    # Without a registry of its own, jsonschema would fetch what a schema refers to.
-    validator = jsonschema.Draft202012Validator(parameters, registry=referencing.Registry())
     try:
-        errors = sorted(validator.iter_errors(arguments), key=lambda e: list(map(str, e.path)))
+        errors = find_errors(arguments, parameters)
     except referencing.exceptions.Unresolvable as missing:
         return [f'the schema refers to {missing.ref!r}, which is not in it']
     except RecursionError:
         return ['they are nested too deeply, or the schema refers to itself without end']
+    except TooMuchWork as why:
+        return [_first_line(str(why))]
+    except ArithmeticError as why:  # such as 10**400 with a `multipleOf` of 0.5
+        return [f'a number cannot be compared with the schema: {why}']
     told = []
     for error in errors[:_MOST]:
         place = ''.join(f'[{p!r}]' for p in error.absolute_path)
@@ -101,7 +106,7 @@ def argument_errors(arguments: Mapping[str, Any], parameters: Mapping[str, Any])
             f'{place}: {_first_line(error.message)}' if place else _first_line(error.message)
         )
     if len(errors) > _MOST:
-        told.append(f'and {len(errors) - _MOST} more')
+        told.append(f'and {len(errors) - _MOST}{" or" * (len(errors) == MOST_ERRORS)} more')
     return told
 
 
