@@ -21,6 +21,8 @@ from internlm_mm.datasets.token_cache import SOURCE_NAME, cached_folder, folder_
 from internlm_mm.parallel.sums import reduce_all
 from internlm_mm.utils.config import dump_config
 
+_KIND = 'log-probabilities of answers'
+
 
 def hash_weights(model: nn.Module) -> str:
     """sha256 of all weights by name, whatever the layout; the same on every rank. Collective.
@@ -45,16 +47,21 @@ def hash_model(model: nn.Module, config: Config) -> str:
         model: Placed and loaded.
         config: The run's.
     """
+    return hash_said(hash_weights(model), config)
+
+
+def hash_said(weights: str, config: Config) -> str:
+    """As `hash_model`, of weights by their hash."""
     said = json.loads(dump_config(config)[1]).get('model', {})
     said.pop('objective', None)
     text = json.dumps(said, sort_keys=True)
-    return hashlib.sha256(f'{hash_weights(model)}\n{text}'.encode()).hexdigest()
+    return hashlib.sha256(f'{weights}\n{text}'.encode()).hexdigest()
 
 
 def describe(strategy: Any, dataset: PreferenceDataset, model: str) -> dict[str, Any]:
     """All that decides what a model, by its hash, says of a dataset's answers."""
     return {
-        'kind': 'log-probabilities of answers',
+        'kind': _KIND,
         'model': model,
         'precision': str(strategy.param_dtype),
         'tokens': dataset.folder.name,  # a hash of data, tokenizer, template and options
@@ -97,6 +104,19 @@ def read_references(
                 f'for {pairs} pairs: delete it'
             )
     return arrays
+
+
+def find_outdated(cache_dir: str | Path) -> list[Path]:
+    """What versions have kept that knew a model by its weights alone; nobody reads it any more."""
+    found = []
+    for path in sorted(Path(cache_dir).glob(f'*/{SOURCE_NAME}')):
+        try:
+            source = json.loads(path.read_text('utf-8'))
+        except (OSError, ValueError):  # of a folder that is of no use here
+            continue
+        if isinstance(source, dict) and source.get('kind') == _KIND and 'model' not in source:
+            found.append(path.parent)
+    return found
 
 
 def compute_references(

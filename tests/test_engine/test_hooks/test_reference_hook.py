@@ -1,5 +1,6 @@
 """When references are asked for, read, and refused; the arithmetic is in test_references.py."""
 
+import json
 from types import SimpleNamespace as Fake
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from internlm_mm.datasets.token_cache import SOURCE_NAME
 from internlm_mm.engine.hooks import EvaluationHook, ReferenceHook
+from internlm_mm.engine.references import hash_said, hash_weights
 from tests.test_engine.test_references import dataset, pairs_in, prepared
 
 
@@ -62,7 +65,7 @@ def test_asked_once_kept_and_remembered(runner) -> None:
 
 def test_what_cannot_be_asked_any_more(runner) -> None:
     hook = ReferenceHook()
-    hook.after_load_checkpoint(runner, {'reference_weights': 'gone'})
+    hook.after_load_checkpoint(runner, {'reference_model': 'gone'})
     runner.iter = 3
     with pytest.raises(ValueError, match=r'has no references .*gone.*it is trained already'):
         hook.before_train(runner)
@@ -71,13 +74,47 @@ def test_what_cannot_be_asked_any_more(runner) -> None:
         hook.before_train(runner)
 
 
+def keep_as_older_versions_did(folder, weights: str) -> None:
+    folder.mkdir(parents=True)
+    source = {'kind': 'log-probabilities of answers', 'weights': weights, 'tokens': 'abc'}
+    (folder / SOURCE_NAME).write_text(json.dumps(source))
+
+
+def test_what_an_older_version_kept_is_named_and_can_be_made_anew(runner, tmp_path) -> None:
+    """Their checkpoints know the model by its weights alone, and so do their folders."""
+    old = {'reference_weights': hash_weights(runner.strategy.model)}
+    keep_as_older_versions_did(tmp_path / 'cache' / 'older', old['reference_weights'])
+    (tmp_path / 'cache' / 'other').mkdir()
+    (tmp_path / 'cache' / 'other' / SOURCE_NAME).write_text('no JSON')
+    hook = ReferenceHook()
+    hook.after_load_checkpoint(runner, old)
+    runner.iter = 3
+    message = r'an older version has kept, \S+cache/older, is not read .*train_cfg\.max_iters=1'
+    with pytest.raises(ValueError, match=message):
+        hook.before_train(runner)
+
+    runner.iter = 0  # another run from where this one began
+    ReferenceHook().before_train(runner)
+    assert any('cache/older: references of an older version' in line for line in runner.lines)
+    with torch.no_grad():  # the first has been trained
+        runner.strategy.model.norm.weight += 1
+    runner.iter, runner.train_loop = 3, Fake(dataloader=runner.again())
+    hook = ReferenceHook()
+    hook.after_load_checkpoint(runner, old)
+    hook.before_train(runner)
+    assert runner.train_loop.dataloader.dataset.has_references
+    state: dict = {}
+    hook.before_save_checkpoint(runner, state)
+    assert state == {'reference_model': hash_said(old['reference_weights'], runner.cfg)}
+
+
 def test_weights_that_are_started_from_are_asked_anew(runner) -> None:
     hook = ReferenceHook()
-    hook.after_load_checkpoint(runner, {'reference_weights': 'of the run before'})
+    hook.after_load_checkpoint(runner, {'reference_model': 'of the run before'})
     hook.before_train(runner)
     state: dict = {}
     hook.before_save_checkpoint(runner, state)
-    assert state['reference_weights'] != 'of the run before'
+    assert state['reference_model'] != 'of the run before'
 
 
 def test_another_function_of_the_same_weights_is_asked_anew(runner) -> None:
