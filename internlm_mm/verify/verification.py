@@ -29,7 +29,12 @@ from internlm_mm.verify.compare import (
     judge,
 )
 from internlm_mm.verify.layouts import Case, names, why_not
-from internlm_mm.verify.processes import LayoutError, LayoutRefusedError, run_processes
+from internlm_mm.verify.processes import (
+    LayoutError,
+    LayoutRefusedError,
+    Processes,
+    run_processes,
+)
 from internlm_mm.verify.reference import Reference, train_reference
 from internlm_mm.verify.shrink import (
     LR,
@@ -113,6 +118,7 @@ class Verification:
         self._config = self._write_config()
         self.reports = [Report(name, skipped=self.skipped) for name in precisions]
         self._single: dict[str, Differences] = {}
+        self._processes = Processes([], device, prelude)
 
     def _why_not(self, case: Case, processes: int) -> str | None:
         with torch.device('meta'):
@@ -163,6 +169,16 @@ class Verification:
         Raises:
             ValueError: If not even one process can train the config.
         """
+        sizes = [case.world_size for case in self.cases]
+        # Those that come last resume checkpoints of layouts that came later than themselves.
+        sizes += {'ring': sizes[:1], 'all': sizes, 'none': []}[self.pairs]
+        self._processes = Processes(sizes, self.device, self.prelude)
+        try:
+            return self._run(tell)
+        finally:
+            self._processes.close()
+
+    def _run(self, tell: Callable[[str], object]) -> list[Report]:
         for number, case in enumerate(self.cases):
             tell(f'{number + 1}/{len(self.cases)} {case.name}')
             done = [one for one in self.cases[:number] if one.name not in self.skipped]
@@ -240,7 +256,7 @@ class Verification:
         job = self._case_folder(case) / 'job.json'
         job.write_text(json.dumps(tasks))
         try:
-            run_processes(job, case.world_size, self.device, self.prelude)
+            run_processes(job, self._processes.take(case.world_size))
         except LayoutRefusedError:
             raise
         except LayoutError as error:

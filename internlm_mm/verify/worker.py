@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,25 @@ def run_task(task: Mapping[str, Any], launcher: str) -> None:
         raise RefusedError(str(error)) from error
 
 
+def wait_for_job(
+    connection: Connection, rank: int, world_size: int, device: str, prelude: str | None
+) -> None:
+    """Entry of a process: all is imported by now; do what `work` is then told, if anything.
+
+    Args:
+        connection: Brings `port`, `job` and `log` as JSON, once; closed, if there is no job.
+        rank: See `work`, as all that follows.
+        world_size: Likewise.
+        device: Likewise.
+        prelude: Likewise.
+    """
+    try:
+        told = json.loads(connection.recv_bytes())
+    except EOFError:
+        os._exit(0)
+    work(rank, world_size, told['port'], device, told['job'], told['log'], prelude)
+
+
 def work(
     rank: int,
     world_size: int,
@@ -157,7 +177,7 @@ def work(
     log: str,
     prelude: str | None,
 ) -> None:
-    """Entry of a process: run the tasks of a job one after the other.
+    """Run the tasks of a job one after the other, and end the process.
 
     Args:
         rank: This process's.
