@@ -17,7 +17,7 @@ from internlm_mm.engine.preflight import build_data_part, check_run
 from internlm_mm.engine.start import check_start, check_start_vocabulary, choose_start
 from internlm_mm.engine.stock_hooks import check_hook
 from internlm_mm.engine.task_evaluation import build_tasks, check_evaluation, check_objective
-from internlm_mm.parallel.attention import apply_attention, check_shared_attention
+from internlm_mm.parallel.attention import apply_attention, check_shared_attention, head_dim_of
 from internlm_mm.parallel.context import check_documents
 from internlm_mm.parallel.fit import check_layout
 from internlm_mm.parallel.float8 import check_float8, check_partners, rounded_weights
@@ -120,6 +120,7 @@ def _check_techniques(strategy: Mapping[str, Any], layout: Layout, model: nn.Mod
             dtype,
             layout.context,
             strategy.get('context_attention', 'all_gather'),
+            head_dim_of(model),
         )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from internlm_mm.engine.rehearse_memory import model_sizes, run_sizes, unknown_parameters
-from internlm_mm.parallel.attention import apply_attention, check_shared_attention
+from internlm_mm.parallel.attention import apply_attention, check_shared_attention, head_dim_of
 from internlm_mm.parallel.mesh import Layout
 from internlm_mm.parallel.pipeline_plan import layer_names, plan_pipeline
 from internlm_mm.parallel.place import Techniques
@@ -113,7 +113,9 @@ def _run_sizes(
     has_mask = has_kernel = False
     if layout.context > 1:
         exchange = techniques.context_attention
-        backend = check_shared_attention(name, device, dtype, layout.context, exchange)
+        backend = check_shared_attention(
+            name, device, dtype, layout.context, exchange, head_dim_of(model)
+        )
         has_kernel = backend == 'varlen'
     else:
         apply_attention(model, name, device, dtype)

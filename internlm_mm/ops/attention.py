@@ -59,8 +59,9 @@ _KERNELS_WITHOUT_PLANS = [
     SDPBackend.MATH,
 ]
 
-# Torch's own kernels: Ampere or newer.
-_TORCH_KERNELS = Needs(cuda=True, half=True, capability=(8, 0))
+# Torch's own kernels: Ampere or newer. FlashAttention-2 takes heads of up to 256 channels, cuDNN of
+# 128 on every GPU and release, and neither takes a number that 8 does not divide.
+_TORCH_KERNELS = Needs(cuda=True, half=True, capability=(8, 0), head_dim=256)
 
 PREFERRED: dict[bool, tuple[str, ...]] = {
     False: ('flash4', 'cudnn'),
@@ -156,7 +157,7 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None)
     return _sdpa(q, k, v, mask)
 
 
-@register_attention('cudnn', mask=False, needs=replace(_TORCH_KERNELS, packed=False))
+@register_attention('cudnn', mask=False, needs=replace(_TORCH_KERNELS, packed=False, head_dim=128))
 def cudnn_attention(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None) -> Tensor:
     """The kernel of cuDNN, torch's fastest on dense rows. Arguments as `reference_attention`.
 

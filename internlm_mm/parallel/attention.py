@@ -4,7 +4,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from internlm_mm.ops.attention import Attend, Documents, choose_attention, needs_mask
+from internlm_mm.ops.attention import (
+    Attend,
+    Documents,
+    attention_obstacles,
+    choose_attention,
+    needs_mask,
+)
 from internlm_mm.parallel.context import CONTEXT_ATTENTIONS
 from internlm_mm.registry import ATTENTIONS
 from internlm_mm.utils.suggest import did_you_mean
@@ -39,7 +45,8 @@ def apply_attention(
     """
     if context is not None:
         ranks = context.size()
-        backend = check_shared_attention(name, device, dtype, ranks, context_attention)
+        width = head_dim_of(model)
+        backend = check_shared_attention(name, device, dtype, ranks, context_attention, width)
         _set(model, CONTEXT_ATTENTIONS[context_attention](context, backend == 'varlen'))
         return f'{backend}, keys and values by {context_attention} over {ranks} ranks'
     width = head_dim_of(model)
@@ -57,7 +64,12 @@ def apply_attention(
 
 
 def check_shared_attention(
-    name: str, device: torch.device, dtype: torch.dtype, degree: int, exchange: str
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    degree: int,
+    exchange: str,
+    head_dim: int | None = None,
 ) -> str:
     """The backend for sequences that ranks share: a kernel between boundaries, or a mask.
 
@@ -67,6 +79,7 @@ def check_shared_attention(
         dtype: What it computes in.
         degree: Ranks of the context axis, for messages.
         exchange: A name in CONTEXT_ATTENTIONS.
+        head_dim: Width of a head, where that is known.
 
     Raises:
         ValueError: If one of them is unknown or cannot serve what is asked.
@@ -79,7 +92,9 @@ def check_shared_attention(
             f'strategy.attention={name!r} does not work with strategy.parallel.context='
             f"{degree}: use 'auto', 'varlen' (CUDA, half precision) or 'sdpa' (a mask)"
         )
-    backend, _ = choose_attention(name, device, dtype, packed=True)
+    if name == 'auto':  # of these two; what is faster for whole rows serves no parts of them
+        name = 'sdpa' if attention_obstacles('varlen', device, dtype, True, head_dim) else 'varlen'
+    backend, _ = choose_attention(name, device, dtype, True, head_dim)
     if exchange == 'ring' and backend != 'varlen':
         raise ValueError(
             "strategy.context_attention='ring' needs CUDA in half precision; "

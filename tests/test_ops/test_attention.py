@@ -238,6 +238,18 @@ def test_heads_that_a_backend_does_not_take():
         choose_attention('flash2', 'cuda', torch.bfloat16, True, 320)
     with pytest.raises(ValueError, match='a multiple of 8, not 20'):
         choose_attention('flash4', 'cuda', torch.bfloat16, True, 20)
+    with pytest.raises(
+        ValueError, match=r"'cudnn' takes heads of up to 128 .*not 256.*'auto' picks"
+    ):
+        choose_attention('cudnn', 'cuda', torch.bfloat16, False, 256)
+
+
+@pytest.mark.parametrize('packed', [True, False], ids=['packed', 'dense'])
+@pytest.mark.parametrize(('head_dim', 'odd'), [(128, False), (20, True), (512, True)])
+def test_auto_takes_heads_of_any_width(packed: bool, head_dim: int, odd: bool):
+    name, why = choose_attention('auto', 'cuda', torch.bfloat16, packed, head_dim)
+    assert (name == 'sdpa') == odd
+    assert (f'a multiple of 8, not {head_dim}' in why) == odd
 
 
 def test_auto_takes_the_first_preference_that_runs(monkeypatch):

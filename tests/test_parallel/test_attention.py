@@ -6,14 +6,21 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from internlm_mm.models import InternLM
-from internlm_mm.ops.attention import needs_mask, reference_attention, sdpa_attention
-from internlm_mm.parallel.attention import apply_attention
+from internlm_mm.ops.attention import (
+    PREFERRED,
+    choose_attention,
+    needs_mask,
+    reference_attention,
+    sdpa_attention,
+)
+from internlm_mm.parallel.attention import apply_attention, check_shared_attention
+from internlm_mm.registry import ATTENTIONS
 
 CPU = torch.device('cpu')
 
 
 def model() -> InternLM:
-    return InternLM(vocab_size=8, hidden_size=8, intermediate_size=8, num_layers=2, num_heads=2)
+    return InternLM(vocab_size=8, hidden_size=16, intermediate_size=8, num_layers=2, num_heads=2)
 
 
 @pytest.mark.parametrize(
@@ -98,3 +105,16 @@ def test_the_width_of_heads_is_looked_up_in_the_model() -> None:
     module = InternLM(vocab_size=8, hidden_size=24, intermediate_size=8, num_layers=1, num_heads=2)
     with pytest.raises(ValueError, match='a multiple of 8, not 12'):
         apply_attention(module, 'flash4', CPU, torch.float32)
+
+
+def test_auto_for_a_shared_sequence_is_a_kernel_that_serves_parts(monkeypatch) -> None:
+    """Whatever is faster for whole rows."""
+    monkeypatch.setitem(ATTENTIONS.module_dict, 'mine', lambda q, k, v, documents: q)
+    monkeypatch.setitem(PREFERRED, True, ('mine', 'varlen'))
+    gpu = torch.device('cuda')
+    assert choose_attention('auto', gpu, torch.bfloat16, True)[0] == 'mine'
+    for exchange in ('ring', 'all_gather'):
+        assert check_shared_attention('auto', gpu, torch.bfloat16, 2, exchange, 64) == 'varlen'
+    assert check_shared_attention('auto', gpu, torch.bfloat16, 2, 'all_gather', 20) == 'sdpa'
+    with pytest.raises(ValueError, match="'ring' needs CUDA"):
+        check_shared_attention('auto', gpu, torch.float32, 2, 'ring', 64)
