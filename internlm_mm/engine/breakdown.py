@@ -12,14 +12,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from internlm_mm.optim.hybrid_zero import NORM_AND_CLIP
+
 STEP = 'internlm_mm.step'
 DATA_WAIT = 'internlm_mm.data_wait'
 OPTIMIZER = 'internlm_mm.optimizer'
-"""Ranges of the host that a trace must mark."""
+"""Ranges of the host that a trace must mark; in OPTIMIZER, NORM_AND_CLIP is told apart."""
 
 KINDS = (
     'matmul',
     'attention',
+    'norm and clip',
     'optimizer',
     'elementwise',
     'exposed communication',
@@ -28,7 +31,7 @@ KINDS = (
     'host optimizer',
     'idle',
 )
-COMMUNICATION, HOST_COPIES, WAITING, HOST_OPTIMIZER, IDLE = KINDS[4:]
+COMMUNICATION, HOST_COPIES, WAITING, HOST_OPTIMIZER, IDLE = KINDS[5:]
 
 _Event = Mapping[str, Any]
 
@@ -108,7 +111,8 @@ def break_down(events: Iterable[_Event]) -> dict[str, Any]:
     updates = _ranges(marked, OPTIMIZER)
     host = [Span(*wait, WAITING) for wait in _ranges(marked, DATA_WAIT)]
     if any(event.get('cat') == 'kernel' for event in complete):
-        spans = list(_gpu_spans(complete, updates))
+        clips = _ranges(marked, NORM_AND_CLIP)
+        spans = list(_gpu_spans(complete, updates, clips))
         host += [Span(*update, HOST_OPTIMIZER) for update in updates]
     else:
         thread = next(event['tid'] for event in marked if event['name'] == STEP)
@@ -179,26 +183,34 @@ def _ranges(events: Iterable[_Event], name: str) -> list[tuple[float, float]]:
 
 
 def _gpu_spans(
-    events: Sequence[_Event], optimizer: Sequence[tuple[float, float]]
+    events: Sequence[_Event],
+    updates: Sequence[tuple[float, float]],
+    clips: Sequence[tuple[float, float]],
 ) -> Iterator[Span]:
-    """Kernels and copies; those that the host launched inside `optimizer` are the optimizer's."""
+    """Kernels and copies; what the host launched inside these ranges is theirs."""
     launches = {
         event['args']['correlation']: event['ts']
         for event in events
         if event.get('cat') in ('cuda_runtime', 'cuda_driver')
         and 'correlation' in event.get('args', {})
     }
-    begins = [start for start, _ in optimizer]
     for event in events:
         if event.get('cat') not in ('kernel', 'gpu_memcpy', 'gpu_memset'):
             continue
         kind = kernel_kind(event['name'])
         launched = launches.get(event.get('args', {}).get('correlation'))
         if launched is not None and kind not in (COMMUNICATION, HOST_COPIES):
-            last = bisect_right(begins, launched) - 1
-            if last >= 0 and launched <= optimizer[last][1]:
+            if _inside(launched, clips):
+                kind = 'norm and clip'
+            elif _inside(launched, updates):
                 kind = 'optimizer'
         yield Span(event['ts'], event['ts'] + event['dur'], kind)
+
+
+def _inside(time: float, ranges: Sequence[tuple[float, float]]) -> bool:
+    """Whether a time lies in one of several ranges, which ascend and do not overlap."""
+    last = bisect_right(ranges, time, key=lambda one: one[0]) - 1
+    return last >= 0 and time <= ranges[last][1]
 
 
 def _cpu_spans(events: Sequence[_Event], thread: Any) -> Iterator[Span]:
@@ -246,6 +258,8 @@ def _enter(end: float, name: str, is_operator: bool, within: str | None) -> _Ope
         is_optimizer = name == OPTIMIZER or name.startswith('Optimizer.step#')
         is_graph = 'compiled' in name.lower()  # with kernels in it that tell of nothing
         kind = (within or 'elementwise') if is_graph else IDLE
+        if name == NORM_AND_CLIP:
+            within = 'norm and clip'
         return _Open(end, kind, 'optimizer' if is_optimizer else within)
     kind = operator_kind(name)
     if kind == COMMUNICATION:

@@ -10,12 +10,16 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.optim import Optimizer
+from torch.profiler import record_function
 
 from internlm_mm.optim.grad_norm import gradient_norm
 from internlm_mm.optim.loss_scale import DynamicLossScale
 from internlm_mm.registry import OPTIM_WRAPPERS
 from internlm_mm.utils.shards import local_tensor
 from internlm_mm.utils.suggest import did_you_mean
+
+NORM_AND_CLIP = 'internlm_mm.norm_and_clip'
+"""What a profiler shows the norm of the gradients and their scaling as."""
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -128,16 +132,11 @@ class HybridZeroOptimWrapper(OptimWrapper):
             if parameter.grad is not None
         ]
         scale = 1.0 if self.loss_scale is None else self.loss_scale.scale
-        # The one wait for the device in a step: everything later depends on this number.
-        norm = gradient_norm(gradients, self.norm_groups).item() / scale
+        with record_function(NORM_AND_CLIP):
+            norm = self._norm_and_clip(gradients, scale)
         finite = norm < float('inf')  # False for NaN, too
         outputs: dict[str, float | int] = {'grad_norm': norm, 'skipped': int(not finite)}
         if finite:
-            factor = 1 / scale
-            if self.max_norm is not None and norm > self.max_norm:
-                factor *= self.max_norm / (norm + 1e-6)
-            if factor != 1:
-                torch._foreach_mul_([local_tensor(gradient) for gradient in gradients], factor)
             self.step(**(step_kwargs or {}))
         elif not self.skip_nonfinite:
             raise FloatingPointError(
@@ -153,6 +152,18 @@ class HybridZeroOptimWrapper(OptimWrapper):
         if self.after_step is not None:
             self.after_step()
         return outputs
+
+    def _norm_and_clip(self, gradients: list[Tensor], scale: float) -> float:
+        """The norm without the loss scale; of finite gradients, which are scaled and clipped."""
+        # The one wait for the device in a step: everything later depends on this number.
+        norm = gradient_norm(gradients, self.norm_groups).item() / scale
+        if norm < float('inf'):
+            factor = 1 / scale
+            if self.max_norm is not None and norm > self.max_norm:
+                factor *= self.max_norm / (norm + 1e-6)
+            if factor != 1:
+                torch._foreach_mul_([local_tensor(gradient) for gradient in gradients], factor)
+        return norm
 
     def scalar_state(self) -> dict[str, Any]:
         """What a checkpoint needs besides the optimizer's tensors; JSON types."""

@@ -21,6 +21,7 @@ from internlm_mm.engine.breakdown import (
     read_trace,
     render_breakdown,
 )
+from internlm_mm.optim.hybrid_zero import NORM_AND_CLIP
 
 # As cuBLAS, cuDNN, CUTLASS, NCCL, torch and its compiler call their kernels.
 KERNELS = {
@@ -148,6 +149,9 @@ def test_a_trace_of_a_gpu_by_hand() -> None:
         event('cuda_runtime', 'cudaLaunchKernel', 85, 5, correlation=6),
         event('kernel', 'fmha_cutlassF_bf16', 510, 40, tid=7, correlation=6),
         event('user_annotation', OPTIMIZER, 90, 30),
+        event('user_annotation', NORM_AND_CLIP, 91, 3),
+        event('cuda_runtime', 'cudaLaunchKernel', 92, 1, correlation=7),
+        event('kernel', 'multi_tensor_apply_kernel<LpNorm>', 550, 25, tid=7, correlation=7),
         event('cuda_runtime', 'cudaLaunchKernel', 95, 5, correlation=3),
         event('kernel', 'multi_tensor_apply_kernel<FusedAdam>', 600, 200, tid=7, correlation=3),
         event('cuda_runtime', 'cudaLaunchKernel', 100, 5, correlation=4),
@@ -162,20 +166,21 @@ def test_a_trace_of_a_gpu_by_hand() -> None:
         {
             'matmul': 0.300,
             'attention': 0.040,
+            'norm and clip': 0.025,
             'optimizer': 0.200,
             'elementwise': 0.0,
             'exposed communication': 0.100 + 0.100,  # behind the product, behind the optimizer
             'exposed host copies': 0.050,
             'data wait': 0.060,
             'host optimizer': 0.010,  # 90 to 100: nothing runs yet
-            'idle': 0.030 + 0.010 + 0.050 + 0.050,
+            'idle': 0.030 + 0.010 + 0.025 + 0.050,
         }
     )
     assert found['communication_ms'] == pytest.approx(0.350)
     longest = found['kernels']
-    assert [one['ms'] for one in longest] == pytest.approx([0.3, 0.2, 0.2, 0.15, 0.05, 0.04])
+    assert [one['ms'] for one in longest] == pytest.approx([0.3, 0.2, 0.2, 0.15, 0.05, 0.04, 0.025])
     first = dict(name='nvjet_tst_128x256', kind='matmul', ms=0.3, calls=1.0)
-    assert longest[0] == first and longest[-1]['kind'] == 'attention'
+    assert longest[0] == first and longest[-2]['kind'] == 'attention'
 
 
 def test_a_trace_of_a_cpu_by_hand() -> None:
@@ -192,6 +197,9 @@ def test_a_trace_of_a_cpu_by_hand() -> None:
         event(op, 'autograd::engine::evaluate_function: MulBackward0', 500, 100),
         event(op, 'aten::mul', 550, 40),
         event('user_annotation', OPTIMIZER, 700, 200),
+        event('user_annotation', NORM_AND_CLIP, 702, 16),
+        event(op, 'aten::_foreach_norm', 703, 10),
+        event(op, 'aten::mm', 705, 2),
         event(op, 'aten::_fused_adamw_', 720, 80),
         event(op, 'aten::mm', 730, 10),
         event(op, 'gloo:all_reduce', 560, 100, tid=2),
@@ -204,13 +212,14 @@ def test_a_trace_of_a_cpu_by_hand() -> None:
         {
             'matmul': 0.050 + 0.010 + 0.210,
             'attention': 0.100,
+            'norm and clip': 0.010,
             'optimizer': 0.080,
             'elementwise': 0.030 + 0.040 + 0.030,
             'exposed communication': 0.070,  # 590 to 660
             'exposed host copies': 0.0,
             'data wait': 0.100,
             'host optimizer': 0.0,  # its operators are the optimizer there
-            'idle': 0.050 + 0.060 + 0.120 + 0.060 + 0.010 - 0.020,
+            'idle': 0.050 + 0.060 + 0.110 + 0.060 + 0.010 - 0.020,
         }
     )
     assert sum(found['parts_ms'].values()) == pytest.approx(found['step_ms'])
