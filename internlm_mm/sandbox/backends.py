@@ -194,6 +194,8 @@ def bubblewrap(tools: Tools, features: frozenset[str]) -> Command:
     for name in _HIDDEN:
         if Path(f'/proc/{name}').exists():
             options += ['--ro-bind', '/dev/null', f'/proc/{name}']
+    # Of its own processes, too: who is killed when memory runs out, for one.
+    options += ['--remount-ro', '/proc']
     # One file system for all that can be written, so that one size holds for all.
     options += ['--symlink', '/work/.shm', '/dev/shm', '--symlink', '/work/.tmp', '/tmp']
     options += ['--remount-ro', '/dev']

@@ -124,6 +124,11 @@ class Processes:
             self._files.append(self.folder)
         except OSError as error:
             raise StartError(f'the worker is out of reach: {error}') from None
+        try:  # where the machine has no memory left, a session goes before whatever else runs
+            with open(f'/proc/{self.worker}/oom_score_adj', 'w') as file:
+                file.write('1000')
+        except OSError:
+            pass
 
     def members(self) -> list[int]:
         """The numbers of all processes, ours that stand around the worker included."""

@@ -15,6 +15,7 @@ from internlm_mm.sandbox.usage import (
     cpu_seconds,
     file_system,
     folder_tree,
+    lock_count,
     memory_bytes,
     over_limit,
     remove_tree,
@@ -89,6 +90,8 @@ class LiveWorker:
         disk = self.over_limit(members)
         if disk is not None:
             return disk
+        if lock_count(members) > limits.files:
+            return 'files'
         if self._group is not None:
             return 'memory_mb' if self._group.ran_out() else None
         most = limits.memory_mb * MIB

@@ -55,6 +55,7 @@ ALWAYS = (
     *'landlock_create_ruleset landlock_add_rule landlock_restrict_self'.split(),
     'timer_create',  # wakes with SIGCONT whom the host has stopped
     'seccomp',  # its listeners keep threads waiting that cannot be stopped
+    *'sync syncfs'.split(),  # the disks of the host
 )
 """Calls that are refused whatever their arguments."""
 
@@ -68,6 +69,12 @@ ALWAYS_RULES = (
     # Shared memory without a file: it is held by a page, and counts with that.
     Rule('mmap', 3, 'equal', _SHARED_MEMORY, mask=_SHARED_MEMORY),
     Rule('fcntl', 1, 'equal', 10),  # F_SETSIG: SIGCONT again
+    Rule('fcntl', 1, 'equal', 37),  # F_OFD_SETLK: a lock that belongs to no process is not counted
+    Rule('fcntl', 1, 'equal', 38),  # F_OFD_SETLKW
+    Rule('fcntl', 1, 'equal', 1024),  # F_SETLEASE: also on files of the host that can be read
+    Rule('fcntl', 1, 'equal', 1026),  # F_NOTIFY: likewise
+    # Likewise; libraries take it that the file system has no such locks.
+    Rule('flock', 0, 'any bit', 0, error=ENOSYS),
     Rule('mmap', 3, 'any bit', 0x40000),  # huge pages, which nobody counts
     Rule('clone3', 0, 'any bit', 0, error=ENOSYS),  # its flags are out of sight: libc takes clone
     Rule('personality', 0, 'other', 0xFFFFFFFF),  # which only asks
@@ -104,8 +111,6 @@ SHARED_RULES = (
     Rule('setpriority', 1, 'other', 0),
     Rule('ioprio_set', 0, 'other', 1),
     Rule('ioprio_set', 1, 'other', 0),
-    Rule('fcntl', 1, 'equal', 1024),  # F_SETLEASE
-    Rule('fcntl', 1, 'equal', 1026),  # F_NOTIFY
 )
 
 SIGNALS = (*'kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal'.split(),)
@@ -144,6 +149,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     'fchownat': (260, 54),
     'fcntl': (72, 25),
     'finit_module': (313, 273),
+    'flock': (73, 32),
     'fremovexattr': (199, 16),
     'fsconfig': (431, 431),
     'fsetxattr': (190, 7),
@@ -229,6 +235,8 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     'socketpair': (53, 199),
     'swapoff': (168, 225),
     'swapon': (167, 224),
+    'sync': (162, 81),
+    'syncfs': (306, 267),
     'sysfs': (139, None),
     'syslog': (103, 116),
     'tgkill': (234, 131),

@@ -11,6 +11,7 @@ from internlm_mm.sandbox.limits import MIB, Limits
 _TICKS = os.sysconf('SC_CLK_TCK')
 _PAGE = os.sysconf('SC_PAGE_SIZE')
 _DEEPEST = 64
+_MOST_OF_LOCKS = 1 << 20  # bytes of the table that are read: some 18,000 locks
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,20 @@ def memory_bytes(processes: Sequence[int], enough: int) -> int:
     if plain <= enough:
         return plain
     return sum(map(_share, owners))
+
+
+def lock_count(processes: Sequence[int]) -> int:
+    """Locks on parts of files that processes have: memory of the kernel's that nobody counts."""
+    table = b''
+    try:
+        with open('/proc/locks', 'rb', buffering=0) as file:
+            while len(table) < _MOST_OF_LOCKS and (piece := file.read(1 << 16)):
+                table += piece
+    except OSError:
+        return 0  # a kernel without locks
+    owners = {str(process).encode() for process in processes}
+    found = (line.split(None, 5) for line in table.splitlines() if b' -> ' not in line)
+    return sum(len(fields) > 5 and fields[4] in owners for fields in found)
 
 
 def file_system(folder: int) -> Disk:

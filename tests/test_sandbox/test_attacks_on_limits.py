@@ -112,6 +112,29 @@ def test_a_million_files(host: Host) -> None:
     assert host.run('import os; os.listdir(".")').result in ("['.shm', '.tmp']", "['tmp']")
 
 
+LOCKS = """
+import fcntl
+file = open('locked', 'w+')
+for place in range(1_000_000):
+    fcntl.lockf(file, fcntl.LOCK_EX, 1, 2 * place)
+"""
+DATABASE = """
+import sqlite3
+base = sqlite3.connect('data.db')
+base.execute('create table t (x)')
+base.execute('insert into t values (3)')
+base.commit()
+base.execute('select x from t').fetchall()
+"""
+
+
+def test_a_million_locks(host: Host) -> None:
+    """Each is memory of the kernel's that no control group counts."""
+    reply = host.run(LOCKS)
+    assert (reply.status, reply.limit) == ('killed', 'files'), reply
+    assert host.run(DATABASE).result == '[(3,)]'
+
+
 def test_folders_of_any_depth(host: Host) -> None:
     reply = host.run('import os\nfor _ in range(10**5):\n    os.mkdir("d"); os.chdir("d")')
     assert reply.limit == 'files', reply

@@ -248,13 +248,47 @@ def test_doors_of_the_kernel(host: Host) -> None:
             keyctl=250, add_key=248, bpf=321, perf=298, userfaultfd=323, io_uring=425, memfd=319,
             shmget=29, mq_open=240, module=175, kexec=246, reboot=169, swapon=167, quotactl=179,
             handle=304, clock=227, modify_ldt=154, iopl=172, ptrace=101, vm_read=310,
-            personality=135, acct=163, syslog=103, setuid=105, sethostname=170,
+            personality=135, acct=163, syslog=103, setuid=105, sethostname=170, sync=162,
+            syncfs=306,
         ).items():
             arguments = (0, buffer, 0, 0) if name != 'personality' else (0x0040000,)
             attempt(name, call, number, *arguments)
         """,
     )
-    all_fail(reply, 25)
+    all_fail(reply, 27)
+
+
+def test_what_the_kernel_lets_a_process_say_of_itself(host: Host) -> None:
+    """Who is killed first when memory runs out, above all: the host's own word stays."""
+    reply = attack(
+        host,
+        """
+        for name in ('oom_score_adj', 'comm', 'uid_map', 'clear_refs', 'attr/current', 'setgroups'):
+            attempt(name, open, f'/proc/self/{name}', 'w')
+        attempt('pressure', open, '/proc/pressure/cpu', 'w')
+        """,
+    )
+    all_fail(reply, 7)
+    workers = [pid for pid, line in host.below() if 'worker.pyc' in line and 'bwrap' not in line]
+    said = {Path(f'/proc/{pid}/oom_score_adj').read_text().strip() for pid in workers}
+    assert '1000' in said
+
+
+def test_locks_on_files_of_the_host(host: Host) -> None:
+    reply = attack(
+        host,
+        """
+        import fcntl
+        whole = b'\\0' * 32
+        for path in (sys.executable, '/usr/lib', '/etc/ld.so.cache'):
+            file = os.open(path, os.O_RDONLY)
+            attempt('lock', fcntl.flock, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            attempt('lease', fcntl.fcntl, file, 1024, 0)
+            attempt('watch', fcntl.fcntl, file, 1026, 1)
+            attempt('nobody has it', fcntl.fcntl, file, 37, whole)
+        """,
+    )
+    all_fail(reply, 12)
 
 
 def test_becoming_somebody_else(host: Host) -> None:

@@ -1,3 +1,4 @@
+import fcntl
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from internlm_mm.sandbox.usage import (
     cpu_seconds,
     file_system,
     folder_tree,
+    lock_count,
     memory_bytes,
     over_limit,
     remove_tree,
@@ -168,6 +170,16 @@ def test_memory_and_time_of_processes() -> None:
         child.kill()
         child.communicate()
     assert cpu_seconds([2**30]) == 0 and memory_bytes([2**30], 0) == 0
+
+
+def test_locks_of_processes(tmp_path: Path) -> None:
+    with (tmp_path / 'locked').open('w+') as file:
+        before = lock_count([os.getpid()])
+        for place in range(300):
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, 2 * place)
+        assert lock_count([os.getpid()]) == before + 300
+        assert lock_count([2**30]) == 0
+    assert lock_count([os.getpid()]) == before
 
 
 def test_what_is_shared_counts_once() -> None:
