@@ -230,7 +230,12 @@ def peft_base(folder: str | Path, base: str | Path | None = None) -> Path:
         FileNotFoundError: If they are nowhere; nothing is downloaded.
     """
     said = base or read_peft_config(folder).get('base_model_name_or_path')
-    if said is None or not Path(said).is_dir():
+    if not said:
+        raise FileNotFoundError(
+            f'{folder} holds adapters, and does not say of which weights: say with base where '
+            'they are'
+        )
+    if not Path(said).is_dir():
         raise FileNotFoundError(
             f'{folder} holds adapters of the weights in {said!r}, which is no folder: say with '
             'base where they are'

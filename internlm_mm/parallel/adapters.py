@@ -79,7 +79,8 @@ def check_four_bit(
     """
     if not any(module.four_bit for module in adapted_layers(model)):
         return
-    found = obstacles(FOUR_BIT, 'cpu', dtype)
+    missing = obstacles(FOUR_BIT, 'cpu', dtype)
+    found = [f'needs {FOUR_BIT.module}, which {reason}' for reason in missing]
     shards = layout.data_shard * layout.context
     if layout.tensor > 1:
         found.append(f'does not go with strategy.parallel.tensor={layout.tensor}')

@@ -115,7 +115,12 @@ def parse_cfg_options(items: Sequence[str], option: str = '--cfg-options') -> di
         key, equals, text = item.partition('=')
         if not equals or not all(key.split('.')):
             raise ConfigError(f'{option} {item!r} is not of the form a.b=value')
-        plain = ' ' in text and not re.search(r'[,\[\](){}]', text)
+        if re.match(r'\s*\{\s*[\'"}]', text):  # not the braces of a prompt
+            raise ConfigError(
+                f'{option} {item!r}: write a dict key by key: {key}.KEY=VALUE, after {key}=None '
+                'where it is none yet'
+            )
+        plain = ' ' in text and not re.search(r'[,\[\]()]', text)
         # MMEngine deletes blanks, which is right for lists and wrong for text.
         try:
             options[key] = text if plain else DictAction._parse_iterable(text)
@@ -151,7 +156,8 @@ def apply_options(cfg: Config, options: Mapping[str, Any]) -> None:
                     node[key] = {}
             else:
                 raise ConfigError(
-                    f'--cfg-options {dotted}={value!r}: {where}={to_plain(node)!r} holds no keys'
+                    f'--cfg-options {dotted}={value!r}: {where}={to_plain(node)!r} holds no keys; '
+                    f'{where}=None before it makes room for some'
                 )
             if last:
                 node[place] = to_plain(value)  # classes by name, so that the dump loads again

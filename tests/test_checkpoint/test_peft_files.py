@@ -75,6 +75,12 @@ def test_what_peft_has_trained_is_read(tmp_path: Path) -> None:
     assert (said['rank'], said['alpha'], said['dora'], said['rslora']) == (3, 5.0, True, False)
     with pytest.raises(FileNotFoundError, match="'nowhere', which is no folder: say with base"):
         load_model(tmp_path / 'theirs', base='nowhere')
+    said = json.loads((tmp_path / 'theirs' / 'adapter_config.json').read_text())
+    (tmp_path / 'theirs' / 'adapter_config.json').write_text(
+        json.dumps(said | {'base_model_name_or_path': None})
+    )
+    with pytest.raises(FileNotFoundError, match='does not say of which weights: say with base'):
+        load_model(tmp_path / 'theirs')
     moved = shutil.move(hf, tmp_path / 'moved')
     found = load_model(tmp_path / 'theirs', base=moved).logits(ids)
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()

@@ -100,6 +100,12 @@ def test_options_that_are_none(item: str) -> None:
 def test_a_dict_is_written_key_by_key() -> None:
     with pytest.raises(ConfigError, match=r'key by key: a\.b\.KEY=VALUE'):
         parse_cfg_options(['a.b=dict(start=4,increment=4)'])
+    with pytest.raises(ConfigError, match=r'a\.b\.KEY=VALUE, after a\.b=None where it is none yet'):
+        parse_cfg_options(["a.b={'start': 4, 'increment': 4}"])
+    assert parse_cfg_options(['a.b={question} A:']) == {'a.b': '{question} A:'}
+    cfg = Config(dict(a='text'))
+    apply_options(cfg, parse_cfg_options(['a=None', 'a.path=x', 'a.adapter=y']))
+    assert cfg.a == dict(path='x', adapter='y')
 
 
 def test_options_reach_everywhere() -> None:
@@ -115,7 +121,7 @@ def test_options_reach_everywhere() -> None:
     [
         ('c.2.d', "c.2.d=1: c is a list of 2; '2' is none of its places"),
         ('c.x', "'x' is none of its places"),
-        ('a.b.z', 'a.b=1 holds no keys'),
+        ('a.b.z', 'a.b=1 holds no keys; a.b=None before it makes room'),
     ],
 )
 def test_options_that_do_not_fit(key: str, message: str) -> None:
