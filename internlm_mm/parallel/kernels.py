@@ -102,9 +102,14 @@ def _kernel(
     found = obstacles(getattr(kernel, 'needs', Needs()), device, dtype)
     if degree > 1:
         found.append(f'does not go with strategy.parallel.tensor={degree}')
+    check = getattr(kernel, 'check', None)
+    if found and check is not None:
+        try:
+            check()
+        except ImportError as error:  # told with the rest
+            found.append(str(error))
     if found:
         raise ValueError(f'strategy.kernels.{key}={name!r} {"; ".join(found)}')
-    check = getattr(kernel, 'check', None)
     if check is not None:
         check()
     return kernel

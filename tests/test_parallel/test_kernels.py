@@ -60,6 +60,10 @@ def test_kernels_that_cannot_run_here() -> None:
         apply_kernels(InternLM(**SIZES), Kernels(norm='fused'), CPU, torch.float32, 2)
     with pytest.raises(ImportError, match=r"norm='apex' needs NVIDIA's apex"):
         apply_kernels(InternLM(**SIZES), Kernels(norm='apex'), torch.device('cuda'), torch.float16)
+    with pytest.raises(
+        ValueError, match=r"norm='apex' needs CUDA, .*on PyPI is another one; build"
+    ):
+        apply_kernels(InternLM(**SIZES), Kernels(norm='apex'), CPU, torch.float32)
 
 
 def test_a_model_without_the_seam() -> None:
