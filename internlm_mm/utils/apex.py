@@ -33,8 +33,8 @@ def import_apex(part: str, wanted: str) -> Any:
     is_there = has_apex(part)
     if is_there is None:
         raise ImportError(
-            f"{wanted} needs NVIDIA's apex, which is not installed; the package called apex on PyPI "
-            f'is another one; {BUILD}'
+            f"{wanted} needs NVIDIA's apex, which is not installed; the package called apex on "
+            f'PyPI is another one; {BUILD}'
         )
     if not is_there:
         raise ImportError(
