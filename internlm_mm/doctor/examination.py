@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from internlm_mm.doctor.attentions import examine_attentions
+from internlm_mm.doctor.kernels import examine_kernels
 from internlm_mm.doctor.problems import find_problems, gather_facts
 from internlm_mm.utils.device import peak_flops, usable_cores
 from internlm_mm.utils.rates import (
@@ -29,7 +30,7 @@ def examine(device: torch.device, seconds: float) -> dict[str, Any]:
 
     Returns:
         JSON-ready: `devices`, `versions`, `settings`, `attention` (see `examine_attentions`) with
-        `attention_dtype`, `rates` and `problems`.
+        `attention_dtype`, `kernels` (see `examine_kernels`), `rates` and `problems`.
     """
     facts = gather_facts()
     dtype = training_dtype(device)
@@ -40,6 +41,7 @@ def examine(device: torch.device, seconds: float) -> dict[str, Any]:
         'settings': dict(facts.settings),
         'attention': examine_attentions(device, dtype, seconds / 4),
         'attention_dtype': str(dtype).removeprefix('torch.'),
+        'kernels': examine_kernels(device, dtype),
         'rates': measure_rates(device, seconds) if seconds else {},
         'problems': [problem._asdict() for problem in find_problems(facts)],
     }
@@ -115,6 +117,9 @@ def render_examination(report: Mapping[str, Any]) -> str:
         lines += ['settings', *(f'  {k}={v}' for k, v in report['settings'].items())]
     lines.append(f'attention in {report["attention_dtype"]}')
     lines += _attention_lines(report['attention'])
+    lines.append('kernels besides, none of which is needed')
+    for name, reasons in report['kernels'].items():
+        lines.append(f'  {name}: {"; ".join(reasons) or "can run"}')
     if report['rates']:
         lines += ['rates, of one device', *_rate_lines(report)]
     lines.append('problems')

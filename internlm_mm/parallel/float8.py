@@ -105,6 +105,17 @@ def check_partners(tensor: int, fuse: bool) -> None:
         )
 
 
+def float8_obstacles(device: torch.device, dtype: torch.dtype, emulate: bool = False) -> list[str]:
+    """Every reason why layers cannot compute in 8 bits here.
+
+    Args:
+        device: Where the model would run.
+        dtype: What its layers compute in.
+        emulate: See `Float8`.
+    """
+    return obstacles(_EMULATED if emulate else _NEEDS, device, dtype)
+
+
 def apply_float8(
     model: nn.Module,
     options: Float8,
@@ -127,7 +138,7 @@ def apply_float8(
     Raises:
         ValueError: If torchao or the GPU is missing, or there is nothing to replace.
     """
-    found = obstacles(_EMULATED if options.emulate else _NEEDS, device, param_dtype)
+    found = float8_obstacles(device, param_dtype, options.emulate)
     if found:
         raise ValueError(f'strategy.float8 {"; ".join(found)}')
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training

@@ -39,6 +39,7 @@ def test_a_report_of_this_machine(fixed_rates: None, monkeypatch: pytest.MonkeyP
     assert report['ranks'] == 1 and report['attention_dtype'] == 'float32'
     assert report['rates'] == {'matmul_float32': 2e12, 'copy': 3e9}
     assert report['versions']['torch'] == torch.__version__
+    assert report['kernels']['strategy.kernels.norm=torch'] == []
     lines = render_examination(report).splitlines()
     assert '  it is slow' in lines and '    -> buy another' in lines
     (matmul,) = (line for line in lines if 'matmul float32' in line)
@@ -64,6 +65,7 @@ def test_backends_as_lines() -> None:
             'auto': {'dense': {'choice': 'cudnn', 'why': 'fastest'}},
             'cudnn': {'dense': works, 'packed': {'works': False, 'why': 'takes one document'}},
         },
+        'kernels': {'strategy.float8': [], 'strategy.kernels.norm=x': ['is old', 'is not here']},
         'rates': {'matmul_float8': 1e15, 'all_reduce': 4e11, 'host_to_device': 5e10},
         'problems': [],
     }  # fmt: skip
@@ -75,6 +77,8 @@ def test_backends_as_lines() -> None:
         '  auto, dense rows: cudnn (fastest)',
         '  cudnn, dense rows: works, 0.5 TFLOP/s forward, 0.25 with backward',
         '  cudnn, packed rows: takes one document',
+        '  strategy.float8: can run',
+        '  strategy.kernels.norm=x: is old; is not here',
         '  matmul float8     1,000.000 TFLOP/s, [8192, 4096] x [4096, 11008]',
         '  all reduce           400.00 GB/s, on the bus, 2 ranks',
         '  none that is known',
