@@ -25,9 +25,14 @@ from internlm_mm.utils.config import load_config, parse_cfg_options
 from internlm_mm.utils.config_check import check_config
 from internlm_mm.utils.curves import draw_curves, read_run
 
-ROOT = Path(__file__).resolve().parents[1]
 DATA = Path('data/python_stdlib')
 PROMPT = 'def __init__(self, '
+PYTHON = '.venv/bin/python' if Path('.venv/bin/python').is_file() else 'python'
+
+
+def program(name: str, arguments: str) -> str:
+    """A command that runs one of our programs from any folder."""
+    return f'{PYTHON} -m internlm_mm {name} {arguments}'
 
 
 def say(title: str, command: str = '') -> None:
@@ -58,22 +63,27 @@ def set_up(vocab_size: int) -> None:
     text, tokenizer, tokens = DATA / 'text', DATA / 'tokenizer', DATA / 'tokens'
     step(
         'Corpus: the standard library of this Python, with held-out files',
-        'python -c "from internlm_mm.datasets.stdlib_corpus import write_stdlib_corpus; '
+        f'{PYTHON} -c "from internlm_mm.datasets.stdlib_corpus import write_stdlib_corpus; '
         f"write_stdlib_corpus('{text}')\"",
         text,
         lambda: write_stdlib_corpus(text),
     )
     step(
         'Tokenizer: byte-pair encoding learned from the training text',
-        f'python tools/train_tokenizer.py {text / "train"} --output {tokenizer} '
-        f'--vocab-size {vocab_size}',
+        program(
+            'train_tokenizer',
+            f'{text / "train"} --output {tokenizer} --vocab-size {vocab_size}',
+        ),
         tokenizer,
         lambda: train_tokenizer(texts_of(text / 'train'), tokenizer, vocab_size=vocab_size),
     )
     step(
         'Tokens: memory-mapped files, a folder for each domain',
-        f'python tools/preprocess_data.py {text / "train"} --output {tokens} '
-        f'--tokenizer {tokenizer} --validation-inputs {text / "validation"}',
+        program(
+            'preprocess_data',
+            f'{text / "train"} --output {tokens} --tokenizer {tokenizer} '
+            f'--validation-inputs {text / "validation"}',
+        ),
         tokens,
         lambda: preprocess(
             [text / 'train'], tokens, tokenizer=tokenizer, validation_inputs=[text / 'validation']
@@ -85,7 +95,7 @@ def train(config: Any, work_dir: Path) -> None:
     """Pre-train, or go on where an interrupted demo stopped."""
     say(
         'Pre-training',
-        f'python tools/train.py configs/{Path(config.filename).name} --work-dir {work_dir}',
+        program('train', f'{Path(config.filename).stem} --work-dir {work_dir}'),
     )
     config.work_dir = str(work_dir)
     config.resume = bool(list_checkpoints(work_dir))
@@ -110,7 +120,7 @@ def summarise(work_dir: Path) -> dict[str, float]:
 def report(work_dir: Path) -> None:
     """Perplexity of each domain before and after."""
     run = read_run(work_dir)
-    say('Held-out perplexity, before and after', f'python tools/test.py {work_dir}')
+    say('Held-out perplexity, before and after', program('test', str(work_dir)))
     for key in sorted(run.keys()):
         if key.startswith('val/perplexity'):
             values = run.series(key)
@@ -122,7 +132,7 @@ def export(checkpoint: Path, folder: Path) -> float:
     """Export to Hugging Face and compare logits. Returns the largest difference."""
     say(
         'Export to Hugging Face, proven by logits in both stacks',
-        f'python tools/convert2hf.py {checkpoint} {folder} --dtype float32',
+        program('convert2hf', f'{checkpoint} {folder} --dtype float32'),
     )
     difference = convert_to_hf(checkpoint, folder, dtype='float32', overwrite=True)
     print(f'   {folder}, largest difference of a logit {difference:.1e}')
@@ -131,7 +141,7 @@ def export(checkpoint: Path, folder: Path) -> float:
 
 def complete(folder: Path, prompt: str) -> None:
     """Let the exported model go on with a prompt."""
-    say('Completion by the exported model', f'python tools/chat.py {folder} --prompt {prompt!r}')
+    say('Completion by the exported model', program('chat', f'{folder} --prompt {prompt!r}'))
     generator = from_pretrained(folder)
     answer = generator.generate([prompt], Sampling(max_new_tokens=60, temperature=0.7, seed=1))[0]
     print('   ' + (prompt + answer).replace('\n', '\n   '))
@@ -150,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     train(config, args.work_dir)
     report(args.work_dir)
     curve = args.work_dir / 'loss.png'
-    say('Loss curve', f'python tools/analyze_logs.py {args.work_dir} --keys loss --out {curve}')
+    say('Loss curve', program('analyze_logs', f'{args.work_dir} --keys loss --out {curve}'))
     draw_curves([args.work_dir], ['loss', 'val/loss'], curve)
     print(f'   {curve}')
     checkpoint, folder = find_checkpoint(args.work_dir), args.work_dir / 'hf'
@@ -167,18 +177,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'   Hugging Face folder    {folder}')
     print(f'   curves in a browser    tensorboard --logdir {args.work_dir}')
     say('What to try next')
-    python = '.venv/bin/python'
     for purpose, command in (
-        ('chat with it', f'{python} tools/chat.py {folder}'),
+        ('chat with it', program('chat', str(folder))),
         (
             'train longer',
-            f'{python} tools/train.py configs/internlm_tiny_pretrain.py '
-            '--cfg-options train_cfg.max_iters=2000',
+            program('train', 'internlm_tiny_pretrain --cfg-options train_cfg.max_iters=2000'),
         ),
-        ('plan a 7B run', f'{python} tools/train.py configs/internlm_7b_speed.py --dry-run'),
-        ('measure this machine', f'{python} tools/benchmark.py configs/internlm_tiny_pretrain.py'),
-        ('train on your text', 'docs/en/pretrain.md'),
-        ('your own model, hook or data', 'docs/en/plugins.md'),
+        ('plan a 7B run', program('train', 'internlm_7b_speed --dry-run')),
+        ('measure this machine', program('benchmark', 'internlm_tiny_pretrain')),
+        ('train on your text', 'the page docs/en/pretrain.md'),
+        ('your own model, hook or data', 'the page docs/en/plugins.md'),
     ):
         print(f'   {purpose:<30} {command}')
     print(json.dumps(result), flush=True)
