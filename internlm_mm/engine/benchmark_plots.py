@@ -75,7 +75,7 @@ def read_records(paths: Sequence[Path], labels: Sequence[str] | None = None) -> 
     """
     if labels is not None and len(labels) != len(paths):
         raise ValueError(f'--labels has {len(labels)} names for {len(paths)} records')
-    names = labels or [None] * len(paths)
+    names: list[str | None] = [*labels] if labels else [None] * len(paths)
     return [read_record(path, name) for path, name in zip(paths, names, strict=True)]
 
 
