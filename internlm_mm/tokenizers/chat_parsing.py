@@ -259,8 +259,8 @@ class _Reader:
         if isinstance(error, RecursionError):
             reason = 'lists or objects are nested too deep'
         elif isinstance(error, json.JSONDecodeError):
-            place = max(error.pos - start, 0)
-            reason = f'{error.msg} at character {place} of {_short(inside)}'
+            place, what = max(error.pos - start, 0), error.msg.removesuffix(' at')
+            reason = f'{what} at character {place} of {_short(inside)}'
         raise _Wrong('json', f'it is no JSON: {reason}', end)
 
     def _checked(self, name: Any, arguments: Mapping[str, Any], end: int) -> Call:
