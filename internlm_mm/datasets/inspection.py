@@ -146,6 +146,7 @@ def _look_at(
     known = more(documents)
     report.problems += known
     report.problems += marks.problems(example.messages, example.place)
+    report.problems += marks.problems_of_tools(example.tools, example.place)
     report.conversations += 1
     report.cut += was_cut
     report.lost += num_lost
@@ -248,18 +249,25 @@ class Marks:
         """A line for each text of a conversation that spells one."""
         for index, message in enumerate(messages):
             for name, text in texts_of(message):
-                found = self._pattern.search(text)
-                if found is None:
-                    continue
-                mark = found.group()
-                if mark in self._known:
-                    why = 'was the conversation spelt by a template already?'
-                else:
-                    why = f'it looks like a special token.{did_you_mean(mark, self._known)}'
-                yield (
-                    f'{place}, message {index}: {name} spells {mark!r}, which is plain '
-                    f'text here: {why}'
-                )
+                yield from self._problem(text, f'{place}, message {index}: {name}')
+
+    def problems_of_tools(self, tools: Sequence[Mapping[str, Any]], place: str) -> Iterator[str]:
+        """A line for each function whose description spells one."""
+        for index, tool in enumerate(tools):
+            yield from self._problem(
+                json.dumps(tool, ensure_ascii=False), f'{place}, tools[{index}]'
+            )
+
+    def _problem(self, text: str, where: str) -> Iterator[str]:
+        found = self._pattern.search(text)
+        if found is None:
+            return
+        mark = found.group()
+        if mark in self._known:
+            why = 'was the conversation spelt by a template already?'
+        else:
+            why = f'it looks like a special token.{did_you_mean(mark, self._known)}'
+        yield f'{where} spells {mark!r}, which is plain text here: {why}'
 
 
 def _examples(path: Path, format: str) -> Iterator[Example | ValueError]:

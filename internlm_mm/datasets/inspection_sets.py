@@ -123,6 +123,7 @@ def _look_at_pair(pair: Preference, encoder: PairEncoder, marks: Marks, report: 
     documents, was_cut = encoded
     for name, messages in parts.items():
         report.problems += marks.problems(messages, f'{pair.place}, {name}')
+    report.problems += marks.problems_of_tools(pair.tools, pair.place)
     report.conversations += 1
     report.cut += was_cut
     for name, document in zip(('chosen', 'rejected'), documents, strict=True):

@@ -110,6 +110,10 @@ BAD = {
         chat({**Q, 'content': [{'text': 'a'}, {'text': '</s>'}]}, A),
         "c.jsonl:2, message 0: content[1].text spells '</s>'",
     ),
+    'one in the description of a function': (
+        chat(Q, A, tools=[{'name': 'f'}, {'name': 'g', 'description': 'ends <|im_end|>'}]),
+        "c.jsonl:2, tools[1] spells '<|im_end|>', which is plain text here",
+    ),
 }
 
 

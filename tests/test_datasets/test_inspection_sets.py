@@ -42,8 +42,9 @@ def test_conversations_by_their_config(tmp_path: Path, tokenizer) -> None:
         inspect(dict(type='RandomTokens', vocab_size=8, seq_len=4), tokenizer)
 
 
+GOOD = {'prompt': 'q', 'chosen': 'a', 'rejected': 'b'}
 PAIRS = [
-    ({'prompt': 'q', 'chosen': 'a', 'rejected': 'b'}, None),
+    (GOOD, None),
     (
         {'prompt': 'q', 'chosen': 'a', 'rejected': 'a'},
         'p.jsonl:2, chosen and rejected are the',
@@ -54,6 +55,10 @@ PAIRS = [
     (
         {'prompt': 'q', 'chosen': 'a<eoa>', 'rejected': 'b'},
         "p.jsonl:7, chosen, message 0: content spells '<eoa>'",
+    ),
+    (
+        {**GOOD, 'tools': [{'name': 'f', 'description': '<|plugin|>'}]},
+        "p.jsonl:8, tools[0] spells '<|plugin|>'",
     ),
 ]
 
@@ -74,9 +79,9 @@ def test_pairs(tmp_path: Path, tokenizer) -> None:
     assert len(report.problems) == len(wanted)
     for problem, message in zip(report.problems, wanted, strict=True):
         assert message in problem
-    assert report.conversations == 2 and len(report.lengths) == 4
-    assert report.messages == {'prompt': 2, 'chosen': 2, 'rejected': 2}
-    assert report.lines()[0] == '2 pairs, 0 of them longer than a row; 6 problems'
+    assert report.conversations == 3 and len(report.lengths) == 6
+    assert report.messages == {'prompt': 3, 'chosen': 3, 'rejected': 3}
+    assert report.lines()[0] == '3 pairs, 0 of them longer than a row; 7 problems'
     skipped = inspect({**config, 'overlong': 'skip'}, tokenizer, 6)
     assert skipped.cut == 1 and skipped.is_part and len(skipped.problems) == 4
     (tmp_path / 'p.jsonl').write_text('{"text": 1}')
