@@ -12,7 +12,7 @@ from internlm_mm.models import InternLM2
 
 model = dict(
     type=InternLM2,
-    vocab_size=784,  # bytes, characters, words, pieces of JSON and code: see agent_proof/data.py
+    vocab_size=854,  # bytes, characters, words, syllables, JSON and code: see agent_proof/data.py
     hidden_size=192,
     intermediate_size=512,
     num_layers=6,

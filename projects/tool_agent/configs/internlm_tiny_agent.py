@@ -13,6 +13,7 @@ with read_base():
 
 from internlm_mm.evaluation import ToolCallTask
 
+model.update(max_seq_len=2048)  # declarations of functions are long in its small vocabulary
 train_dataloader.dataset.update(
     path='data/agent/train', seq_len=1024, chat_template='internlm_v1_1'
 )
@@ -26,6 +27,7 @@ val_cfg.update(
             path='data/agent/validation',
             chat_template='internlm_v1_1',
             max_samples=100,
+            max_new_tokens=128,
             on_error='skip',
         )
     ]
