@@ -129,9 +129,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.report:
         record = json.loads((args.out / RECORD).read_text(encoding='utf-8'))
     else:
+        backend = args.backend
         if not args.train_only:
             try:  # before time is spent
-                Sandbox(args.backend, unsafe=args.backend == 'plain', spare=0).close()
+                with Sandbox(args.backend, unsafe=args.backend == 'plain', spare=0) as sandbox:
+                    backend = sandbox.backend
             except (SandboxError, ValueError) as error:
                 print(f'error: {error}', file=sys.stderr)
                 return 2
@@ -140,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
         found = prove(args, jobs)
         if found is None:
             return 0
-        record = found
+        record = {**found, 'sandbox': backend}
         write_record(args.out / RECORD, record)
     return tell(record, args.out, args.page)
 
@@ -151,7 +153,8 @@ def tell(record: dict[str, Any], out: Path, renewed: Path | None) -> int:
     missed = judge(seeds)
     versions = ', '.join(f'{name} {version}' for name, version in record['builds'].items())
     lines = [f'- Missed: {line}.\n' for line in missed] or ['Every seed reaches every target.\n']
-    text = f'{record["date"]}, {record["device"]}, {versions}:\n\n{table(seeds)}\n{"".join(lines)}'
+    head = f'{record["date"]}, {record["device"]}, {versions}, sandbox {record["sandbox"]}:'
+    text = f'{head}\n\n{table(seeds)}\n{"".join(lines)}'
     (out / 'results.md').write_text(text, encoding='utf-8')
     print(f'\n{text}')
     draw(seeds, out / 'curves.png')

@@ -315,7 +315,13 @@ def test_a_sandbox_that_is_none_is_refused_before_time_is_spent(program, tmp_pat
 
 def test_what_was_found_is_told_once_more(program, tmp_path: Path, write, capsys) -> None:
     seeds = {'5': results(right=0.5)}
-    record = {'date': '2026-11-26', 'device': 'CPU', 'builds': {'torch': '2.13'}, 'seeds': seeds}
+    record = {
+        'date': '2026-11-26',
+        'device': 'CPU',
+        'builds': {'torch': '2.13'},
+        'sandbox': 'bubblewrap',
+        'seeds': seeds,
+    }
     report.write_record(tmp_path / 'results.json', record)
     page = write('docs/proof.md', f'# P\n{program.BEGIN}\nold\n{program.END}\nend\n')
     assert program.main(['--report', '--out', str(tmp_path), '--page', str(page)]) == 1
@@ -323,7 +329,8 @@ def test_what_was_found_is_told_once_more(program, tmp_path: Path, write, capsys
     assert json.loads(last)['missed'] == report.judge(seeds)
     text = page.read_text()
     assert (
-        report.table(seeds) in text
+        '2026-11-26, CPU, torch 2.13, sandbox bubblewrap:\n' in text
+        and report.table(seeds) in text
         and '](assets/proof.png)' in text
         and 'old' not in text
         and text.endswith('end\n')
