@@ -30,7 +30,7 @@ from internlm_mm.checkpoint.step_folders import (
     newest_whole_checkpoint,
     read_config,
 )
-from internlm_mm.checkpoint.storage import METADATA_FILE
+from internlm_mm.checkpoint.storage import METADATA_FILE, read_tensor_index
 from internlm_mm.checkpoint.vocabulary import compare_vocabularies, find_tokenizer
 from internlm_mm.engine.load_from import ADAPTERS, CONTENT, Start, parse_load_from, with_base
 from internlm_mm.utils.config import dump_config, to_plain
@@ -177,12 +177,25 @@ def check_start(start: Start, model: Any, config: Config, logger: Logger) -> Sou
         return source
     if {'model', 'optimizer'} & set(start.content):
         check_model(start.path, model)
+        if 'optimizer' in start.content:
+            _check_trained(start.path, model)
         for key, ours, theirs in model_differences(start.path, config):
             logger.warning(
                 f'model.{key}={ours!r} differs from {theirs!r}, with which {start.path} '
                 'was trained: weights of the same shapes may mean something else'
             )
     return None
+
+
+def _check_trained(path: Path, model: Any) -> None:
+    """Refuse to go on with an optimizer that has not seen all of what is trained here."""
+    stored = read_tensor_index(path)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and f'model.{name}' not in stored:
+            raise ValueError(
+                f'{path} was trained without {name!r}, which this run trains: it cannot go on '
+                f'there. A new run begins with its weights: load_from={path}'
+            )
 
 
 def _open(start: Start, model: Any) -> tuple[Source, list[str]]:

@@ -176,6 +176,21 @@ def test_what_does_not_belong_together_is_told(base: Path, tmp_path: Path) -> No
         tiny_runner(tmp_path / 'other', **wider).prepare_training()
 
 
+@pytest.mark.parametrize(
+    ('changes', 'name'),
+    [
+        (ADAPTER, 'layers.0.self_attn.q_proj.lora_A.weight'),
+        (SAVE | dict(model__objective=dict(type='PairwiseReward')), 'objective.score.weight'),
+    ],
+)
+def test_a_run_that_trained_less_cannot_be_gone_on_with(
+    base: Path, tmp_path: Path, changes: dict, name: str
+) -> None:
+    message = rf"iter_2 was trained without '{name}', which .*load_from=\S+work/iter_2"
+    with pytest.raises(ValueError, match=message):
+        tiny_runner(tmp_path, resume=str(base / 'work' / 'iter_2'), **changes).prepare_training()
+
+
 def test_keys_are_told_apart() -> None:
     assert parse_load_from('x') == ('x', ('model',), {})
     said = dict(path='x', content=['model', 'data'], base='y', format='hf')
