@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+from codeop import compile_command
 
 from internlm_mm.sandbox import Reply, Sandbox, SandboxError, make_environment
 from internlm_mm.sandbox.backends import NAMES, missing
@@ -73,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
                 with open(name, encoding='utf-8') as file:
                     failed = not show(session.run(file.read())) or failed
         else:
-            while (line := read_line('>>> ')) is not None:
-                failed = not show(session.run(line))
+            while (cell := read_cell()) is not None:
+                failed = not show(session.run(cell))
     return int(failed)
 
 
@@ -85,6 +86,28 @@ def show(reply: Reply) -> bool:
     for image in reply.images:
         print(f'[an image of {len(image)} bytes]')
     return reply.ok
+
+
+def read_cell() -> str | None:
+    """The next statement, which may have several lines as in Python's own prompt, or None."""
+    line = read_line('>>> ')
+    if line is None:
+        return None
+    lines = [line]
+    while is_begun('\n'.join(lines)):
+        line = read_line('... ')
+        if line is None:
+            break
+        lines.append(line)
+    return '\n'.join(lines)
+
+
+def is_begun(code: str) -> bool:
+    """Whether code is the beginning of a statement and not yet all of it."""
+    try:
+        return compile_command(code) is None
+    except (SyntaxError, ValueError, OverflowError, MemoryError, RecursionError):
+        return False  # the session says what is wrong
 
 
 def read_line(prompt: str) -> str | None:

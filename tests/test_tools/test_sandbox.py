@@ -1,3 +1,4 @@
+import io
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,20 @@ def test_files_in_one_session(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == 'so\n42\n'
     assert sandbox.main(['run', str(tmp_path / 'c')]) == 1
     assert 'ZeroDivisionError' in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures('_works')
+def test_statements_of_several_lines_are_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = (
+        'x = 3\nfor i in range(2):\n    print(i + x)\n\n(x +\n1)\ndef f(:\nif x:\n    print("end")'
+    )
+    monkeypatch.setattr('sys.stdin', io.StringIO(typed))
+    assert sandbox.main(['run']) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith('3\n4\n4\n') and shown.endswith('end\n')
+    assert shown.count('SyntaxError') == 1
 
 
 @pytest.mark.usefixtures('_works')
