@@ -16,6 +16,7 @@ from internlm_mm.parallel.adapters import (
     round_frozen,
 )
 from internlm_mm.parallel.attention import apply_attention
+from internlm_mm.parallel.compiling import compile_layers
 from internlm_mm.parallel.data import allocate, shard_model
 from internlm_mm.parallel.float8 import Float8, apply_float8, check_partners
 from internlm_mm.parallel.initialize import initialize_parameters
@@ -29,7 +30,7 @@ from internlm_mm.parallel.pipeline_plan import (
     plan_pipeline,
     splits_backward,
 )
-from internlm_mm.parallel.recompute import compile_layers, recompute_layers
+from internlm_mm.parallel.recompute import recompute_layers
 from internlm_mm.parallel.tensor import apply_tensor_parallel
 from internlm_mm.registry import SCHEDULES
 
@@ -164,7 +165,7 @@ def place_model(
                 stage, techniques.float8, device, techniques.param_dtype, mesh is not None
             )
         if techniques.compile:
-            compile_layers(stage, techniques.recompute)
+            compile_layers(stage, techniques.recompute, turns=techniques.float8 is not None)
         if techniques.param_dtype == torch.float64:
             stage.to(torch.float64)
         if mesh is not None:

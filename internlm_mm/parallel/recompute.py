@@ -1,12 +1,11 @@
 """Activation recomputation: trade a second forward for memory."""
 
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch._functorch import config as partition
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from internlm_mm.parallel.data import layers_of
@@ -26,16 +25,6 @@ _KEPT = (
     'internlm_mm::flash4_forward',
 )
 """What costs most to compute again: matrix products of weights, and attention as a kernel."""
-
-
-_ELEMENTWISE_AGAIN: dict[str, Any] = {
-    'ban_recompute_used_far_apart': False,
-    'ban_recompute_long_fusible_chains': False,
-    'ban_recompute_materialized_backward': False,
-}
-"""What torch's partitioner is told, beside to keep least: that elementwise operations may be
-computed again although a matrix product of backward reads their result, as norms' and gates'. By
-default it lets those be kept. Products, attention and sums are never computed again."""
 
 
 def check_recompute(recompute: Any) -> float | str | None:
@@ -83,7 +72,7 @@ def recompute_layers(
             stage may have only one. 'selective': all layers, which keep the outputs of matrix
             products and of attention, too, and compute again what costs little.
         compiled: Whether layers will be compiled. It is the compiler then that sees to 'selective',
-            as `compile_layers` tells it, and fuses what it computes again.
+            as `internlm_mm.parallel.compiling` tells it, and fuses what it computes again.
 
     Returns:
         How many layers recompute.
@@ -123,27 +112,6 @@ def _recomputing(forward: Callable[..., Any], **options: Any) -> Any:
         return checkpoint(forward, *args, use_reentrant=False, **options, **kwargs)
 
     return recomputing_forward
-
-
-def compile_layers(model: nn.Module, recompute: Any, backend: str = 'inductor') -> None:
-    """Compile each layer by itself, so that they share what is compiled.
-
-    Args:
-        model: Its layers are changed in place; names of parameters stay.
-        recompute: As `recompute_layers` was told.
-        backend: The compiler, by its name in torch.
-    """
-    for layer in layers_of(model):
-        layer.compile(backend=_selective(backend) if recompute == SELECTIVE else backend)
-
-
-@cache  # one for all layers: for each compiler torch compiles anew
-def _selective(backend: str) -> Callable[[Any, Any], Any]:
-    def compile_selectively(graph: Any, inputs: Any) -> Any:
-        with partition.patch(_ELEMENTWISE_AGAIN):
-            return torch._dynamo.lookup_backend(backend)(graph, inputs)
-
-    return compile_selectively
 
 
 def recomputed_layers(model: nn.Module) -> tuple[int, int]:

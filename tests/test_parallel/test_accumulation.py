@@ -19,8 +19,9 @@ from internlm_mm.ops.gradient_sum import AddingLinear, find_sum
 from internlm_mm.parallel import gathered
 from internlm_mm.parallel.accumulation import fuse_accumulation
 from internlm_mm.parallel.adapters import round_frozen
+from internlm_mm.parallel.compiling import compile_layers
 from internlm_mm.parallel.data import begin_micro_batch, shard_model
-from internlm_mm.parallel.recompute import compile_layers, recompute_layers
+from internlm_mm.parallel.recompute import recompute_layers
 from internlm_mm.structures import Batch
 from tests.strategies import OPTIM, strategy
 

@@ -11,7 +11,6 @@ from internlm_mm.datasets.packing import collate_rows
 from internlm_mm.models import InternLM
 from internlm_mm.parallel.recompute import (
     check_recompute,
-    compile_layers,
     kept_operations,
     recompute_layers,
     recomputed_layers,
@@ -132,60 +131,6 @@ def test_selective_computes_no_product_twice() -> None:
     for name in ('aten::mm', 'aten::addmm'):
         assert none[name] == selective[name] < whole[name]
     assert none['aten::silu'] < selective['aten::silu'] == whole['aten::silu']
-
-
-# Dynamo looks for gradients everywhere.
-@pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor that is not a leaf')
-@pytest.mark.slow
-def test_a_share_of_compiled_layers() -> None:
-    _, expected, _ = gradients(model())
-    calls = {}
-    for recompute in (0.0, 1.0):
-        torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
-        module = model()
-        assert recompute_layers(module, recompute, compiled=True) == 4 * recompute
-        compile_layers(module, recompute, 'aot_eager_decomp_partition')
-        _, found, _ = gradients(module)
-        for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=name)
-        with torch.profiler.profile() as profile:
-            module(BATCH)['loss'].backward()
-        calls[recompute] = Counter(event.name for event in profile.events())
-        assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 1
-        assert not torch._dynamo.utils.counters['graph_break']
-    none, whole = calls[0.0], calls[1.0]
-    assert whole['aten::mm'] == none['aten::mm'] + 4 * 2  # gate and up, and not the last product
-    assert whole['aten::addmm'] == none['aten::addmm'] * 2
-
-
-# Dynamo looks for gradients everywhere.
-@pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor that is not a leaf')
-@pytest.mark.slow
-@pytest.mark.parametrize('backend', ['aot_eager_decomp_partition', 'inductor'])
-def test_selective_of_compiled_layers(backend: str) -> None:
-    _, expected, _ = gradients(model())
-    kept, calls = {}, {}
-    for recompute in (0.0, 'selective'):
-        torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
-        module = model()
-        assert recompute_layers(module, recompute, compiled=True) == (4 if recompute else 0)
-        assert recomputed_layers(module) == (0, 4)
-        compile_layers(module, recompute, backend)
-        _, found, kept[recompute] = gradients(module)
-        for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=name)
-        module.zero_grad()
-        before = torch._dynamo.utils.counters['stats']['unique_graphs']
-        with torch.profiler.profile() as profile:
-            module(BATCH)['loss'].backward()
-        calls[recompute] = Counter(event.name for event in profile.events())
-        assert torch._dynamo.utils.counters['stats']['unique_graphs'] == before == 1
-    for name in ('aten::mm', 'aten::addmm', 'aten::_scaled_dot_product_flash_attention_for_cpu'):
-        assert calls['selective'][name] == calls[0.0][name] > 0
-    # Outputs of two norms and of the gate; 2 rows of 16 tokens in float64.
-    assert kept[0.0] - kept['selective'] >= 4 * 2 * 16 * (16 + 16 + 24) * 8
 
 
 def test_operations_are_torchs() -> None:

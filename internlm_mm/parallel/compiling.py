@@ -1,0 +1,74 @@
+"""Compiles the layers of a model, each by itself, and tells the compiler what it would not find."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch._functorch import config as partition
+
+from internlm_mm.parallel.data import layers_of
+from internlm_mm.parallel.recompute import SELECTIVE
+
+_ELEMENTWISE_AGAIN: dict[str, Any] = {
+    'ban_recompute_used_far_apart': False,
+    'ban_recompute_long_fusible_chains': False,
+    'ban_recompute_materialized_backward': False,
+}
+"""What torch's partitioner is told, beside to keep least: that elementwise operations may be
+computed again although a matrix product of backward reads their result, as norms' and gates'. By
+default it lets those be kept. Products, attention and sums are never computed again."""
+
+_TURNED_APART = {'triton.mix_order_reduction': False}
+"""What inductor is told where matrices are rounded and turned. It fuses sums over rows and over
+columns into one kernel, one of a norm's backward pass, and with them the writing of a turned matrix
+that reads the same rows: a byte here and a byte there, which for Llama-3-8B in 8 bits took a tenth
+of a step on an H200 (docs/en/performance.md)."""
+
+
+def compile_layers(
+    model: nn.Module, recompute: Any, backend: str = 'inductor', turns: bool = False
+) -> None:
+    """Compile each layer by itself, so that they share what is compiled.
+
+    Args:
+        model: Its layers are changed in place; names of parameters stay.
+        recompute: As `recompute_layers` was told.
+        backend: The compiler, by its name in torch.
+        turns: Whether layers round operands of products and turn them, as `apply_float8` lets them.
+    """
+    chosen = _compiler(backend, recompute == SELECTIVE, turns and backend == 'inductor')
+    for layer in layers_of(model):
+        layer.compile(backend=chosen)
+
+
+@cache  # one for all layers: for each compiler torch compiles anew
+def _compiler(
+    backend: str, selective: bool, turns: bool
+) -> str | Callable[[torch.fx.GraphModule, Any], Any]:
+    told = _known(_TURNED_APART) if turns else {}
+    if not (selective or told):
+        return backend
+    options = {'config_patches': told} if told else {}
+
+    def compile_as_told(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        with partition.patch(_ELEMENTWISE_AGAIN if selective else {}):
+            return torch._dynamo.lookup_backend(backend)(graph, inputs, **options)
+
+    return compile_as_told
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    """Those that this torch's inductor has, by their dotted names."""
+    from torch._inductor import config
+
+    return {name: options[name] for name in options if _has(config, name)}
+
+
+def _has(config: Any, name: str) -> bool:
+    for part in name.split('.'):
+        if not hasattr(config, part):
+            return False
+        config = getattr(config, part)
+    return True
