@@ -6,7 +6,7 @@ python projects/agent_proof/run.py --seeds 0 1 2 --out work_dirs/agent_proof
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 from agent_proof.report import RECORD, draw, judge, page, table, write_record
-from agent_proof.stages import QUICK, Plan, score_seed, train_seed
+from agent_proof.stages import QUICK, Plan, device_name, score_seed, train_seed
 
 from internlm_mm.sandbox import Sandbox, SandboxError
-from internlm_mm.utils.system import builds
 
 PLAN = 'plan.json'
 PICTURE = 'Held-out questions over the steps, and the loss'
@@ -102,13 +101,8 @@ def prove(args: argparse.Namespace, jobs: int) -> dict[str, Any] | None:
             for seed in args.seeds
         }
         results = {str(seed): future.result() for seed, future in asked.items()}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
-    return {
-        'date': datetime.now(UTC).strftime('%Y-%m-%d'),
-        'device': device,
-        'builds': builds(),
-        'seeds': results,
-    }
+    date = datetime.now(UTC).strftime('%Y-%m-%d')
+    return {'date': date, 'device': device_name(), 'seeds': results}
 
 
 def _train(out: Path, seed: int, plan: Plan, jobs: int) -> None:
@@ -147,13 +141,20 @@ def main(argv: list[str] | None = None) -> int:
     return tell(record, args.out, args.page)
 
 
+def made_on(results: Mapping[str, Any]) -> str:
+    """What a seed was trained on."""
+    versions = ', '.join(f'{name} {version}' for name, version in results['builds'].items())
+    return f'{results["device"]} ({versions})'
+
+
 def tell(record: dict[str, Any], out: Path, renewed: Path | None) -> int:
     """Table, picture and verdict."""
     seeds = record['seeds']
     missed = judge(seeds)
-    versions = ', '.join(f'{name} {version}' for name, version in record['builds'].items())
+    trained = sorted({made_on(results) for results in seeds.values()})
     lines = [f'- Missed: {line}.\n' for line in missed] or ['Every seed reaches every target.\n']
-    head = f'{record["date"]}, {record["device"]}, {versions}, sandbox {record["sandbox"]}:'
+    asked = f'asked on {record["device"]} (sandbox: {record["sandbox"]})'
+    head = f'{record["date"]}, trained on {", ".join(trained)}, {asked}:'
     text = f'{head}\n\n{table(seeds)}\n{"".join(lines)}'
     (out / 'results.md').write_text(text, encoding='utf-8')
     print(f'\n{text}')

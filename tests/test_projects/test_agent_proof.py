@@ -232,7 +232,7 @@ def test_operands_and_names_are_the_same_tokens_wherever_they_stand(files) -> No
         assert len(encoded.ids) <= config.train_dataloader.dataset.seq_len
         text = [tokenizer.decode([index]) for index in encoded.ids]
         for name in (case.steps[0].name, *case.steps[0].arguments):
-            spelt = ''.join(f'\0{syllable}' for syllable in re.findall('..', name))
+            spelt = ''.join(f'\0{letter}' for letter in name)
             assert '\0'.join(['', *text]).count(spelt) >= 3  # declared, asked for, called
 
 
@@ -248,6 +248,8 @@ def results(**changes: float) -> dict:
         'by_group': {'right': groups, 'without_tools': direct},
         'loss': [(5, 2.0), (10, 0.5)],
         'seconds': 12.3,
+        'device': 'NVIDIA H200',
+        'builds': {'torch': '2.11'},
     }
 
 
@@ -318,7 +320,6 @@ def test_what_was_found_is_told_once_more(program, tmp_path: Path, write, capsys
     record = {
         'date': '2026-11-26',
         'device': 'CPU',
-        'builds': {'torch': '2.13'},
         'sandbox': 'bubblewrap',
         'seeds': seeds,
     }
@@ -329,7 +330,8 @@ def test_what_was_found_is_told_once_more(program, tmp_path: Path, write, capsys
     assert json.loads(last)['missed'] == report.judge(seeds)
     text = page.read_text()
     assert (
-        '2026-11-26, CPU, torch 2.13, sandbox bubblewrap:\n' in text
+        '2026-11-26, trained on NVIDIA H200 (torch 2.11), asked on CPU (sandbox: bubblewrap):'
+        in text
         and report.table(seeds) in text
         and '](assets/proof.png)' in text
         and 'old' not in text

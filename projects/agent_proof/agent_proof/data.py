@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from agent_proof.draws import LETTERS
-from agent_proof.names import SYLLABLES
 from agent_proof.tasks import DATE, DELTA, GROUPS, PLUGIN_TASKS, PYTHON, TASKS, Case, draw_cases
 from agent_proof.wordings import vocabulary
 from internlm_mm.tokenizers import build_template
@@ -156,16 +155,15 @@ def write_data(files: Files, amounts: Amounts) -> None:
 
 
 def symbols() -> list[str]:
-    """Strings that are one token each: marks, words, syllables, and pieces of JSON and code."""
-    marks = build_template(TEMPLATE).marks
-    return list(dict.fromkeys((*marks, *PIECES, *vocabulary(), *SYLLABLES)))
+    """Strings that are one token each: marks, words, and pieces of JSON and code."""
+    return list(dict.fromkeys((*build_template(TEMPLATE).marks, *PIECES, *vocabulary())))
 
 
 CHARACTERS = LETTERS + LETTERS.lower() + '0123456789 \n.,:;?!+-*/%=_()[]{}"\'<>|`'
 
 
 def make_tokenizer(folder: Path) -> None:
-    """A vocabulary of characters, words, syllables of names, and pieces of JSON and code."""
+    """A vocabulary of single characters, words of the questions, and pieces of JSON and code."""
     # SentencePiece matches symbols where a text's spaces are written as it writes them.
     words = [symbol.replace(' ', SPACE) for symbol in symbols()]
     train_tokenizer(

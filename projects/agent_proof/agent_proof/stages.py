@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from agent_proof.data import TEMPLATE, Amounts, Files, write_data
 from agent_proof.report import RECORD, last, write_record
 from agent_proof.scoring import examine
 from internlm_mm.api import train
 from internlm_mm.checkpoint.step_folders import list_checkpoints, step_of
 from internlm_mm.utils.curves import read_run
+from internlm_mm.utils.system import builds
 
 CONFIG = Path(__file__).resolve().parents[1] / 'configs' / 'agent.py'
 TRAINED = 'trained.json'
@@ -77,7 +80,8 @@ def train_seed(out: Path, seed: int, plan: Plan, spawned: Mapping[str, Any]) -> 
     options = {**options_of(files), **plan.options, **spawned}
     train(CONFIG, work_dir=work_dir, options=options)
     seconds = round(time.perf_counter() - start, 1)
-    write_record(work_dir / TRAINED, {'seconds': seconds, 'loss': losses(work_dir)})
+    made = {'seconds': seconds, 'device': device_name(), 'builds': builds()}
+    write_record(work_dir / TRAINED, {**made, 'loss': losses(work_dir)})
     return work_dir
 
 
@@ -95,7 +99,8 @@ def score_seed(
 
     Returns:
         'curve': shares by step; 'by_group': right answers of the last checkpoint by kind of
-        question; 'examples': conversations with it; 'loss' and 'seconds' of training.
+        question; 'examples': conversations with it; 'loss', 'seconds', 'device' and 'builds' of
+        training.
     """
     files = Files(out, seed)
     record = files.folder / RECORD
@@ -121,6 +126,11 @@ def score_seed(
         f'without tools {point["without_tools"]:7.2%}'
     )
     return found
+
+
+def device_name() -> str:
+    """What this process computes on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
 
 
 def options_of(files: Files) -> dict[str, Any]:
