@@ -61,9 +61,8 @@ def _compiler(
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:
     """Those that this torch's inductor has, by their dotted names."""
-    from torch._inductor import config
-
-    return {name: options[name] for name in options if _has(config, name)}
+    # An attribute that torch imports when it is asked for.
+    return {name: options[name] for name in options if _has(torch._inductor.config, name)}
 
 
 def _has(config: Any, name: str) -> bool:
