@@ -7,11 +7,11 @@ is made from that anew each time, in forward and in backward.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from internlm_mm.ops.needs import Needs
 
@@ -42,7 +42,7 @@ class FourBitWeight(NamedTuple):
 
     def multiply(self, x: Tensor) -> Tensor:
         """`x @ weight.T`. x: [..., in]; result: [..., out]."""
-        return _Product.apply(x, self.packed, self.scales, self.shape)
+        return four_bit_product(x, self.packed, self.scales, self.shape)
 
 
 def to_four_bit(weight: Tensor) -> FourBitWeight:
@@ -54,19 +54,54 @@ def to_four_bit(weight: Tensor) -> FourBitWeight:
     return FourBitWeight(packed, state.absmax.float(), (out, into))
 
 
-class _Product(torch.autograd.Function):
-    """Keeps the weight in 4 bits for backward; it has no gradient."""
+# Operations of their own, so that a compiler does not see the whole weight: it would notice that
+# forward and backward make the same one, and keep it in between, which is 12 GiB for a 7B model.
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, packed: Tensor, scales: Tensor, shape: tuple[int, int]
-    ) -> Tensor:
-        ctx.save_for_backward(packed, scales)
-        ctx.shape = shape
-        return x @ FourBitWeight(packed, scales, shape).whole(x.dtype).T
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        packed, scales = ctx.saved_tensors
-        return grad @ FourBitWeight(packed, scales, ctx.shape).whole(grad.dtype), None, None, None
+@torch.library.custom_op('internlm_mm::four_bit_product', mutates_args=())
+def four_bit_product(x: Tensor, packed: Tensor, scales: Tensor, shape: Sequence[int]) -> Tensor:
+    """`x @ weight.T`; the weight stays in 4 bits for backward, and has no gradient.
+
+    Args:
+        x: [..., in].
+        packed: See `FourBitWeight`, as the others.
+        scales: Likewise.
+        shape: (out, in).
+
+    Returns:
+        [..., out].
+    """
+    return x @ _weight(packed, scales, shape).whole(x.dtype).T
+
+
+@four_bit_product.register_fake
+def _(x: Tensor, packed: Tensor, scales: Tensor, shape: Sequence[int]) -> Tensor:  # noqa: ARG001
+    return x.new_empty(*x.shape[:-1], shape[0])
+
+
+@torch.library.custom_op('internlm_mm::four_bit_gradient', mutates_args=())
+def four_bit_gradient(grad: Tensor, packed: Tensor, scales: Tensor, shape: Sequence[int]) -> Tensor:
+    """`grad @ weight`: of the product's input. grad: [..., out]; result: [..., in]."""
+    return grad @ _weight(packed, scales, shape).whole(grad.dtype)
+
+
+@four_bit_gradient.register_fake
+def _(grad: Tensor, packed: Tensor, scales: Tensor, shape: Sequence[int]) -> Tensor:  # noqa: ARG001
+    return grad.new_empty(*grad.shape[:-1], shape[1])
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
+    _, packed, scales, ctx.shape = inputs
+    ctx.save_for_backward(packed, scales)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    packed, scales = ctx.saved_tensors
+    return four_bit_gradient(grad, packed, scales, ctx.shape), None, None, None
+
+
+four_bit_product.register_autograd(_backward, setup_context=_setup)
+
+
+def _weight(packed: Tensor, scales: Tensor, shape: Sequence[int]) -> FourBitWeight:
+    return FourBitWeight(packed, scales, (shape[0], shape[1]))

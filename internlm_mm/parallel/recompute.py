@@ -23,6 +23,7 @@ _KEPT = (
     'aten::_scaled_dot_product_cudnn_attention',
     'torch_attn::_varlen_attn',
     'internlm_mm::flash4_forward',
+    'internlm_mm::four_bit_product',
 )
 """What costs most to compute again: matrix products of weights, and attention as a kernel."""
 

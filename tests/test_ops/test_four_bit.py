@@ -68,3 +68,35 @@ def test_backward_keeps_four_bits_and_no_more(weight) -> None:
         to_four_bit(weight).multiply(x).sum()
     assert {tensor.dtype for tensor in kept} == {torch.uint8, torch.float32}
     assert sum(tensor.nbytes for tensor in kept) <= weight.numel() * (1 / 2 + 4 / BLOCK)
+
+
+def test_the_operation_is_one_to_torch(weight) -> None:
+    from internlm_mm.ops.four_bit import four_bit_gradient, four_bit_product
+
+    four = to_four_bit(weight)
+    x = torch.randn(2, 3, 2 * BLOCK, requires_grad=True)
+    torch.library.opcheck(four_bit_product, (x, four.packed, four.scales, [48, 2 * BLOCK]))
+    grad = torch.randn(2, 3, 48)
+    torch.library.opcheck(four_bit_gradient, (grad, four.packed, four.scales, [48, 2 * BLOCK]))
+
+
+# Dynamo looks for gradients everywhere.
+@pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor that is not a leaf')
+def test_compiled_layers_keep_four_bits_and_no_more(weight) -> None:
+    """A compiler that sees the weight made whole twice would keep it in between."""
+    four, kept = to_four_bit(weight), []
+    change = LowRank(torch.randn(3, 2 * BLOCK), torch.randn(48, 3), 0.5)
+    x = torch.randn(2, 5, 2 * BLOCK, requires_grad=True)
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        return low_rank_linear(x, four, None, change).sin()
+
+    (expected,) = torch.autograd.grad(layer(x).sum(), x)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend='aot_eager_decomp_partition', fullgraph=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        total = compiled(x).sum()
+    (found,) = torch.autograd.grad(total, x)
+    torch.testing.assert_close(found, expected)
+    assert all(tensor.shape != weight.shape for tensor in kept)
+    assert any(tensor.dtype == torch.uint8 for tensor in kept)
