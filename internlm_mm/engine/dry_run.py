@@ -72,6 +72,7 @@ def dry_run(config: Config) -> str:
     if config.get('val_dataloader'):
         loaders['val_dataloader'] = _loader(config, 'val_dataloader', layout)
     check_run(model, loaders, tokenizer)
+    check_alignment(model, loaders, layout, _check_parts(config, model), _val_loop(config))
     check_evaluation(config.get('val_dataloader'), config.get('val_cfg'), layout)
     tasks = (config.get('val_cfg') or {}).get('tasks') or ()
     built = build_tasks(tasks, tokenizer, model.max_seq_len) if tasks else []
@@ -85,8 +86,6 @@ def dry_run(config: Config) -> str:
         check_documents(exchange, layout.context, getattr(loader.dataset, 'max_docs', 1), key)
     _check_techniques(strategy, layout, model)
     next(iter(train))  # reads one step: truncated or foreign files show here
-    hooks = _check_parts(config, model)
-    check_alignment(model, loaders, layout, hooks, _val_loop(config))
     lines = [
         *_model_lines(model, train.dataset.seq_len),
         *_start_lines(config, model, tokenizer, loaders),
