@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -63,6 +64,15 @@ class Report:
         self.lengths.append(len(document.ids))
         self.learned += sum(document.loss_mask[1:])
 
+    @contextmanager
+    def of_domain(self, files: Sequence[Path]) -> Iterator[None]:
+        """Context in which a domain is looked over; nothing to learn from there is a problem."""
+        before = self.conversations, len(self.problems)
+        yield
+        if (self.conversations, len(self.problems)) == before:
+            one = self.kind.removesuffix('s')
+            self.problems.append(f'{", ".join(map(str, files))}: no {one} to learn from')
+
     def roles(self) -> Sheet:
         """Messages and tokens by role."""
         rows = []
@@ -114,14 +124,16 @@ def look_over(
     """
     report = Report(notes=absent_marks(encoder.tokenizer, encoder.template))
     marks = Marks()
-    for path in (path for files in domains.values() for path in files):
-        examples = _examples(path, format)
-        for example in islice(examples, limit):
-            if isinstance(example, ValueError):
-                report.problems.append(str(example))
-            else:
-                _look_at(example, encoder, marks, report, also)
-        report.is_part |= limit is not None and next(examples, None) is not None
+    for files in domains.values():
+        with report.of_domain(files):
+            for path in files:
+                examples = _examples(path, format)
+                for example in islice(examples, limit):
+                    if isinstance(example, ValueError):
+                        report.problems.append(str(example))
+                    else:
+                        _look_at(example, encoder, marks, report, also)
+                report.is_part |= limit is not None and next(examples, None) is not None
     return report
 
 

@@ -96,18 +96,31 @@ def _pairs(config: Mapping[str, Any], tokenizer: Tokenizer | None, limit: int | 
     )
     report = Report('pairs', notes=absent_marks(encoder.tokenizer, encoder.template))
     marks = Marks()
-    for path in (path for files in _files(config).values() for path in files):
-        try:
-            pairs = read_preferences(path, config['format'], keep_going=True)
-            for pair in itertools.islice(pairs, limit):
-                if isinstance(pair, ValueError):
-                    report.problems.append(str(pair))
-                else:
-                    _look_at_pair(pair, encoder, marks, report)
-            report.is_part |= limit is not None and next(pairs, None) is not None
-        except ValueError as error:  # of the file: what follows cannot be read
-            report.problems.append(str(error))
+    for files in _files(config).values():
+        with report.of_domain(files):
+            for path in files:
+                _look_over_pairs(path, config['format'], limit, encoder, marks, report)
     return report
+
+
+def _look_over_pairs(
+    path: Path,
+    format: str,
+    limit: int | None,
+    encoder: PairEncoder,
+    marks: Marks,
+    report: Report,
+) -> None:
+    try:
+        pairs = read_preferences(path, format, keep_going=True)
+        for pair in itertools.islice(pairs, limit):
+            if isinstance(pair, ValueError):
+                report.problems.append(str(pair))
+            else:
+                _look_at_pair(pair, encoder, marks, report)
+        report.is_part |= limit is not None and next(pairs, None) is not None
+    except ValueError as error:  # of the file: what follows cannot be read
+        report.problems.append(str(error))
 
 
 def _look_at_pair(pair: Preference, encoder: PairEncoder, marks: Marks, report: Report) -> None:

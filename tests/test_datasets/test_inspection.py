@@ -187,6 +187,13 @@ def test_stretches() -> None:
 def test_nothing_at_all(tmp_path: Path, tokenizer) -> None:
     report = over(tmp_path, tokenizer, chat(Q))
     assert report.lines() == ['no conversation can be trained on, 1 problem']
+    assert 'there is nothing to learn' in report.problems[0]
+    (tmp_path / 'empty.jsonl').write_text('')
+    files = {'here': [tmp_path / 'c.jsonl'], 'empty': [tmp_path / 'empty.jsonl']}
+    (tmp_path / 'c.jsonl').write_text(chat(Q, A))
+    encoder = ConversationEncoder(tokenizer, build_template('internlm2'), 500, 'split')
+    report = look_over(files, encoder)
+    assert report.problems == [f'{tmp_path}/empty.jsonl: no conversation to learn from']
 
 
 def test_a_file_that_cannot_be_read_on(tmp_path: Path, tokenizer) -> None:

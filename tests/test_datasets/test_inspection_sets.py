@@ -84,6 +84,8 @@ def test_pairs(tmp_path: Path, tokenizer) -> None:
     assert report.lines()[0] == '3 pairs, 0 of them longer than a row; 7 problems'
     skipped = inspect({**config, 'overlong': 'skip'}, tokenizer, 6)
     assert skipped.cut == 1 and skipped.is_part and len(skipped.problems) == 4
+    (tmp_path / 'p.jsonl').write_text('')
+    assert inspect(config, tokenizer).problems == [f'{tmp_path}/p.jsonl: no pair to learn from']
     (tmp_path / 'p.jsonl').write_text('{"text": 1}')
     assert "the keys 'text' are of no form" in inspect(config, tokenizer).problems[0]
 
