@@ -163,5 +163,5 @@ def _check_answers(example: Example) -> None:
             if not any(isinstance(text, str) and text.strip() for text in texts):
                 raise ValueError(
                     f'{example.place}, message {index}: content is empty, and an empty answer '
-                    "would be learned; give it 'loss': false to keep it as context"
+                    "would be learned; in a conversation 'loss': false keeps it as context"
                 )
