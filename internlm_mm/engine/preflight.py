@@ -23,6 +23,8 @@ Paths are taken from the current folder, {folder}
   python tools/preprocess_data.py TEXTS --output data/text/tokens \\
       --tokenizer data/text/tokenizer --validation-fraction 0.001
 Conversations are read as they are: docs/en/finetune.md.
+A published model is not downloaded: set load_from and tokenizer.path to its folder
+(docs/en/import.md).
 For a speed run neither is needed: dataset=dict(type=RandomTokens, ...), as in
 internlm_7b_speed.py"""
 
