@@ -78,6 +78,22 @@ def bare_step(framework: FrameworkSteps, config: Config) -> Callable[[], float]:
     return lambda: loop.step(next(batches))
 
 
+def check_numbers(args: argparse.Namespace) -> None:
+    """Refuse what could not be measured or kept, before any step is made.
+
+    Raises:
+        ValueError: Naming the option and its value.
+    """
+    for option, least in (('warmup', 0), ('steps', 1), ('blocks', 1), ('profiled_steps', 1)):
+        value = getattr(args, option)
+        if value < least:
+            raise ValueError(f'--{option.replace("_", "-")} {value}: must be at least {least}')
+    if args.steps * args.blocks < 2:
+        raise ValueError(f'--steps {args.steps} --blocks {args.blocks}: measure at least 2 steps')
+    if not args.no_records and args.records.exists() and not args.records.is_dir():
+        raise ValueError(f'--records {args.records}: is no folder')
+
+
 def read_config(args: argparse.Namespace) -> Config:
     """The config with the command line's changes, for a run that is only to be timed."""
     config = load_config(args.config, parse_cfg_options(args.cfg_options))
@@ -98,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     with tempfile.TemporaryDirectory() as work_dir:
         try:
+            check_numbers(args)
             config = read_config(args)
             fingerprint = config_hash(config)
             config.work_dir = work_dir

@@ -43,7 +43,7 @@ def find_config(path: str | Path) -> Path:
             which is found from any folder.
 
     Raises:
-        FileNotFoundError: If there is none; names the nearest of our own.
+        FileNotFoundError: If there is none; names the nearest of our own and of the files beside.
     """
     given = Path(path)
     if given.is_file():
@@ -53,7 +53,11 @@ def find_config(path: str | Path) -> Path:
     name = Path(*(parts[1:] if parts[:1] == ('configs',) else parts))
     if parts and not given.is_absolute() and (shipped / f'{name}.py').is_file():
         return (shipped / f'{name}.py').resolve()
-    known = [file.stem for file in shipped.glob('*.py')]
+    known = []
+    if given.suffix == '.py' or len(parts) == 1:
+        known = [file.name for file in given.parent.glob('*.py')]
+    if given.suffix == '.py' or len(name.parts) == 1:  # another path means no config of ours
+        known += [file.stem for file in shipped.glob('*.py')]
     raise FileNotFoundError(f'no config {str(path)!r}.{did_you_mean(name.name, known)}')
 
 

@@ -55,3 +55,21 @@ def test_a_mistake_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert main([*COMMAND, '--no-records', '--cfg-options', option]) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
         assert message in line
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--steps', '0'], '--steps 0: must be at least 1'),
+        (['--steps', '1'], '--steps 1 --blocks 1: measure at least 2 steps'),
+        (['--warmup', '-1'], '--warmup -1: must be at least 0'),
+        (['--breakdown', '--profiled-steps', '0'], '--profiled-steps 0: must be at least 1'),
+        (['--records', str(TINY)], 'is no folder'),
+    ],
+)
+def test_what_cannot_be_measured_or_kept_is_refused_first(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*COMMAND, *options]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count('\n') == 1 and not captured.out

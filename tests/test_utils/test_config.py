@@ -54,6 +54,18 @@ def test_a_missing_config_names_the_nearest(tmp_path: Path) -> None:
         load_config(tmp_path / 'configs' / f'{leaf()}.py')  # an absolute path means what it says
 
 
+def test_a_missing_config_names_the_nearest_file_beside(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write('my_pretrain.py', 'model = dict()')
+    for wrong in (path.with_name('my_pretrian.py'), 'my_pretrian.py', 'my_pretrain'):
+        monkeypatch.chdir(path.parent)
+        with pytest.raises(FileNotFoundError, match=r"'\. Did you mean 'my_pretrain\.py'\?$"):
+            load_config(wrong)
+    with pytest.raises(FileNotFoundError, match=r"no config 'work_dirs/run/iter_7'\.$"):
+        load_config('work_dirs/run/iter_7')
+
+
 def test_private_names_and_imports_are_no_settings(write: Write) -> None:
     path = write('a.py', 'import math\nfrom torch.nn import ReLU\n_n = 2\nmodel = dict(n=_n)\n')
     assert to_plain(load_config(path)._cfg_dict) == {'model': {'n': 2}}
