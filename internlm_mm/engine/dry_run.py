@@ -17,11 +17,17 @@ from internlm_mm.engine.preflight import build_data_part, check_run
 from internlm_mm.engine.start import check_start, check_start_vocabulary, choose_start
 from internlm_mm.engine.stock_hooks import check_hook
 from internlm_mm.engine.task_evaluation import build_tasks, check_evaluation, check_objective
+from internlm_mm.parallel.adapters import check_adapters
 from internlm_mm.parallel.attention import apply_attention, check_shared_attention, head_dim_of
 from internlm_mm.parallel.context import check_documents
 from internlm_mm.parallel.fit import check_layout
-from internlm_mm.parallel.float8 import check_float8, check_partners, rounded_weights
-from internlm_mm.parallel.kernels import check_kernels
+from internlm_mm.parallel.float8 import (
+    check_float8,
+    check_partners,
+    float8_obstacles,
+    rounded_weights,
+)
+from internlm_mm.parallel.kernels import apply_kernels, check_kernels
 from internlm_mm.parallel.mesh import Layout, resolve_layout
 from internlm_mm.parallel.options import check_dist_cfg, check_loss_scale, check_options
 from internlm_mm.parallel.pipeline_plan import check_reshard, layer_names, plan_pipeline
@@ -90,6 +96,7 @@ def dry_run(config: Config) -> str:
         *_model_lines(model, train.dataset.seq_len),
         *_start_lines(config, model, tokenizer, loaders),
         *_layout_lines(config, layout, model),
+        *_float8_lines(strategy),
         *_data_lines(config, loaders),
         *(f'task       {task.name}: {len(task):,} samples' for task in built),
         *_tokenizer_lines(config, tokenizer),
@@ -151,9 +158,12 @@ def _check_parts(config: Config, model: nn.Module) -> list[Any]:
     strategy = config.get('strategy', {})
     dtype, _ = check_options(strategy.get('precision'), strategy.get('reshard', 'step'))
     apply_attention(model, strategy.get('attention', 'auto'), pick_device(), dtype)
-    kernels = check_kernels(strategy.get('kernels'))
-    if check_float8(strategy.get('float8'), dtype) is not None:
-        check_partners(_layout(config).tensor, kernels.fuse)
+    kernels, layout = check_kernels(strategy.get('kernels')), _layout(config)
+    rounding = check_float8(strategy.get('float8'), dtype)
+    check_adapters(model, kernels.fuse, rounding is not None)
+    if rounding is not None:
+        check_partners(layout.tensor, kernels.fuse)
+    apply_kernels(model, kernels, pick_device(), dtype, layout.tensor)
     share = check_recompute(strategy.get('recompute', 0.0))
     if share is not None:  # what a budget means is known when GPUs are counted: --rehearse tells
         recompute_layers(model, share)
@@ -256,6 +266,14 @@ def _layout_lines(config: Config, layout: Layout, model: nn.Module) -> list[str]
         + (f', {_bytes(gathered)} gathered weights' if gathered else '')
         + ' a rank, and activations',
     ]
+
+
+def _float8_lines(strategy: Mapping[str, Any]) -> list[str]:
+    """Told, not refused: a machine without GPUs may well look at a config that is for one."""
+    dtype, _ = check_options(strategy.get('precision'), strategy.get('reshard', 'step'))
+    options = check_float8(strategy.get('float8'), dtype)
+    found = [] if options is None else float8_obstacles(pick_device(), dtype, options.emulate)
+    return [f'float8     this machine would refuse it: {"; ".join(found)}'] if found else []
 
 
 def _bytes(size: float) -> str:

@@ -23,10 +23,11 @@ from internlm_mm.engine.memory_budget import attends_by_mask, decide
 from internlm_mm.engine.preflight import check_run, give_tokenizer, propose_fit
 from internlm_mm.engine.rehearse_memory import model_sizes, run_sizes, unknown_parameters
 from internlm_mm.engine.start import check_start, choose_start
+from internlm_mm.parallel.adapters import check_adapters
 from internlm_mm.parallel.context import check_documents
 from internlm_mm.parallel.fit import check_layout
 from internlm_mm.parallel.float8 import Float8, check_float8, check_partners
-from internlm_mm.parallel.kernels import check_kernels
+from internlm_mm.parallel.kernels import check_kernels, check_whole_matrices
 from internlm_mm.parallel.mesh import AXES, Layout, ParallelMesh, resolve_layout
 from internlm_mm.parallel.options import check_dist_cfg, check_loss_scale, check_options
 from internlm_mm.parallel.pipeline_plan import PipelinePlan, layer_names, plan_pipeline
@@ -81,8 +82,11 @@ def rehearse(
     )
     max_docs = 2 if data['documents'] == 'packed' else 1
     check_documents(techniques.context_attention, layout.context, max_docs, 'train_dataloader')
+    kernels = check_kernels(strategy.get('kernels'))
+    check_whole_matrices(kernels, layout.tensor)
+    check_adapters(model, kernels.fuse, techniques.float8 is not None)
     if techniques.float8 is not None:
-        check_partners(layout.tensor, check_kernels(strategy.get('kernels')).fuse)
+        check_partners(layout.tensor, kernels.fuse)
     optimizer = _check_optimizer(config, model, techniques)
     plan = None
     if layout.pipeline > 1:

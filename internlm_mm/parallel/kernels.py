@@ -61,6 +61,26 @@ def check_kernels(options: Mapping[str, Any] | None) -> Kernels:
     return found
 
 
+def check_whole_matrices(kernels: Kernels, tensor_degree: int) -> None:
+    """Refuse kernels that take whole matrices where ranks share them, on whatever machine.
+
+    Args:
+        kernels: Which.
+        tensor_degree: Ranks that share the model's matrices.
+
+    Raises:
+        ValueError: Naming the key.
+    """
+    for key in ('norm', 'cross_entropy'):
+        name = getattr(kernels, key)
+        if tensor_degree > 1 and name != 'torch':
+            raise ValueError(f'strategy.kernels.{key}={name!r} {_no_tensor(tensor_degree)}')
+
+
+def _no_tensor(degree: int) -> str:
+    return f'does not go with strategy.parallel.tensor={degree}'
+
+
 def apply_kernels(
     model: nn.Module,
     kernels: Kernels,
@@ -101,7 +121,7 @@ def _kernel(
     kernel = registry.get(name)
     found = obstacles(getattr(kernel, 'needs', Needs()), device, dtype)
     if degree > 1:
-        found.append(f'does not go with strategy.parallel.tensor={degree}')
+        found.append(_no_tensor(degree))
     check = getattr(kernel, 'check', None)
     if found and check is not None:
         try:

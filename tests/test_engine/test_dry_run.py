@@ -62,6 +62,9 @@ def test_memory_of_weights_that_are_gathered_in_8_bits(tmp_path: Path) -> None:
     layers = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11_008)
     gathered = 2 * 7_321_948_160 - layers
     assert f'{gathered / 2**30:.2f} GiB gathered weights' in text
+    assert (
+        torch.cuda.is_available() or 'float8     this machine would refuse it: needs CUDA' in text
+    )
 
 
 def test_a_small_run(tmp_path: Path) -> None:
@@ -98,6 +101,12 @@ def test_ramp_up_counts(tmp_path: Path) -> None:
         ({'strategy__kernels': {'norm': 'tirch'}}, "kernels.norm='tirch'"),
         ({'strategy__float8': {'recipe': 'rows'}}, "float8.recipe='rows'"),
         ({'strategy__float8': {}, 'strategy__kernels': {'fuse': True}}, 'float8 does not go with'),
+        ({'strategy__float8': {}, 'model__adapter__rank': 4}, 'float8 does not go with model.adap'),
+        ({'strategy__kernels': {'norm': 'apex'}}, "kernels.norm='apex' needs .*NVIDIA's apex"),
+        (
+            {'strategy__kernels': {'norm': 'fused'}, 'strategy__parallel': {'tensor': 2}},
+            "kernels.norm='fused' does not go with strategy.parallel.tensor=2",
+        ),
     ],
 )
 def test_what_the_run_would_refuse_is_refused(tmp_path: Path, changes: dict, message: str) -> None:

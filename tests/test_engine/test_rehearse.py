@@ -221,6 +221,25 @@ def test_what_is_not_here_to_begin_from_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / 'new').exists()
 
 
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'strategy__kernels': {'norm': 'tirch'}}, "kernels.norm='tirch'"),
+        (
+            {'strategy__kernels': {'norm': 'liger'}, 'strategy__parallel': {'tensor': 2}},
+            "kernels.norm='liger' does not go with strategy.parallel.tensor=2",
+        ),
+        (
+            {'strategy__kernels': {'fuse': True}, 'model__adapter__rank': 4},
+            'kernels.fuse=True does not go with model.adapter',
+        ),
+    ],
+)
+def test_kernels_that_the_job_would_refuse(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rehearse(tiny_config(tmp_path, **SMALL, **options), 2)
+
+
 def test_gathers_in_8_bits_are_reckoned(tmp_path: Path) -> None:
     """Of a model that FSDP2 shards: 1 byte a number of the layers' matrices, 2 of what is left."""
     precision = {'strategy__precision': dict(param='bfloat16'), 'strategy__parallel': {}}
