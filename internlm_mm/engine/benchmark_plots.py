@@ -136,7 +136,8 @@ def _draw_parts(axis: Any, found: Sequence[Measurement]) -> None:
 
 def _draw_memory(axis: Any, found: Sequence[Measurement]) -> None:
     rows = range(len(found))
-    axis.barh(rows, [one.taken or 0.0 for one in found], color='lightgrey', label='taken')
+    if any(one.taken for one in found):  # of a CPU nothing but what the process holds is known
+        axis.barh(rows, [one.taken or 0.0 for one in found], color='lightgrey', label='taken')
     axis.barh(rows, [one.held for one in found], color='C2', height=0.5, label='tensors')
     axis.set_xlabel('GiB')
     axis.legend(loc='lower center', bbox_to_anchor=(0.5, 1), ncols=2, fontsize='x-small')
