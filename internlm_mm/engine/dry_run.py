@@ -78,12 +78,12 @@ def dry_run(config: Config) -> str:
     if config.get('val_dataloader'):
         loaders['val_dataloader'] = _loader(config, 'val_dataloader', layout)
     check_run(model, loaders, tokenizer)
-    check_alignment(model, loaders, layout, _check_parts(config, model), _val_loop(config))
     check_evaluation(config.get('val_dataloader'), config.get('val_cfg'), layout)
     tasks = (config.get('val_cfg') or {}).get('tasks') or ()
     built = build_tasks(tasks, tokenizer, model.max_seq_len) if tasks else []
     strategy = config.get('strategy', {})
     check_objective(built, model, check_kernels(strategy.get('kernels')).cross_entropy)
+    check_alignment(model, loaders, layout, _check_parts(config, model), _val_loop(config))
     for key, loader in loaders.items():
         for count in getattr(loader, 'micro_batch_counts', [None]):
             seq_len, pipeline = loader.dataset.seq_len, strategy.get('pipeline')
