@@ -13,11 +13,12 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from internlm_mm.engine.alignment import check_alignment, check_reference
+from internlm_mm.engine.load_from import check_base
 from internlm_mm.engine.preflight import build_data_part, check_run
 from internlm_mm.engine.start import check_start, check_start_vocabulary, choose_start
 from internlm_mm.engine.stock_hooks import check_hook
 from internlm_mm.engine.task_evaluation import build_tasks, check_evaluation, check_objective
-from internlm_mm.parallel.adapters import check_adapters
+from internlm_mm.parallel.adapters import check_adapters, check_four_bit
 from internlm_mm.parallel.attention import apply_attention, check_shared_attention, head_dim_of
 from internlm_mm.parallel.context import check_documents
 from internlm_mm.parallel.fit import check_layout
@@ -83,7 +84,8 @@ def dry_run(config: Config) -> str:
     built = build_tasks(tasks, tokenizer, model.max_seq_len) if tasks else []
     strategy = config.get('strategy', {})
     check_objective(built, model, check_kernels(strategy.get('kernels')).cross_entropy)
-    check_alignment(model, loaders, layout, _check_parts(config, model), _val_loop(config))
+    hooks = _check_parts(config, model)
+    check_alignment(model, loaders, layout, hooks, _val_loop(config))
     for key, loader in loaders.items():
         for count in getattr(loader, 'micro_batch_counts', [None]):
             seq_len, pipeline = loader.dataset.seq_len, strategy.get('pipeline')
@@ -94,7 +96,7 @@ def dry_run(config: Config) -> str:
     next(iter(train))  # reads one step: truncated or foreign files show here
     lines = [
         *_model_lines(model, train.dataset.seq_len),
-        *_start_lines(config, model, tokenizer, loaders),
+        *_start_lines(config, model, tokenizer, loaders, hooks),
         *_layout_lines(config, layout, model),
         *_float8_lines(strategy),
         *_data_lines(config, loaders),
@@ -108,6 +110,9 @@ def dry_run(config: Config) -> str:
 
 def _check_techniques(strategy: Mapping[str, Any], layout: Layout, model: nn.Module) -> None:
     """What placing the model on ranks would refuse."""
+    reshard = strategy.get('reshard', 'step')
+    dtype, _ = check_options(strategy.get('precision'), reshard)
+    check_four_bit(model, layout, reshard, strategy.get('offload', False), dtype)
     if layout.pipeline > 1:
         plan = plan_pipeline(
             layer_names(model),
@@ -115,11 +120,10 @@ def _check_techniques(strategy: Mapping[str, Any], layout: Layout, model: nn.Mod
             strategy.get('pipeline'),
             strategy.get('compile', False),
         )
-        check_reshard(plan, strategy.get('reshard', 'step'))
+        check_reshard(plan, reshard)
     if layout.tensor > 1:
         check_tensor_plan(model, layout.tensor)
     if layout.context > 1:
-        dtype, _ = check_options(strategy.get('precision'), strategy.get('reshard', 'step'))
         check_shared_attention(
             strategy.get('attention', 'auto'),
             pick_device(),
@@ -195,13 +199,14 @@ def _val_loop(config: Config) -> Any:
 
 
 def _start_lines(
-    config: Config, model: nn.Module, tokenizer: Any, loaders: dict[str, Any]
+    config: Config, model: nn.Module, tokenizer: Any, loaders: dict[str, Any], hooks: list[Any]
 ) -> list[str]:
     """Find and verify what the run would begin from, compare it with the model, and say so."""
     start = choose_start(
         config.get('resume', False), config.get('load_from'), Path(config.work_dir), True, LOG
     )
     if start is None:
+        check_base(None, model, hooks)
         return []
     check_reference(start, model)
     for one in start.chain():

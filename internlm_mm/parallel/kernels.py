@@ -58,6 +58,10 @@ def check_kernels(options: Mapping[str, Any] | None) -> Kernels:
             f'strategy.kernels.fuse_accumulation={found.fuse_accumulation!r}: expected True, False '
             "or 'auto'"
         )
+    if found.fuse and found.fuse_accumulation is True:
+        raise ValueError(
+            'strategy.kernels.fuse_accumulation=True does not go with strategy.kernels.fuse=True'
+        )
     return found
 
 

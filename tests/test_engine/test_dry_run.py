@@ -144,3 +144,14 @@ def test_frozen_weights_have_no_masters(tmp_path: Path) -> None:
     assert f'{frozen + trained:,} parameters, of which {trained:,} are trained' in text
     states, weights = (f'{size / 2**20:.1f} MiB' for size in (12 * trained, 2 * frozen))
     assert f'{states} masters and moments' in text and f'{weights} frozen weights' in text
+
+
+def test_weights_in_four_bits_need_what_a_run_asks_for(tmp_path: Path, monkeypatch) -> None:
+    four = dict(model__adapter=dict(rank=4, four_bit=True))
+    saving = dict(default_hooks__checkpoint=dict(type='StepCheckpointHook', interval=4))
+    monkeypatch.setattr('internlm_mm.parallel.adapters.obstacles', lambda *_: [])  # as installed
+    with pytest.raises(ValueError, match='set load_from to the weights that they belong to'):
+        dry_run(tiny_config(tmp_path, **four, **saving))
+    assert 'everything fits together' in dry_run(tiny_config(tmp_path, **four))
+    with pytest.raises(ValueError, match=r'does not go with strategy\.offload=True'):
+        dry_run(tiny_config(tmp_path, strategy__offload=True, **four))

@@ -23,6 +23,10 @@ SIZES = {k: v for k, v in MODEL.items() if k != 'type'}
         ({'norm': 'tirch'}, r"strategy\.kernels\.norm='tirch'.*'torch'"),
         ({'cross_entropy': 'ligar'}, r"kernels\.cross_entropy='ligar'.*'liger'"),
         ({'fuse': 'yes'}, r"kernels\.fuse='yes': expected True or False"),
+        (
+            {'fuse': True, 'fuse_accumulation': True},
+            r'does not go with strategy\.kernels\.fuse=True',
+        ),
         ({'fuse_accumulation': 'on'}, r"fuse_accumulation='on': expected True, False or 'auto'"),
     ],
 )
