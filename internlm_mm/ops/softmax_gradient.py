@@ -14,7 +14,7 @@ _BLOCK = 8192  # logits that a program holds at a time
 
 
 @triton.jit
-def _kernel(
+def _softmax_gradient(
     logits,
     targets,
     target_log_probs,
@@ -68,7 +68,7 @@ def softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
         raise ValueError(f'rows of logits must be contiguous, but strides are {logits.stride()}')
     rows, vocab_size = logits.shape
     found = torch.empty(rows, dtype=torch.float32, device=logits.device)
-    _kernel[(rows,)](
+    _softmax_gradient[(rows,)](
         logits,
         targets.contiguous(),
         found,

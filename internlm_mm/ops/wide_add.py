@@ -1,6 +1,6 @@
 """Adds numbers of a narrow dtype to wider sums, in one pass at the speed of memory (Triton).
 
-torch's own addition of two dtypes loads number by number: on an H100 it reaches half of what memory
+torch's own addition of two dtypes loads number by number: on an H200 it reaches half of what memory
 gives. Import it only where Triton is: the names of a kernel are globals of its module.
 """
 
@@ -14,7 +14,7 @@ _BLOCK = 4096  # numbers that a program adds: 16 a thread, loaded as vectors
 
 
 @triton.jit
-def _kernel(total, narrow, numel, BLOCK: tl.constexpr) -> None:
+def _wide_add(total, narrow, numel, BLOCK: tl.constexpr) -> None:
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < numel
     # What was added is not read again soon; the sum may stay in the cache.
@@ -43,5 +43,5 @@ def wide_add_(total: Tensor, narrow: Tensor) -> Tensor:
         raise ValueError(f'strides {total.stride()} and {narrow.stride()}: expected contiguous')
     numel = total.numel()
     if numel:
-        _kernel[(triton.cdiv(numel, _BLOCK),)](total, narrow, numel, BLOCK=_BLOCK, num_warps=8)
+        _wide_add[(triton.cdiv(numel, _BLOCK),)](total, narrow, numel, BLOCK=_BLOCK, num_warps=8)
     return total
