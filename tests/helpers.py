@@ -1,7 +1,6 @@
 """Runs small enough for a test."""
 
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from internlm_mm.engine import LLMRunner
 from internlm_mm.utils.config import check_config, load_config
 
 TINY = Path(__file__).parent / 'configs' / 'tiny.py'
-_NUMBERS = count()
 
 
 def tiny_config(work_dir: Path, **changes: Any) -> Config:
@@ -25,8 +23,6 @@ def tiny_config(work_dir: Path, **changes: Any) -> Config:
     options = {key.replace('__', '.'): value for key, value in changes.items()}
     config = load_config(TINY, options)
     config.work_dir = str(work_dir)
-    # MMEngine keeps loggers and visualizers by a name made of this and the second they began in.
-    config.setdefault('experiment_name', f'tiny_{next(_NUMBERS)}')
     check_config(config)
     return config
 

@@ -73,7 +73,7 @@ def options(folder: Path, tokenizer, **more) -> dict:
 
 
 def runner_of(name: str, work_dir: Path, settings: dict) -> LLMRunner:
-    config = load_config(name, settings | {'experiment_name': work_dir.name})
+    config = load_config(name, settings)
     config.work_dir = str(work_dir)
     check_config(config)
     return LLMRunner.from_cfg(config)

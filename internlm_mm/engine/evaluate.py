@@ -74,8 +74,6 @@ def evaluate(
     config.launcher = launcher
     with tempfile.TemporaryDirectory(prefix='internlm_mm_test_') as folder:
         config.work_dir = folder
-        # MMEngine keeps loggers by a name made of this and the second: two runs must not share one.
-        config.experiment_name = Path(folder).name
         check_config(config)
         result = _run(config, weights)
         if output is not None and result['rank'] == 0:

@@ -4,6 +4,7 @@ import datetime
 
 import torch
 import torch.distributed as dist
+from mmengine.logging import MMLogger
 
 from internlm_mm.utils.launch import Launch, host_name
 
@@ -62,3 +63,25 @@ def with_host_backend(backend: str | None, cuda: bool) -> str:
     if backend is not None and (':' in backend or backend == 'gloo'):
         return backend
     return f'cpu:gloo,cuda:{backend or "nccl"}' if cuda else backend or 'gloo'
+
+
+def unused_timestamp(timestamp: str, experiment_name: str | None) -> str:
+    """A timestamp with which no run of this process has got its name yet.
+
+    MMEngine keeps a run's log, curves and scope under its name and the second of its start. Two
+    runs that begin within one second would share them: the second would write to the folder of
+    the first.
+
+    Args:
+        timestamp: Of the start: `20261231_235959`.
+        experiment_name: What the run's name begins with, if anything.
+
+    Returns:
+        The same, or the next second that is free.
+    """
+    prefix = '' if experiment_name is None else f'{experiment_name}_'
+    layout = '%Y%m%d_%H%M%S'
+    while MMLogger.check_instance_created(prefix + timestamp):
+        later = datetime.datetime.strptime(timestamp, layout) + datetime.timedelta(seconds=1)
+        timestamp = later.strftime(layout)
+    return timestamp

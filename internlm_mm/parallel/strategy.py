@@ -14,7 +14,7 @@ from internlm_mm.parallel.data import GatherAhead
 from internlm_mm.parallel.fit import check_layout
 from internlm_mm.parallel.float8 import check_float8, scales_first
 from internlm_mm.parallel.kernels import check_kernels
-from internlm_mm.parallel.launch import join_process_group
+from internlm_mm.parallel.launch import join_process_group, unused_timestamp
 from internlm_mm.parallel.mesh import Layout, ParallelMesh, resolve_layout
 from internlm_mm.parallel.options import (
     by_iteration,
@@ -116,6 +116,7 @@ class HybridParallelStrategy(SavingStrategy):
         self.layout: Layout
         self.mesh: ParallelMesh | None = None
         self._prepared: bool  # set by MMEngine
+        self._run_name = experiment_name
         super().__init__(
             work_dir=work_dir,
             experiment_name=experiment_name,
@@ -172,6 +173,7 @@ class HybridParallelStrategy(SavingStrategy):
                 )
             self.mesh = ParallelMesh(self.layout, self.device.type)
         super()._setup_env(launcher=launcher, dist_cfg=None, **kwargs)
+        self._timestamp = unused_timestamp(self._timestamp, self._run_name)
 
     def _set_randomness(self, seed: int | None = None, deterministic: bool = False) -> None:
         """Seed every rank alike: weights and the order of the data must not depend on the rank."""

@@ -19,7 +19,7 @@ def test_training_from_the_dump_repeats_the_run(tmp_path: Path) -> None:
     first.train()
     dumps = [tmp_path / 'a' / 'tiny.py', tmp_path / 'a' / 'iter_6' / 'config.py']
     for index, dump in enumerate(dumps):
-        config = load_config(dump, {'experiment_name': f'again_{index}'})
+        config = load_config(dump)
         config.work_dir = str(tmp_path / f'again_{index}')
         check_config(config)
         LLMRunner.from_cfg(config).train()
@@ -29,6 +29,19 @@ def test_training_from_the_dump_repeats_the_run(tmp_path: Path) -> None:
         assert list(one) == list(two)
         for name in one:
             assert torch.equal(one[name], two[name]), name
+
+
+def test_two_runs_that_begin_in_one_second_share_nothing(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr('time.time', lambda: 1e9)
+    runners = [tiny_runner(tmp_path / name, experiment_name='run') for name in ('a', 'b', 'c')]
+    assert len({runner.experiment_name for runner in runners}) == 3
+    for part in ('logger', 'visualizer', 'message_hub', 'default_scope'):
+        assert len({id(getattr(runner, part)) for runner in runners}) == 3, part
+    for runner in runners:
+        runner.logger.info(f'this is {runner.work_dir}')
+        (log,) = Path(runner.work_dir).glob(f'{runner.timestamp}/*.log')
+        said = [line for line in log.read_text().splitlines() if 'this is' in line]
+        assert len(said) == 1 and said[0].endswith(runner.work_dir)
 
 
 def test_two_runs_are_equal_and_a_seed_makes_another(tmp_path: Path) -> None:
