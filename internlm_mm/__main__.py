@@ -5,6 +5,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from internlm_mm.utils.launch import guess_launch
 from internlm_mm.utils.suggest import did_you_mean
 
 
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name = argv[0].removesuffix('.py')
     if name not in known:
-        print(f'error: no command {argv[0]!r}.{did_you_mean(name, known)}', file=sys.stderr)
+        _tell(f'error: no command {argv[0]!r}.{did_you_mean(name, known)}')
         return 2
     folder = tools_folder()
     spec = importlib.util.spec_from_file_location(f'internlm_mm_{name}', folder / f'{name}.py')
@@ -53,6 +54,16 @@ def main(argv: list[str] | None = None) -> int:
     sys.path.append(str(folder))  # last, or tools/test.py would hide the standard library's
     spec.loader.exec_module(module)
     return module.main(argv[1:]) or 0
+
+
+def _tell(message: str) -> None:
+    """Print what is wrong, once if a launcher has started several processes."""
+    if guess_launch()[0].world_size == 1:
+        print(message, file=sys.stderr)
+        return
+    from internlm_mm.engine.last_words import tell_once
+
+    tell_once(message)
 
 
 if __name__ == '__main__':

@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     'doctor': {'ops', 'parallel'},
     'api': {'checkpoint', 'engine', 'inference'},
     'verify': {'engine', 'datasets', 'parallel', 'optim', 'checkpoint'},
-    '__main__': set(),
+    '__main__': {'engine'},
 }
 
 # Distributions that are no requirement and are therefore imported where they are used.
@@ -62,6 +62,7 @@ SLOW = {'matplotlib', 'sentencepiece', 'transformers'}
 LATE = {
     ('api.py', 'internlm_mm.engine.runner'): 'seconds that a process which only generates saves',
     ('api.py', 'internlm_mm.engine.start'): 'likewise',
+    ('__main__.py', 'internlm_mm.engine.last_words'): 'seconds that a misspelt command saves',
     ('cross_entropy.py', 'internlm_mm.ops.softmax_gradient'): 'a module for where Triton is',
     ('reducing.py', 'internlm_mm.ops.wide_add'): 'likewise',
 }

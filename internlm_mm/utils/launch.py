@@ -8,8 +8,6 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
-
 from internlm_mm.utils.suggest import did_you_mean
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -83,15 +81,14 @@ def read_launch(launcher: str, env: Mapping[str, str] | None = None) -> Launch:
     raise ValueError(f'launcher={launcher!r} is unknown.{did_you_mean(launcher, LAUNCHERS)}')
 
 
-def enter_launch(launch: Launch, use_gpus: bool = True) -> None:
+def enter_launch(launch: Launch, gpus: int) -> None:
     """Tell this process its place as torchrun would, for one that a program of ours has started.
 
     Args:
         launch: Read back with `read_launch('pytorch')`.
-        use_gpus: False hides GPUs from a process that has not touched one yet. Where there are
-            fewer than processes they are shared: to try things out, not to be fast.
+        gpus: Of this machine. 0 hides them from a process that has not touched one yet. Fewer than
+            processes are shared: to try things out, not to be fast.
     """
-    gpus = torch.cuda.device_count() if use_gpus else 0
     if 0 < gpus <= launch.local_rank:
         # NCCL refuses two ranks on a GPU of one host; on hosts by other names it does not look.
         os.environ['NCCL_HOSTID'] = f'{host_name()}-{launch.local_rank // gpus}'
@@ -103,7 +100,7 @@ def enter_launch(launch: Launch, use_gpus: bool = True) -> None:
         MASTER_ADDR=launch.master_addr,
         MASTER_PORT=str(launch.master_port),
     )
-    if not use_gpus:
+    if not gpus:
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 

@@ -194,7 +194,7 @@ def work(
     gc.freeze()  # what the server imported: a search for garbage would copy shared memory
     try:
         launch = Launch(rank, world_size, rank, '127.0.0.1', port)
-        enter_launch(launch, use_gpus=device == 'cuda')
+        enter_launch(launch, torch.cuda.device_count() if device == 'cuda' else 0)
         if device == 'cpu':
             torch.set_num_threads(1)
         if prelude is not None:
