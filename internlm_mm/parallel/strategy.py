@@ -173,7 +173,7 @@ class HybridParallelStrategy(SavingStrategy):
                 )
             self.mesh = ParallelMesh(self.layout, self.device.type)
         super()._setup_env(launcher=launcher, dist_cfg=None, **kwargs)
-        self._timestamp = unused_timestamp(self._timestamp, self._run_name)
+        self._timestamp: str = unused_timestamp(self._timestamp, self._run_name)
 
     def _set_randomness(self, seed: int | None = None, deterministic: bool = False) -> None:
         """Seed every rank alike: weights and the order of the data must not depend on the rank."""

@@ -4,6 +4,7 @@ python projects/peers/lora_peft.py --liger --compile blocks
 """
 
 import argparse
+import importlib.util
 import json
 import sys
 import tempfile
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import (
@@ -50,6 +50,9 @@ SIZES = {
     },
 }
 """'7b' is InternLM-7B: a Llama whose attention has biases."""
+
+PACKAGES = {'peft': None, 'accelerate': None, 'liger_kernel': 'liger', 'bitsandbytes': 'four_bit'}
+"""What is no requirement of ours, and the option that asks for it, if not every run."""
 
 
 class RandomTokens(Dataset):
@@ -141,11 +144,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value < least:
             parser.error(f'--{name} {value} must be at least {least}')
+    for package, option in PACKAGES.items():
+        is_asked = option is None or getattr(args, option)
+        if is_asked and importlib.util.find_spec(package) is None:
+            reason = '' if option is None else f', which --{option.replace("_", "-")} needs'
+            name = package.replace('_', '-')
+            parser.error(f'{name} is not installed{reason}: see projects/peers/README.md')
     return args
 
 
 def build_model(args: argparse.Namespace, device: torch.device) -> nn.Module:
     """The frozen model in bf16 with random weights, and adapters over all layers of its blocks."""
+    from peft import LoraConfig, get_peft_model
+
     sizes = SIZES[args.size] | ({'num_hidden_layers': args.layers} if args.layers else {})
     config = LlamaConfig(
         **sizes,

@@ -2,14 +2,18 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
 
 import pytest
 
 from tests.runs import REPOSITORY
 
-pytest.importorskip('peft')
+needs_peft = pytest.mark.skipif(find_spec('peft') is None, reason='PEFT is not installed')
 PROGRAM = REPOSITORY / 'projects' / 'peers' / 'lora_peft.py'
 SMALL = ['--size', 'tiny', '--seq-len', '16', '--rows', '4', '--warmup', '1', '--steps', '2']
 
@@ -25,6 +29,7 @@ def measure(*options: str) -> subprocess.CompletedProcess:
     )
 
 
+@needs_peft
 @pytest.mark.slow
 @pytest.mark.parametrize('options', [[], ['--checkpointing', '--adapter-dtype', 'bfloat16']])
 def test_steps_are_timed_under_the_keys_of_our_benchmark(options: list[str], tmp_path) -> None:
@@ -44,3 +49,26 @@ def test_steps_are_timed_under_the_keys_of_our_benchmark(options: list[str], tmp
 def test_rows_that_do_not_divide_are_refused() -> None:
     done = measure('--micro-batch', '3')
     assert done.returncode == 2 and '--rows 4 is no multiple of --micro-batch 3' in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('package', 'options', 'text'),
+    [
+        ('peft', [], 'peft is not installed: see projects/peers/README.md'),
+        ('liger_kernel', ['--liger'], 'liger-kernel is not installed, which --liger needs: see'),
+        ('bitsandbytes', ['--four-bit'], 'bitsandbytes is not installed, which --four-bit needs'),
+    ],
+)
+def test_missing_packages_are_named(monkeypatch, capsys, package, options, text) -> None:
+    if package != 'peft':
+        monkeypatch.setitem(sys.modules, 'peft', ModuleType('peft'))
+        sys.modules['peft'].__spec__ = ModuleSpec('peft', None)
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not there
+    main = runpy.run_path(str(PROGRAM))['main']
+    for argv, code in (([*SMALL, *options], 2), (['--help'], 0)):
+        with pytest.raises(SystemExit) as left:
+            main(argv)
+        assert left.value.code == code
+    printed = capsys.readouterr()
+    assert text in printed.err and '--four-bit' in printed.out
