@@ -3,7 +3,8 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -161,13 +162,15 @@ def _check_parts(config: Config, model: nn.Module) -> list[Any]:
     """Build what needs no data: strategy options, optimizer, schedules, hooks. Gives the hooks."""
     strategy = config.get('strategy', {})
     dtype, _ = check_options(strategy.get('precision'), strategy.get('reshard', 'step'))
-    apply_attention(model, strategy.get('attention', 'auto'), pick_device(), dtype)
+    with _mentions_rehearsals():
+        apply_attention(model, strategy.get('attention', 'auto'), pick_device(), dtype)
     kernels, layout = check_kernels(strategy.get('kernels')), _layout(config)
     rounding = check_float8(strategy.get('float8'), dtype)
     check_adapters(model, kernels.fuse, rounding is not None)
     if rounding is not None:
         check_partners(layout.tensor, kernels.fuse)
-    apply_kernels(model, kernels, pick_device(), dtype, layout.tensor)
+    with _mentions_rehearsals():
+        apply_kernels(model, kernels, pick_device(), dtype, layout.tensor)
     share = check_recompute(strategy.get('recompute', 0.0))
     if share is not None:  # what a budget means is known when GPUs are counted: --rehearse tells
         recompute_layers(model, share)
@@ -190,6 +193,17 @@ def _check_parts(config: Config, model: nn.Module) -> list[Any]:
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise PermissionError(f'work_dir={config.work_dir!r} cannot be made: {existing}')
     return hooks
+
+
+@contextmanager
+def _mentions_rehearsals() -> Iterator[None]:
+    """What this machine lacks, the job's machines may have: tell who is refused how to ask that."""
+    try:
+        yield
+    except ValueError as error:
+        if 'needs CUDA' in str(error) and pick_device().type == 'cpu':
+            raise ValueError(f'{error}; for GPUs that are elsewhere: --rehearse N') from error
+        raise
 
 
 def _val_loop(config: Config) -> Any:

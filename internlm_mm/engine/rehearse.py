@@ -314,7 +314,8 @@ def _build_rank(
         # Parameters are on the meta device; a mesh of CPUs asks no driver for anything.
         mesh = ParallelMesh(layout, 'cpu') if techniques.needs_mesh(layout.world_size) else None
         model = _build(config)
-        placed = place_model(model, layout, rank, mesh, techniques, torch.device('cuda'))
+        gpu = torch.device('cuda')
+        placed = place_model(model, layout, rank, mesh, techniques, gpu, elsewhere=True)
         parameters = dict(placed.model.named_parameters())
         shapes = [_shape(name, parameter) for name, parameter in parameters.items()]
     return {

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
-from internlm_mm.ops.needs import Needs, obstacles
+from internlm_mm.ops.needs import Needs, missing_package, obstacles
 from internlm_mm.registry import ATTENTIONS
 from internlm_mm.structures import Batch
 from internlm_mm.utils.suggest import did_you_mean
@@ -259,6 +259,7 @@ def choose_attention(
     dtype: torch.dtype,
     packed: bool,
     head_dim: int | None = None,
+    elsewhere: bool = False,
 ) -> tuple[str, str]:
     """Resolve 'auto' to a backend and check that a named one can run.
 
@@ -268,6 +269,8 @@ def choose_attention(
         dtype: Dtype of queries, keys and values.
         packed: Whether a row may hold several documents.
         head_dim: Width of a head, where that is known.
+        elsewhere: Whether the model will run on another machine: a package that a named backend
+            needs may be there, and its reason says that it is not here.
 
     Returns:
         The backend's name in ATTENTIONS, and why, for the log.
@@ -282,7 +285,7 @@ def choose_attention(
             return 'sdpa', f'{kind} in {dtype}: torch picks the kernel'
         refused: list[str] = []
         for candidate in PREFERRED[packed]:
-            found = attention_obstacles(candidate, device, dtype, packed, head_dim)
+            found = attention_obstacles(candidate, device, dtype, packed, head_dim, elsewhere)
             if not found:
                 reason = _REASONS[packed]
                 return candidate, '; '.join([reason, *refused])
@@ -290,11 +293,19 @@ def choose_attention(
         return 'sdpa', '; '.join(refused)
     if ATTENTIONS.get(name) is None:
         choices = [*ATTENTIONS.module_dict, 'auto']
-        raise ValueError(f'attention={name!r} is unknown.{did_you_mean(name, choices)}')
-    found = attention_obstacles(name, device, dtype, packed, head_dim)
+        hint = did_you_mean(name, choices)
+        raise ValueError(f'strategy.attention={name!r} is unknown.{hint}')
+    found = attention_obstacles(name, device, dtype, packed, head_dim, elsewhere)
+    reason = 'named in the config'
+    if elsewhere:
+        missing = missing_package(getattr(ATTENTIONS.get(name), 'needs', Needs()))
+        found = [one for one in found if one not in missing]
+        reason = '; on this machine it '.join([reason, *missing])
     if found:
-        raise ValueError(f"attention={name!r} {'; '.join(found)}; 'auto' picks one that runs")
-    return name, 'named in the config'
+        raise ValueError(
+            f"strategy.attention={name!r} {'; '.join(found)}; 'auto' picks one that runs"
+        )
+    return name, reason
 
 
 _REASONS = {
@@ -309,13 +320,14 @@ def attention_obstacles(
     dtype: torch.dtype,
     packed: bool,
     head_dim: int | None = None,
+    elsewhere: bool = False,
 ) -> list[str]:
     """Every reason why a backend cannot run here; arguments as `choose_attention`.
 
     A plug-in that has no attribute `needs` is taken at its word: none.
     """
     needs = getattr(ATTENTIONS.get(name), 'needs', Needs())
-    return obstacles(needs, device, dtype, packed=packed, head_dim=head_dim)
+    return obstacles(needs, device, dtype, packed=packed, head_dim=head_dim, elsewhere=elsewhere)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

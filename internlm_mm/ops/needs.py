@@ -41,6 +41,7 @@ def obstacles(
     *,
     packed: bool = False,
     head_dim: int | None = None,
+    elsewhere: bool = False,
 ) -> list[str]:
     """Every reason why a kernel cannot run, as predicates of its name; empty if it can.
 
@@ -50,6 +51,7 @@ def obstacles(
         dtype: What it would compute in.
         packed: Whether rows may hold several documents.
         head_dim: Width of a head, where that is known.
+        elsewhere: Whether it would run on another machine: no GPU of this one is asked for its age.
     """
     found = []
     kind = torch.device(device).type
@@ -57,16 +59,14 @@ def obstacles(
     if (needs.cuda and kind != 'cuda') or (needs.half and not is_half):
         precision = ' in half precision' if needs.half else ''
         found.append(f'needs CUDA{precision}, not {kind} in {dtype}')
-    elif kind == 'cuda' and torch.cuda.is_available():
+    elif kind == 'cuda' and not elsewhere and torch.cuda.is_available():
         found += _obstacles_of_gpu(needs, torch.cuda.get_device_capability(device))
     if packed and not needs.packed:
         found.append('takes one document a row')
     wide = needs.head_dim
     if head_dim is not None and wide is not None and (head_dim > wide or head_dim % 8):
         found.append(f'takes heads of up to {wide} channels, a multiple of 8, not {head_dim}')
-    if needs.module is not None:
-        found += _obstacles_of_installation(needs.module, needs.install)
-    return found
+    return found + missing_package(needs)
 
 
 def _obstacles_of_gpu(needs: Needs, capability: tuple[int, int]) -> list[str]:
@@ -79,7 +79,15 @@ def _obstacles_of_gpu(needs: Needs, capability: tuple[int, int]) -> list[str]:
     return []
 
 
-def _obstacles_of_installation(module: str, install: str) -> list[str]:
+def missing_package(needs: Needs) -> list[str]:
+    """Why the package of a kernel cannot be imported here, as one predicate; empty if it can.
+
+    Args:
+        needs: What the kernel asks for.
+    """
+    if needs.module is None:
+        return []
+    module, install = needs.module, needs.install
     package = module.partition('.')[0]
     try:
         if find_spec(package) is None:

@@ -23,6 +23,7 @@ def apply_attention(
     dtype: torch.dtype,
     context: DeviceMesh | None = None,
     context_attention: str = 'all_gather',
+    elsewhere: bool = False,
 ) -> str:
     """Set `attend` on every module that has one.
 
@@ -36,6 +37,7 @@ def apply_attention(
         dtype: What it computes in.
         context: The mesh axis whose ranks share each sequence, if there is one.
         context_attention: A name in CONTEXT_ATTENTIONS: how they exchange keys and values.
+        elsewhere: Whether the model will run on another machine, see `choose_attention`.
 
     Returns:
         What was chosen and why, for the log.
@@ -46,15 +48,17 @@ def apply_attention(
     if context is not None:
         ranks = context.size()
         width = head_dim_of(model)
-        backend = check_shared_attention(name, device, dtype, ranks, context_attention, width)
+        backend = check_shared_attention(
+            name, device, dtype, ranks, context_attention, width, elsewhere
+        )
         _set(model, CONTEXT_ATTENTIONS[context_attention](context, backend == 'varlen'))
         return f'{backend}, keys and values by {context_attention} over {ranks} ranks'
     width = head_dim_of(model)
-    dense_name, reason = choose_attention(name, device, dtype, False, width)
+    dense_name, reason = choose_attention(name, device, dtype, False, width, elsewhere)
     attend = ATTENTIONS.get(dense_name)
     chosen = dense_name
     if name == 'auto':
-        packed_name, packed_reason = choose_attention(name, device, dtype, True, width)
+        packed_name, packed_reason = choose_attention(name, device, dtype, True, width, elsewhere)
         if packed_name != dense_name:
             attend = _by_rows(attend, ATTENTIONS.get(packed_name))
             chosen = f'{dense_name} ({reason}), packed rows {packed_name}'
@@ -70,6 +74,7 @@ def check_shared_attention(
     degree: int,
     exchange: str,
     head_dim: int | None = None,
+    elsewhere: bool = False,
 ) -> str:
     """The backend for sequences that ranks share: a kernel between boundaries, or a mask.
 
@@ -80,6 +85,7 @@ def check_shared_attention(
         degree: Ranks of the context axis, for messages.
         exchange: A name in CONTEXT_ATTENTIONS.
         head_dim: Width of a head, where that is known.
+        elsewhere: Whether the model will run on another machine.
 
     Raises:
         ValueError: If one of them is unknown or cannot serve what is asked.
@@ -93,8 +99,9 @@ def check_shared_attention(
             f"{degree}: use 'auto', 'varlen' (CUDA, half precision) or 'sdpa' (a mask)"
         )
     if name == 'auto':  # of these two; what is faster for whole rows serves no parts of them
-        name = 'sdpa' if attention_obstacles('varlen', device, dtype, True, head_dim) else 'varlen'
-    backend, _ = choose_attention(name, device, dtype, True, head_dim)
+        found = attention_obstacles('varlen', device, dtype, True, head_dim, elsewhere)
+        name = 'sdpa' if found else 'varlen'
+    backend, _ = choose_attention(name, device, dtype, True, head_dim, elsewhere)
     if exchange == 'ring' and backend != 'varlen':
         raise ValueError(
             "strategy.context_attention='ring' needs CUDA in half precision; "

@@ -117,6 +117,7 @@ def place_model(
     mesh: ParallelMesh | None,
     techniques: Techniques,
     device: torch.device,
+    elsewhere: bool = False,
 ) -> Placed:
     """Pipeline cut -> tensor -> kernels -> recomputation -> float8 -> compilation -> sharding.
 
@@ -128,6 +129,8 @@ def place_model(
             sharding over nobody would only cost time.
         techniques: What else is done.
         device: Where the model will run.
+        elsewhere: Whether that is on another machine, of which this one's GPUs and packages say
+            nothing.
 
     Raises:
         ValueError: If a technique does not fit the model.
@@ -157,6 +160,7 @@ def place_model(
             techniques.param_dtype,
             mesh.context if mesh is not None else None,
             techniques.context_attention,
+            elsewhere,
         )
         apply_kernels(stage, techniques.kernels, device, techniques.param_dtype, layout.tensor)
         recompute_layers(stage, techniques.recompute, techniques.compile)

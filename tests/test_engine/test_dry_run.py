@@ -102,7 +102,14 @@ def test_ramp_up_counts(tmp_path: Path) -> None:
         ({'strategy__float8': {'recipe': 'rows'}}, "float8.recipe='rows'"),
         ({'strategy__float8': {}, 'strategy__kernels': {'fuse': True}}, 'float8 does not go with'),
         ({'strategy__float8': {}, 'model__adapter__rank': 4}, 'float8 does not go with model.adap'),
-        ({'strategy__kernels': {'norm': 'apex'}}, "kernels.norm='apex' needs .*NVIDIA's apex"),
+        (
+            {'strategy__kernels': {'norm': 'apex'}},
+            "kernels.norm='apex' needs .*NVIDIA's apex.*; for GPUs that are elsewhere: --rehearse",
+        ),
+        (
+            {'strategy__attention': 'flash4'},
+            "strategy.attention='flash4' needs CUDA .*; for GPUs that are elsewhere: --rehearse N",
+        ),
         (
             {'strategy__kernels': {'norm': 'fused'}, 'strategy__parallel': {'tensor': 2}},
             "kernels.norm='fused' does not go with strategy.parallel.tensor=2",

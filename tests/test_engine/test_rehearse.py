@@ -1,5 +1,6 @@
 """A rank that is rehearsed holds what a rank that is started holds."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -238,6 +239,29 @@ def test_what_is_not_here_to_begin_from_is_told(tmp_path: Path) -> None:
 def test_kernels_that_the_job_would_refuse(tmp_path: Path, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         rehearse(tiny_config(tmp_path, **SMALL, **options), 2)
+
+
+def test_packages_that_only_the_job_has(tmp_path: Path, monkeypatch) -> None:
+    for package in ('flash_attn', 'liger_kernel'):
+        monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    options = {
+        'strategy__precision': dict(param='bfloat16'),
+        'strategy__kernels': {'norm': 'liger'},
+    }
+    reports = [
+        rehearse(tiny_config(tmp_path, **SMALL, **options, strategy__attention=name), 2)
+        for name in ('flash4', 'varlen')
+    ]
+    found, other = (report['ranks'][0] for report in reports)
+    assert 'flash4: named in the config; on this machine it is not installed: pip install' in (
+        render(reports[0])
+    )
+    assert found['memory'] == other['memory']  # neither needs a mask
+    with pytest.raises(ValueError, match=r"strategy\.attention='flash5' is unknown.*'flash4'"):
+        rehearse(tiny_config(tmp_path, **SMALL, **options, strategy__attention='flash5'), 2)
+    precise = SMALL | {'strategy__attention': 'flash4'}
+    with pytest.raises(ValueError, match=r'flash4.* needs CUDA in half precision, not cuda'):
+        rehearse(tiny_config(tmp_path, **precise), 2)
 
 
 def test_gathers_in_8_bits_are_reckoned(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Every backend against attention computed one document at a time in float64."""
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -111,11 +112,17 @@ def test_auto(device, dtype, packed, name):
 @pytest.mark.parametrize(
     ('name', 'device', 'dtype', 'packed', 'message'),
     [
-        ('spda', 'cpu', torch.float32, False, "attention='spda' is unknown.* 'sdpa'"),
+        ('spda', 'cpu', torch.float32, False, "strategy.attention='spda' is unknown.* 'sdpa'"),
         ('varlen', 'cpu', torch.bfloat16, True, 'needs CUDA in half precision, not cpu'),
         ('cudnn', 'cuda', torch.float32, False, 'needs CUDA in half precision.*float32'),
         ('cudnn', 'cuda', torch.bfloat16, True, 'one document a row'),
-        ('flex', 'cpu', torch.float32, True, "attention='flex' needs CUDA, not cpu.*'auto' picks"),
+        (
+            'flex',
+            'cpu',
+            torch.float32,
+            True,
+            "strategy.attention='flex' needs CUDA, not cpu.*'auto' picks",
+        ),
         ('flash2', 'cpu', torch.float32, True, 'needs CUDA in half .*not installed: pip install'),
         ('flash3', 'cuda', torch.bfloat16, True, 'not installed: build it from https://'),
         ('flash4', 'cuda', torch.bfloat16, True, r"not installed: .*'internlm_mm\[flash4\]'"),
@@ -231,6 +238,28 @@ def test_cuda_kernel_between_boundaries_of_two_kinds():
     for grad, want in zip(grads, wanted, strict=True):
         torch.testing.assert_close(grad.double(), want.double(), rtol=5e-2, atol=1e-1)
     assert grads[1][0, :6].abs().max() == 0  # written, though no query saw them
+
+
+def test_a_package_that_is_missing_here_may_be_elsewhere(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'flash_attn', None)  # as if it were not installed
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 5))  # too old
+    with pytest.raises(ValueError, match=r"strategy.attention='flash4' needs a GPU .*is not inst"):
+        choose_attention('flash4', 'cuda', torch.bfloat16, True, 128)
+    name, why = choose_attention('flash4', 'cuda', torch.bfloat16, True, 128, elsewhere=True)
+    assert name == 'flash4' and 'on this machine it is not installed: pip install' in why
+    assert (
+        choose_attention('auto', 'cuda', torch.bfloat16, True, 128, elsewhere=True)[0] == 'varlen'
+    )
+    why = choose_attention('varlen', 'cuda', torch.bfloat16, True, 128, elsewhere=True)[1]
+    assert why == 'named in the config'
+    for dtype, width, text in (
+        (torch.float32, 128, 'half prec'),
+        (torch.bfloat16, 256, 'up to 128'),
+    ):
+        with pytest.raises(ValueError, match=text) as refused:  # so it would be there, too
+            choose_attention('flash4', 'cuda', dtype, True, width, elsewhere=True)
+        assert 'installed' not in str(refused.value)
 
 
 def test_heads_that_a_backend_does_not_take():

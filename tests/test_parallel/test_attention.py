@@ -56,7 +56,7 @@ def test_auto_on_a_gpu_decides_by_the_rows(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_unknown_backend() -> None:
-    with pytest.raises(ValueError, match=r"attention='spda' is unknown.*sdpa"):
+    with pytest.raises(ValueError, match=r"strategy.attention='spda' is unknown.*sdpa"):
         apply_attention(model(), 'spda', CPU, torch.float32)
 
 
