@@ -112,6 +112,25 @@ def check_run(model: nn.Module, loaders: Mapping[str, Any], tokenizer: Any = Non
                 f'{key}.dataset was tokenised with another tokenizer '
                 f'({made_by[:12]}...) than the config names ({tokenizer.hash[:12]}...)'
             )
+    _check_templates(loaders)
+
+
+def _check_templates(loaders: Mapping[str, Any]) -> None:
+    """Refuse to evaluate on another chat template than is trained.
+
+    Chat and export take the one of the config: two leave open which.
+    """
+    spelt = {key: getattr(loader.dataset, 'template', None) for key, loader in loaders.items()}
+    trained = spelt.get('train_dataloader')
+    for key, template in spelt.items():
+        if trained is None or template is None or template == trained:
+            continue
+        names = template.name, trained.name
+        how = 'its options differ' if names[0] == names[1] else 'they must be the same'
+        raise ValueError(
+            f'{key}.dataset.chat_template={names[0]!r}, but '
+            f'train_dataloader.dataset.chat_template={names[1]!r}: {how}; set both'
+        )
 
 
 def check_writable(work_dir: Path) -> None:

@@ -15,6 +15,7 @@ from internlm_mm.engine.preflight import (
 from internlm_mm.models import InternLM
 from internlm_mm.parallel.mesh import LayoutError, resolve_layout
 from internlm_mm.registry import DATASETS, TOKENIZERS
+from internlm_mm.tokenizers import build_template
 
 
 def model() -> InternLM:
@@ -60,6 +61,33 @@ def test_what_fits() -> None:
 def test_what_does_not_fit(attributes: dict, tokens, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_run(model(), loaders(**attributes), tokens)
+
+
+def test_one_chat_template_is_trained_and_evaluated() -> None:
+    def check(trained, held_out) -> None:
+        both = {'train_dataloader': trained, 'val_dataloader': held_out}
+        check_run(
+            model(),
+            {
+                key: SimpleNamespace(
+                    dataset=SimpleNamespace(seq_len=8, template=one and build_template(one))
+                )
+                for key, one in both.items()
+            },
+        )
+
+    for same in ('internlm', 'internlm2', 'chatml'):
+        check(same, dict(type=same))
+    check('internlm', None)  # pre-training data has none
+    check(None, 'internlm')
+    with pytest.raises(
+        ValueError,
+        match=r"val_dataloader\.dataset\.chat_template='internlm2', but "
+        r"train_dataloader\.dataset\.chat_template='chatml': they must be the same; set both",
+    ):
+        check('chatml', 'internlm2')
+    with pytest.raises(ValueError, match="'chatml': its options differ"):
+        check('chatml', dict(type='chatml', default_system='Be brief.'))
 
 
 def test_missing_files_come_with_the_commands_that_make_them() -> None:
