@@ -28,6 +28,7 @@ NAMES = ('bubblewrap', 'landlock', 'plain')
 # Numbers of users that no system gives to anybody, and those of systemd's transient services.
 _USERS = ((1_879_048_192, 2_147_483_647), (61_184, 65_520))
 _INSIDE = '/run/sandbox'
+_CONTROL = '{control}'
 # Of /proc: they tell of the host.
 _HIDDEN = ('cmdline', 'kallsyms', 'keys', 'modules', 'timer_list')
 
@@ -65,7 +66,7 @@ class Tools:
         image = limits.image_mb * MIB
         return [
             f'{folder}/worker.pyc',
-            '{control}',
+            _CONTROL,
             *map(str, (limits.output_chars, limits.images, image)),
             *(f'{kind}={value}' for kind, value in kernel.items()),
         ]
@@ -126,6 +127,15 @@ def check_name(backend: str, names: Sequence[str]) -> None:
     """Refuse a backend that there is not."""
     if backend not in names:
         raise ValueError(f'backend={backend!r} is unknown.{did_you_mean(backend, names)}')
+
+
+def check_owner(process: int) -> None:
+    """Refuse a copy of the process that made a sandbox: both would talk to the same sessions."""
+    if os.getpid() != process:
+        raise SandboxError(
+            f'sandbox: process {process} made it, and this is a copy of that (fork): make a '
+            'sandbox of its own here'
+        )
 
 
 def choose_user() -> int | None:
@@ -219,7 +229,7 @@ def bubblewrap(tools: Tools, features: frozenset[str]) -> Command:
     def arguments(lifeline: int, control: int, code: int) -> Sequence[str]:  # noqa: ARG001
         # The lifeline is Landlock's; bwrap ends with its parent by itself.
         filtered = ['--seccomp', str(code)]
-        own = [part.format(control=control) for part in worker]
+        own = _told(worker, control)
         return [*core, program, *options, *filtered, '--', *tools.interpreter, *own]
 
     return Command(
@@ -267,7 +277,7 @@ def landlock(tools: Tools, scratch: Path, version: int) -> Command:
 
     def arguments(lifeline: int, control: int, code: int) -> Sequence[str]:
         numbers = [lifeline, control, code, version]
-        own = [part.format(control=control) for part in worker]
+        own = _told(worker, control)
         return [*tools.interpreter, confine, *map(str, numbers), *paths, '--', *own]
 
     code = build_filter(own_namespaces=False, landlock_signals=version >= SCOPES)
@@ -280,6 +290,11 @@ def landlock(tools: Tools, scratch: Path, version: int) -> Command:
         variables=frozenset(tools.environment('', '', ())),
         scratch=str(scratch),
     )
+
+
+def _told(worker: Sequence[str], control: int) -> list[str]:
+    """The worker's file and arguments, with the number of the control channel."""
+    return [str(control) if part == _CONTROL else part for part in worker]
 
 
 def _processes(user: int | None, limits: Limits, own: bool) -> int:

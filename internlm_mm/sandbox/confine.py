@@ -11,6 +11,7 @@ can be is imported: hence modules that are built in.
 import _frozen_importlib_external
 import _signal
 import ctypes
+import errno
 import os
 import resource
 import struct
@@ -23,7 +24,7 @@ SCOPES = 6
 """The version from which Landlock keeps signals inside."""
 
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
-_NO_NEW_PRIVILEGES, _SECCOMP, _SUBREAPER = 38, 22, 36
+_NO_NEW_PRIVILEGES, _SECCOMP, _SUBREAPER, _DEATH = 38, 22, 36, 1
 _EXECUTE, _WRITE, _READ, _READ_FOLDER = 1, 2, 4, 8
 _DEVICES = 1 << 6 | 1 << 11 | 1 << 15  # making character and block devices, calling them
 _ALL = {3: (1 << 15) - 1, 4: (1 << 15) - 1}  # from 5 on one more
@@ -85,8 +86,17 @@ def load_filter(code: bytes) -> None:
         raise OSError(ctypes.get_errno(), 'the kernel refuses the filter of system calls')
 
 
+def lacks_files(error: OSError) -> bool:
+    """Whether it is we who cannot open any file, so that nothing is known of what we look at."""
+    return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
 def descendants(process: int) -> list[int]:
-    """All processes below one."""
+    """All processes below one.
+
+    Raises:
+        OSError: If the caller can open no files.
+    """
     found, below = [], [process]
     while below:
         parent = below.pop()
@@ -94,23 +104,32 @@ def descendants(process: int) -> list[int]:
             for task in os.listdir(f'/proc/{parent}/task'):
                 with open(f'/proc/{parent}/task/{task}/children') as file:
                     below += map(int, file.read().split())
-        except OSError:
-            pass
+        except OSError as error:
+            if lacks_files(error):
+                raise  # else it has ended
         found.append(parent)
     return found[1:]
 
 
 def mind(lifeline: int) -> None:
-    """Wait until the host says so or hangs up, then kill all that is left."""
+    """Wait until the host says so, hangs up or is gone, then kill all that is left."""
+    # A copy of the host may hold the lifeline, too, and lives on when the host is killed.
+    _signal.signal(_signal.SIGHUP, lambda number, frame: end_all())  # noqa: ARG005
+    _libc.prctl(_DEATH, int(_signal.SIGHUP), 0, 0, 0)
     try:
         os.read(lifeline, 1)
     except OSError:
         pass
+    end_all()
+
+
+def end_all() -> None:
+    """Kill all processes below us, and end."""
     while True:
         try:  # whoever is left is a child of ours, or below one: lists of children may miss some
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
-            return
+            os._exit(0)
         for process in descendants(os.getpid()):
             try:
                 os.kill(process, _signal.SIGKILL)
@@ -129,6 +148,7 @@ def run_worker(arguments: list[str], paths: list[str], version: int, code: bytes
         code: The filter of system calls; none leaves it out.
     """
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+    _libc.prctl(_DEATH, int(_signal.SIGKILL), 0, 0, 0)  # nobody minds us any more
     os.chdir(paths[0])
     if version:
         middle = paths.index('')

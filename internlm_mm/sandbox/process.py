@@ -7,9 +7,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
-from internlm_mm.sandbox.confine import descendants
+from internlm_mm.sandbox.confine import descendants, lacks_files
 
 _PATIENCE = (
     10.0  # seconds for signals to take effect: on a crowded machine processes wait for a turn
@@ -56,46 +57,56 @@ class Processes:
     """
 
     def __init__(self, command: Command, seconds: float) -> None:
-        self.control, inner = socket.socketpair()
-        lifeline, self._lifeline = os.pipe()
-        code = os.memfd_create('filter')
-        os.write(code, command.filter)
-        os.lseek(code, 0, os.SEEK_SET)
         self.death = self.folder = self.worker = -1
         self._files: list[int] = []
         self._minded = command.scratch is not None
         self._stopped = False
-        user = {} if command.user is None else _as_user(command.user)
         try:
-            self._first = subprocess.Popen(
-                [*command.arguments(lifeline, inner.fileno(), code)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                pass_fds=(*((lifeline,) if command.scratch else ()), inner.fileno(), code),
-                env=command.environment,
-                cwd='/',
-                umask=0o077,
-                start_new_session=True,
-                bufsize=0,
-                **user,  # type: ignore[call-overload]
-            )
+            self._first = self._start(command)
         except OSError as error:
-            self.control.close()
-            os.close(self._lifeline)
             raise StartError(str(error)) from None
-        finally:
-            os.close(lifeline)
-            os.close(code)
-            inner.close()
-        assert self._first.stdout is not None and self._first.stderr is not None
-        self.outputs = (self._first.stdout.fileno(), self._first.stderr.fileno())
         for file in self.outputs:
             os.set_blocking(file, False)
         self.keep: frozenset[int] = frozenset()
         self._depth = command.depth
         self._alive = True
         self._deadline = time.monotonic() + seconds
+
+    def _start(self, command: Command) -> subprocess.Popen[bytes]:
+        """Start the first process; nothing is left open if that fails."""
+        user = {} if command.user is None else _as_user(command.user)
+        with ExitStack() as ours, ExitStack() as theirs:
+            self.control, inner = socket.socketpair()
+            ours.callback(self.control.close)
+            theirs.callback(inner.close)
+            lifeline, self._lifeline = os.pipe()
+            ours.callback(os.close, self._lifeline)
+            theirs.callback(os.close, lifeline)
+            pipes = []
+            for _ in range(2):
+                pipes.append(os.pipe())
+                ours.callback(os.close, pipes[-1][0])
+                theirs.callback(os.close, pipes[-1][1])
+            (out, stdout), (err, stderr) = pipes
+            self.outputs = (out, err)
+            code = os.memfd_create('filter')
+            theirs.callback(os.close, code)
+            os.write(code, command.filter)
+            os.lseek(code, 0, os.SEEK_SET)
+            first = subprocess.Popen(
+                [*command.arguments(lifeline, inner.fileno(), code)],
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=(*((lifeline,) if command.scratch else ()), inner.fileno(), code),
+                env=command.environment,
+                cwd='/',
+                umask=0o077,
+                start_new_session=True,
+                **user,  # type: ignore[call-overload]
+            )
+            ours.pop_all()
+        return first
 
     def early(self) -> int | None:
         """Number of the worker's process before it has reported, as soon as it is there."""
@@ -188,11 +199,16 @@ class Processes:
         """Kill all of them; what they wrote can still be read."""
         deadline = time.monotonic() + 5
         while time.monotonic() < deadline:
-            below = [one for one in descendants(self._first.pid) if _life(one) not in 'ZX']
-            if not below:
-                break
-            self._signal_all(below, signal.SIGSTOP, signal.SIGKILL)
+            try:
+                below = [one for one in descendants(self._first.pid) if _life(one) not in 'ZX']
+                if not below:
+                    break
+                self._signal_all(below, signal.SIGSTOP, signal.SIGKILL)
+            except OSError:
+                break  # we can open no files: they end with the first of them
             time.sleep(0.0005)
+        if self.death >= 0:
+            self._signal(signal.SIGKILL)
         if self._lifeline >= 0:
             try:
                 os.write(self._lifeline, b'.')  # a copy of ours may hold it open, too
@@ -214,12 +230,9 @@ class Processes:
             return
         self._alive = False
         self.kill()
-        for file in self._files:
+        for file in (*self._files, *self.outputs):
             os.close(file)
         self.control.close()
-        for stream in (self._first.stdout, self._first.stderr):
-            assert stream is not None
-            stream.close()
 
     def cause(self) -> str:
         """How the worker ended, as far as it is known."""
@@ -262,21 +275,21 @@ class Processes:
 
     def _signal_all(self, processes: Sequence[int], *numbers: int) -> None:
         """Signal those that still are of the session: numbers of processes are given out again."""
-        handles = {}
-        for process in processes:
-            try:
-                handles[process] = os.pidfd_open(process)
-            except OSError:
-                pass
-        members = set(descendants(self._first.pid))
-        for number in numbers:
-            for process in handles.keys() & members:
+        with ExitStack() as opened:
+            handles = {}
+            for process in processes:
                 try:
-                    signal.pidfd_send_signal(handles[process], number)
-                except OSError:
-                    pass  # it has ended
-        for handle in handles.values():
-            os.close(handle)
+                    handles[process] = os.pidfd_open(process)
+                except ProcessLookupError:
+                    continue
+                opened.callback(os.close, handles[process])
+            members = set(descendants(self._first.pid))
+            for number in numbers:
+                for process in handles.keys() & members:
+                    try:
+                        signal.pidfd_send_signal(handles[process], number)
+                    except OSError:
+                        pass  # it has ended
 
 
 def is_readable(file: int, seconds: float) -> bool:
@@ -295,7 +308,9 @@ def _state(path: str) -> str:
     try:
         with open(path, 'rb') as file:
             return file.read().rpartition(b') ')[2][:1].decode()
-    except OSError:
+    except OSError as error:
+        if lacks_files(error):
+            raise
         return 'X'
 
 
@@ -315,6 +330,8 @@ def _states(process: int) -> list[str]:
     """States of all threads."""
     try:
         tasks = os.listdir(f'/proc/{process}/task')
-    except OSError:
+    except OSError as error:
+        if lacks_files(error):
+            raise
         return []
     return [_state(f'/proc/{process}/task/{task}/stat') for task in tasks]

@@ -19,6 +19,7 @@ from internlm_mm.sandbox.usage import (
     memory_bytes,
     over_limit,
     remove_tree,
+    socket_bytes,
 )
 
 LOG = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class LiveWorker:
             if traps is not None:
                 self._prove(traps, command)
             self.processes.stop()
-        except (StartError, ProtocolError) as error:
+        except (StartError, ProtocolError, OSError) as error:
             words = self.processes.last_words() if self.processes.worker < 0 else ''
             self.end()
             raise StartError(f'{error}: {words}' if words else str(error)) from None
@@ -94,11 +95,11 @@ class LiveWorker:
             return 'files'
         if self._group is not None:
             return 'memory_mb' if self._group.ran_out() else None
+        alone = self._scratch is None
         most = limits.memory_mb * MIB
-        files = 0 if self._scratch else file_system(self.processes.folder).size
-        if memory_bytes(members, most - files) > most - files:
-            return 'memory_mb'
-        return None
+        most -= file_system(self.processes.folder).size if alone else 0
+        most -= socket_bytes(members, self.processes.worker if alone else None)
+        return 'memory_mb' if memory_bytes(members, most) > most else None
 
     def over_limit(self, members: list[int] | None = None) -> str | None:
         """The limit that the session's files are over."""

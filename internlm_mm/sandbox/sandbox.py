@@ -5,6 +5,7 @@ import fcntl
 import logging
 import os
 import queue
+import shutil
 import sys
 import tempfile
 import threading
@@ -17,7 +18,15 @@ from types import TracebackType
 from typing import Any
 
 from internlm_mm.sandbox import backends
-from internlm_mm.sandbox.backends import NAMES, SandboxError, Tools, check_name, explain, missing
+from internlm_mm.sandbox.backends import (
+    NAMES,
+    SandboxError,
+    Tools,
+    check_name,
+    check_owner,
+    explain,
+    missing,
+)
 from internlm_mm.sandbox.cgroup import find_parent
 from internlm_mm.sandbox.confine import landlock_version
 from internlm_mm.sandbox.environment import Python, compile_inside, find_python
@@ -114,8 +123,10 @@ class Sandbox:
         """Begin a chat.
 
         Raises:
-            SandboxError: If there are `max_sessions`, or no interpreter can be started.
+            SandboxError: If there are `max_sessions`, no interpreter can be started, or this is
+                a copy (fork) of the process that made the sandbox.
         """
+        check_owner(self._owner)
         with self._lock:
             self._check_open()
             if self._open >= self.max_sessions:
@@ -207,13 +218,21 @@ class Sandbox:
             if not self._features:
                 self._features = backends.bubblewrap_features()
             return backends.bubblewrap(self._tools, self._features)
-        scratch = Path(tempfile.mkdtemp(prefix='session-', dir=self._folder))
         version = landlock_version() if name == 'landlock' else 0
-        return backends.landlock(self._tools, scratch, version)
+        scratch = Path(tempfile.mkdtemp(prefix='session-', dir=self._folder))
+        try:
+            return backends.landlock(self._tools, scratch, version)
+        except OSError:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
 
     def _start(self, name: str) -> LiveWorker:
         traps = None if name == 'plain' else self._traps
-        return LiveWorker(self._command(name), self.limits, self._groups, traps)
+        try:
+            command = self._command(name)
+        except OSError as error:
+            raise StartError(str(error)) from None
+        return LiveWorker(command, self.limits, self._groups, traps)
 
     def _take(self) -> LiveWorker:
         """A worker for a session: a spare one, or one that is started now."""
@@ -297,20 +316,36 @@ class Sandbox:
 
 def _open_folder() -> tuple[Path, int]:
     """A new folder that every user may enter, for what sessions read; and a lock on it."""
+    try:
+        first = [tempfile.gettempdir()]
+    except OSError:
+        first = []  # none can be written to; said below
     tried = []
-    for place in (tempfile.gettempdir(), '/tmp', '/var/tmp', '/dev/shm'):
-        above = Path(place).resolve()
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            continue
-        if os.getuid() != 0 or all(part.stat().st_mode & 1 for part in (above, *above.parents)):
-            _remove_stale(above)
-            folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=above))
-            hold = os.open(folder / 'lock', os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(hold, fcntl.LOCK_EX)
-            folder.chmod(0o755)
-            return folder, hold
-        tried.append(str(above))
-    raise SandboxError(f'sandbox: no folder for temporary files that all users may enter: {tried}')
+    for place in dict.fromkeys((*first, '/tmp', '/var/tmp', '/dev/shm')):
+        try:
+            above = Path(place).resolve()
+            if os.getuid() != 0 or all(part.stat().st_mode & 1 for part in (above, *above.parents)):
+                return _make_folder(above)
+            tried.append(f'{above}: closed to other users')
+        except OSError as error:
+            tried.append(f'{place}: {error.strerror}')
+    raise SandboxError(
+        'sandbox: no folder for temporary files that all users may enter and this one may write '
+        f'to; set TMPDIR. Tried: {"; ".join(tried)}'
+    )
+
+
+def _make_folder(above: Path) -> tuple[Path, int]:
+    _remove_stale(above)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=above))
+    try:
+        hold = os.open(folder / 'lock', os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        folder.rmdir()
+        raise
+    fcntl.flock(hold, fcntl.LOCK_EX)
+    folder.chmod(0o755)
+    return folder, hold
 
 
 def _remove_stale(above: Path) -> None:

@@ -6,7 +6,7 @@ kernels have had faults behind, and what namespaces and Landlock do not cover.
 
 import platform
 import struct
-from errno import ENOSYS, EPERM
+from errno import ENOSYS, ENOTTY, EOPNOTSUPP, EPERM
 from functools import cache
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ _AF_UNIX, _SOCK_STREAM = 1, 1
 _NEW_NAMESPACES = 0x7E020000
 _THREAD, _SAME_FILES, _WAIT = 0x10000, 0x400, 0x4000
 _SHARED_MEMORY = 0x21  # MAP_SHARED, MAP_ANONYMOUS
-_PR_SET_DUMPABLE, _RLIMIT_CORE = 4, 4
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _RLIMIT_CORE = 1, 4, 4
 
 ALWAYS = (
     *'mount umount2 pivot_root move_mount open_tree fsopen fsmount fsconfig fspick'.split(),
@@ -51,6 +51,8 @@ ALWAYS = (
     *'inotify_init inotify_init1 inotify_add_watch'.split(),
     # Memory that belongs to no process and no folder, which nobody would count.
     *'move_pages memfd_create memfd_secret shmget msgget semget mq_open'.split(),
+    # What the host has of that kind is reached by number, without asking for it by name first.
+    *'shmat shmctl semop semtimedop semctl msgsnd msgrcv msgctl mq_unlink'.split(),
     # Rules keep deleted files alive that no process holds open.
     *'landlock_create_ruleset landlock_add_rule landlock_restrict_self'.split(),
     'timer_create',  # wakes with SIGCONT whom the host has stopped
@@ -83,10 +85,17 @@ ALWAYS_RULES = (
     Rule('socketpair', 1, 'other', _SOCK_STREAM, mask=0xF),  # a datagram can be sent anywhere
     Rule('ioctl', 1, 'equal', 0x5412),  # TIOCSTI: types into a terminal
     Rule('ioctl', 1, 'equal', 0x541C),  # TIOCLINUX: likewise
-    Rule('ioctl', 1, 'equal', 0x40086602),  # FS_IOC_SETFLAGS
-    Rule('ioctl', 1, 'equal', 0x401C5820),  # FS_IOC_FSSETXATTR
+    # What file systems do besides: attributes, seals, keys, and copies of whole trees, in which
+    # everything of the host's would be that lies on the same disk.
+    Rule('ioctl', 1, 'equal', 0x6600, mask=0xFF00, error=ENOTTY),
+    Rule('ioctl', 1, 'equal', 0x5800, mask=0xFF00, error=ENOTTY),
+    Rule('ioctl', 1, 'equal', 0x9400, mask=0xFF00, error=EOPNOTSUPP),
+    # How much a socket holds: the host counts sockets, not bytes.
+    Rule('setsockopt', 2, 'equal', 7),
     # A process that hides from its parent could hide files that it has deleted but holds open.
     Rule('prctl', 0, 'equal', _PR_SET_DUMPABLE),
+    # A session ends with its host, also with one that is killed.
+    Rule('prctl', 0, 'equal', _PR_SET_PDEATHSIG),
     # A handler of core dumps runs as root outside; a limit of 1 byte keeps it out, 0 does not.
     Rule('setrlimit', 0, 'equal', _RLIMIT_CORE),
 )
@@ -94,12 +103,17 @@ ALWAYS_RULES = (
 SHARED = (
     *'chmod fchmod fchmodat chown fchown lchown fchownat utime utimes futimesat utimensat'.split(),
     *'setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr'.split(),
-    'socket',
+    *'socket bind connect listen'.split(),  # two ends of a pair may have names, too
     *'sendmsg sendmmsg'.split(),  # a file on its way to somebody is in no process, deleted or not
 )
 """Calls that are also refused where a session sees the host's files: Landlock lets them pass."""
 
 SHARED_RULES = (
+    # More than names and sizes; libraries take it that the file system has none.
+    *(
+        Rule(call, 0, 'any bit', 0, error=EOPNOTSUPP)
+        for call in 'getxattr lgetxattr listxattr llistxattr'.split()
+    ),
     *(
         Rule(call, 0, 'other', 0)  # of another process than the caller
         for call in (
@@ -132,6 +146,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     'acct': (163, 89),
     'add_key': (248, 217),
     'adjtimex': (159, 171),
+    'bind': (49, 200),
     'bpf': (321, 280),
     'chmod': (90, None),
     'chown': (92, None),
@@ -141,6 +156,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     'clone': (56, 220),
     'clone3': (435, 435),
     'close_range': (436, 436),
+    'connect': (42, 203),
     'delete_module': (176, 106),
     'fanotify_init': (300, 262),
     'fchmod': (91, 52),
@@ -157,6 +173,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     'fsopen': (430, 430),
     'fspick': (433, 433),
     'futimesat': (261, None),
+    'getxattr': (191, 8),
     'init_module': (175, 105),
     'inotify_add_watch': (254, 27),
     'inotify_init': (253, None),
@@ -178,6 +195,10 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     'landlock_create_ruleset': (444, 444),
     'landlock_restrict_self': (446, 446),
     'lchown': (94, None),
+    'lgetxattr': (192, 9),
+    'listen': (50, 201),
+    'listxattr': (194, 11),
+    'llistxattr': (195, 12),
     'lookup_dcookie': (212, 18),
     'lremovexattr': (198, 15),
     'lsetxattr': (189, 6),
@@ -191,7 +212,11 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     'move_mount': (429, 429),
     'move_pages': (279, 239),
     'mq_open': (240, 180),
+    'mq_unlink': (241, 181),
+    'msgctl': (71, 187),
     'msgget': (68, 186),
+    'msgrcv': (70, 188),
+    'msgsnd': (69, 189),
     'name_to_handle_at': (303, 264),
     'nfsservctl': (180, 42),
     'open_by_handle_at': (304, 265),
@@ -220,7 +245,10 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     'sched_setparam': (142, 118),
     'sched_setscheduler': (144, 119),
     'seccomp': (317, 277),
+    'semctl': (66, 191),
     'semget': (64, 190),
+    'semop': (65, 193),
+    'semtimedop': (220, 192),
     'sendmmsg': (307, 269),
     'sendmsg': (46, 211),
     'setdomainname': (171, 162),
@@ -228,8 +256,11 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     'setns': (308, 268),
     'setpriority': (141, 140),
     'setrlimit': (160, 164),
+    'setsockopt': (54, 208),
     'settimeofday': (164, 170),
     'setxattr': (188, 5),
+    'shmat': (30, 196),
+    'shmctl': (31, 195),
     'shmget': (29, 194),
     'socket': (41, 198),
     'socketpair': (53, 199),

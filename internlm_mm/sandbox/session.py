@@ -1,5 +1,6 @@
 """One chat's interpreter: cells go in, replies come out, what was defined stays between them."""
 
+import os
 import secrets
 import threading
 import time
@@ -7,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 
-from internlm_mm.sandbox.backends import SandboxError
+from internlm_mm.sandbox.backends import SandboxError, check_owner
 from internlm_mm.sandbox.exchange import Exchange, frame
 from internlm_mm.sandbox.limits import MIB, Limits
 from internlm_mm.sandbox.process import StartError
@@ -50,6 +51,7 @@ class Session:
     ) -> None:
         self.limits = limits
         self.last_used = time.monotonic()
+        self._owner = os.getpid()
         self._start = start
         self._close = close
         self._worker: LiveWorker | None = start()
@@ -68,8 +70,10 @@ class Session:
 
         Raises:
             ValueError: If `code` is longer than the session's limit, or `seconds` is no time.
-            SandboxError: If the session is closed, or no interpreter can be started.
+            SandboxError: If the session is closed or another process's, no interpreter can be
+                started, or the host can open no files to watch it.
         """
+        check_owner(self._owner)
         data = code.encode('utf-8', 'surrogatepass')
         if len(data) > self.limits.code_kb * 1024:
             raise ValueError(f'code of {len(data)} bytes: code_kb={self.limits.code_kb} at most')
@@ -87,9 +91,13 @@ class Session:
             try:
                 reply = _run(self._worker, data, seconds, self.limits, lambda: self._asked)
                 reply = replace(reply, fresh=self._fresh)
-            except BaseException:  # Ctrl-C in the host: the cell may still run
+            except BaseException as error:  # Ctrl-C in the host: the cell may still run
                 self._worker.end()
                 self._worker = None
+                if isinstance(error, OSError):
+                    raise SandboxError(
+                        f'sandbox: the host cannot watch its sessions ({error}) {_LOST}'
+                    ) from None
                 raise
             self._fresh = False
             if reply.state_lost:
@@ -134,6 +142,8 @@ class Session:
 
     def close(self) -> None:
         """End the interpreter and remove its files; may be called again."""
+        if os.getpid() != self._owner:
+            return  # a copy of the process that made it
         with self._lock:
             if self._closed:
                 return

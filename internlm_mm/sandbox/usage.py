@@ -4,14 +4,17 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+from internlm_mm.sandbox.confine import lacks_files
 from internlm_mm.sandbox.limits import MIB, Limits
 
 _TICKS = os.sysconf('SC_CLK_TCK')
 _PAGE = os.sysconf('SC_PAGE_SIZE')
 _DEEPEST = 64
-_MOST_OF_LOCKS = 1 << 20  # bytes of the table that are read: some 18,000 locks
+_MOST_OF_TABLE = 1 << 20  # bytes that are read: some 18,000 locks or sockets
+_FREE_SOCKETS = 16  # what honest programs have
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +70,25 @@ def memory_bytes(processes: Sequence[int], enough: int) -> int:
 
 def lock_count(processes: Sequence[int]) -> int:
     """Locks on parts of files that processes have: memory of the kernel's that nobody counts."""
-    table = b''
-    try:
-        with open('/proc/locks', 'rb', buffering=0) as file:
-            while len(table) < _MOST_OF_LOCKS and (piece := file.read(1 << 16)):
-                table += piece
-    except OSError:
-        return 0  # a kernel without locks
+    table = _read_table('/proc/locks')  # empty: a kernel without locks
     owners = {str(process).encode() for process in processes}
     found = (line.split(None, 5) for line in table.splitlines() if b' -> ' not in line)
     return sum(len(fields) > 5 and fields[4] in owners for fields in found)
+
+
+def socket_bytes(processes: Sequence[int], network: int | None) -> int:
+    """What the kernel may hold for the sockets of processes, which their own memory leaves out.
+
+    Args:
+        processes: Of the session.
+        network: A process of theirs if they have a network of their own: all sockets in it count,
+            those that wait to be accepted or are on their way, too. Else those that they hold.
+    """
+    if network is not None:
+        count = _read_table(f'{_living(network)}/net/unix').count(b'\n') - 1
+    else:
+        count = len(set().union(*map(_sockets, processes)))
+    return max(0, count - _FREE_SOCKETS) * _socket_size()
 
 
 def file_system(folder: int) -> Disk:
@@ -99,7 +111,7 @@ def folder_tree(folder: int, processes: Sequence[int], limits: Limits) -> Disk:
         limits: Nobody counts further than they reach.
     """
     size, files = _walk(folder, limits.files + 1, limits.disk_mb * MIB, 0)
-    here = os.fsencode(os.readlink(f'/proc/self/fd/{folder}'))
+    here = os.fsencode(os.readlink(f'/proc/self/fd/{folder}')).replace(b'\n', rb'\012')
     deleted: dict[int, int] = {}
     for process in processes:
         owner = _living(process)
@@ -128,8 +140,8 @@ def remove_tree(path: Path) -> None:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     here = os.open(path, flags)
     way: list[str] = []
-    left = [_remove_files(here)]
     try:
+        left = [_remove_files(here)]
         while way or left[-1]:
             if left[-1]:
                 way.append(left[-1].pop())
@@ -179,7 +191,9 @@ def _walk(folder: int, most_files: int, most_bytes: int, depth: int) -> tuple[in
     size, files = 0, 0
     try:
         handle = os.open('.', os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
-    except OSError:
+    except OSError as error:
+        if lacks_files(error):
+            raise
         return 0, most_files  # closed to us: counted as too much
     try:
         for name in os.listdir(handle):
@@ -253,6 +267,46 @@ def _mapped_and_deleted(owner: str, folder: bytes) -> set[int]:
         return set()
     ends = [line for line in data.splitlines() if line.endswith(b' (deleted)')]
     return {int(line.split(None, 5)[4]) for line in ends if b' ' + folder + b'/' in line}
+
+
+def _sockets(process: int) -> set[str]:
+    """Numbers of the sockets that a process holds."""
+    folder = f'{_living(process)}/fd'
+    found = set()
+    try:
+        for name in os.listdir(folder):
+            try:
+                link = os.readlink(f'{folder}/{name}')
+            except FileNotFoundError:
+                continue  # it was closed
+            if link.startswith('socket:'):
+                found.add(link)
+    except OSError as error:
+        if lacks_files(error):
+            raise  # else it has ended, or hides: whoever counts files sees to that
+    return found
+
+
+@cache
+def _socket_size() -> int:
+    """Most that one socket holds: the last message that it takes may be half of all."""
+    try:
+        return int(Path('/proc/sys/net/core/wmem_default').read_text()) * 3 // 2
+    except (OSError, ValueError):
+        return 212_992 * 3 // 2
+
+
+def _read_table(path: str) -> bytes:
+    """The beginning of one of the kernel's tables; nothing if there is none."""
+    table = b''
+    try:
+        with open(path, 'rb', buffering=0) as file:
+            while len(table) < _MOST_OF_TABLE and (piece := file.read(1 << 16)):
+                table += piece
+    except OSError as error:
+        if lacks_files(error):
+            raise
+    return table
 
 
 def _sizes(owner: str) -> tuple[int, int]:

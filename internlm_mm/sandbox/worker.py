@@ -145,16 +145,16 @@ class Worker:
         rich = {}
         for method, mime in RICH.items():
             form = self._form(value, method)
-            if isinstance(form, str) and len(form) <= self.most_text:
-                rich[mime] = form
+            if isinstance(form, str) and str.__len__(form) <= self.most_text:
+                rich[mime] = _cut(form, self.most_text)
         picture = self._form(value, '_repr_png_')
         if isinstance(picture, bytes):
-            self._add_image(picture)
+            self._add_image(bytes.__getitem__(picture, slice(None)))
         elif kind.__name__ == 'Figure' and kind.__module__ == 'matplotlib.figure':
             plt = sys.modules.get('matplotlib.pyplot')
             if plt is None or value.number not in plt.get_fignums():
                 self._add_figure(value)  # pyplot's own are taken at the end of the cell
-        return repr(value)[: self.most_text + 1], rich
+        return _cut(repr(value), self.most_text + 1), rich
 
     def _form(self, value: Any, method: str) -> Any:
         if not isinstance(getattr(type(value), method, None), FunctionType):
@@ -290,6 +290,11 @@ def _compile(code: str, name: str) -> list[Any]:
     if last is not None:
         parts.append(compile(last, name, 'single', 0, True))
     return parts
+
+
+def _cut(text: str, most: int) -> str:
+    """The beginning of a text as a plain one, whatever its class says of it."""
+    return str.__getitem__(text, slice(0, most))
 
 
 def _to_json(value: Any) -> str:
