@@ -220,3 +220,26 @@ def test_forms_of_a_value(host: Host) -> None:
     assert reply.result == 'five' and reply.rich == {'text/html': '<b>5</b>'}
     reply = host.run('class Any:\n    def __getattr__(self, name): return lambda: "x"\nAny()')
     assert reply.rich == {} and reply.ok
+
+
+@pytest.mark.parametrize(
+    ('method', 'kind', 'lie'),
+    [
+        ('__repr__', 'str', 'def __getitem__(self, key): return Odd()'),
+        ('_repr_html_', 'str', 'def __len__(self): return 1'),
+        ('_repr_html_', 'str', 'def __str__(self): raise ValueError'),
+        ('_repr_png_', 'bytes', 'def __len__(self): return 1'),
+    ],
+)
+def test_forms_that_lie(host: Host, method: str, kind: str, lie: str) -> None:
+    """A text or picture of a class of its own says what it likes of itself."""
+    host.run('kept = 5')
+    honest = 'x' * 9 if kind == 'str' else b'x' * 9
+    reply = host.run(
+        'class Odd:\n    def __str__(self):\n        while True: pass\n'
+        f'class Lie({kind}):\n    {lie}\n'
+        f'class Value:\n    def {method}(self): return Lie({honest!r})\n'
+        'Value()'
+    )
+    assert reply.ok and reply.images == (), reply
+    assert host.run('kept').result == '5'

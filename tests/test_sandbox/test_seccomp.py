@@ -2,7 +2,7 @@
 
 import platform
 import struct
-from errno import ENOSYS, EPERM
+from errno import ENOSYS, ENOTTY, EOPNOTSUPP, EPERM
 
 import pytest
 
@@ -115,6 +115,16 @@ def test_what_is_refused_beside_the_host(machine: str) -> None:
         ('ioctl', (0, 0x541C), EPERM),
         ('prctl', (15,), ALLOW),
         ('prctl', (4, 0), EPERM),
+        ('prctl', (1, 0), EPERM),  # to live on when the parent dies
+        ('ioctl', (0, 0x541B), ALLOW),  # how much there is to read
+        ('ioctl', (0, 0x40086602), ENOTTY),  # attributes of a file
+        ('ioctl', (0, 0x401C5820), ENOTTY),
+        ('ioctl', (0, 0x40806685), ENOTTY),  # a seal on a file
+        ('ioctl', (0, 0x50009401), EOPNOTSUPP),  # a copy of a whole tree
+        ('setsockopt', (3, 1, 20), ALLOW),
+        ('setsockopt', (3, 1, 7), EPERM),
+        ('getxattr', (1, 1), ALLOW),
+        ('bind', (3, 1), ALLOW),
         ('personality', (0xFFFFFFFF,), ALLOW),
         ('personality', (0x40000,), EPERM),
         ('setrlimit', (7,), ALLOW),
@@ -142,6 +152,7 @@ def test_by_arguments(machine: str, call: str, arguments: tuple[int, ...], answe
         ('fcntl', (3, 1), ALLOW),
         ('fcntl', (3, 8), EPERM),
         ('socket', (1, 1), EPERM),
+        *((call, (1, 1), EOPNOTSUPP) for call in ('getxattr', 'llistxattr')),
     ],
 )
 def test_by_arguments_beside_the_host(

@@ -1,5 +1,7 @@
 import fcntl
 import os
+import resource
+import socket
 import subprocess
 import sys
 import time
@@ -7,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from internlm_mm.sandbox import Limits, usage
+from internlm_mm.sandbox import Limits, process, usage
+from internlm_mm.sandbox.confine import descendants
 from internlm_mm.sandbox.usage import (
     Disk,
     cpu_seconds,
@@ -17,6 +20,7 @@ from internlm_mm.sandbox.usage import (
     memory_bytes,
     over_limit,
     remove_tree,
+    socket_bytes,
 )
 
 LIMITS = Limits(files=50, disk_mb=1)
@@ -223,3 +227,62 @@ def test_removing_trees_of_any_depth(tmp_path: Path, depth: int) -> None:
         os.chdir(here)
     remove_tree(root)
     assert [path.name for path in tmp_path.iterdir()] == ['kept'] and kept.read_text() == 'kept'
+
+
+def test_sockets_by_those_that_hold_them() -> None:
+    """A pair of a copy is the same pair; what is closed counts no more."""
+    most = int(Path('/proc/sys/net/core/wmem_default').read_text()) * 3 // 2
+    before = len(usage._sockets(os.getpid()))
+    pairs = [socket.socketpair() for _ in range(20)]
+    copy = os.fork()
+    if copy == 0:
+        time.sleep(20)
+        os._exit(0)
+    try:
+        together = socket_bytes([os.getpid(), copy], None)
+        assert together == (before + 40 - 16) * most
+    finally:
+        os.kill(copy, 9)
+        os.waitpid(copy, 0)
+        for one in [end for pair in pairs for end in pair]:
+            one.close()
+    assert socket_bytes([os.getpid()], None) == max(0, before - 16) * most
+    assert socket_bytes([copy], None) == socket_bytes([], None) == 0
+
+
+def test_sockets_of_a_network() -> None:
+    """Also those that nobody holds: they wait to be accepted."""
+    name = f'\0internlm_mm-{os.getpid()}'
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(name)
+        server.listen(64)
+        before = socket_bytes([], os.getpid())
+        for _ in range(50):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(name)
+        assert socket_bytes([], os.getpid()) - before > 20 * 212_992
+        assert len(usage._sockets(os.getpid())) < 50
+
+
+def test_a_host_that_can_open_no_files(tmp_path: Path) -> None:
+    """What cannot be looked at is not taken for ended, empty or too much."""
+    folder = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+    child = subprocess.Popen(['sleep', '20'])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        for look in (
+            lambda: descendants(os.getpid()),
+            lambda: process._all_stopped(child.pid),
+            lambda: process._life(child.pid),
+            lambda: lock_count([child.pid]),
+            lambda: socket_bytes([child.pid], None),
+            lambda: folder_tree(folder, [], LIMITS),
+        ):
+            with pytest.raises(OSError, match='Too many open files'):
+                look()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(folder)
+        child.kill()
+        child.wait()
