@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -84,10 +85,51 @@ def find_files(path: str | Path, *, texts: bool = True) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(f'no file or folder {path}')
-    files = choose_files(path, path.rglob('*'), endings)
+    files = choose_files(path, files_below(path), endings)
     if not files:
         raise FileNotFoundError(f'{path} has no file that ends in {", ".join(endings)}')
     return files
+
+
+def files_below(root: Path) -> Iterator[Path]:
+    """Every file of a folder and of those in it, in no order; links to folders are followed.
+
+    Args:
+        root: The folder.
+
+    Raises:
+        OSError: If a folder cannot be read.
+        ValueError: If a link leads back to a folder that it is in.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, folders, files in os.walk(root, onerror=fail, followlinks=True):
+        for name in list(folders):
+            link = Path(parent, name)
+            if not link.is_symlink():
+                continue
+            if any(part.startswith('.') for part in link.relative_to(root).parts):
+                folders.remove(name)  # what is hidden is no data
+                continue
+            inside, target = link.relative_to(root).parents, link.resolve()
+            if any((root / one).resolve().is_relative_to(target) for one in inside):
+                raise ValueError(f'{link} is a link back to {target}, which it is in')
+        yield from (Path(parent, name) for name in files)
+
+
+def check_link(file: Path) -> None:
+    """Refuse a link that leads nowhere.
+
+    Args:
+        file: Where data should be.
+
+    Raises:
+        ValueError: With what it is a link to.
+    """
+    if file.is_symlink() and not file.exists():
+        raise ValueError(f'{file} is a link to {os.readlink(file)}, which is not there')
 
 
 def choose_files(root: Path, paths: Iterable[Path], endings: tuple[str, ...]) -> list[Path]:
@@ -102,14 +144,17 @@ def choose_files(root: Path, paths: Iterable[Path], endings: tuple[str, ...]) ->
         endings: Of files that can be read.
 
     Raises:
-        ValueError: If one is data of another kind.
+        ValueError: If one is data of another kind, or a link that leads nowhere.
     """
     files, left_out = [], Counter[str]()
     for file in sorted(paths):
+        name = file.name.lower()
+        is_hidden = any(part.startswith('.') for part in file.relative_to(root).parts)
+        if not is_hidden and name.endswith((*endings, *_OTHER_DATA)):
+            check_link(file)
         if not file.is_file():
             continue
-        name = file.name.lower()
-        if any(part.startswith('.') for part in file.relative_to(root).parts):
+        if is_hidden:
             left_out['hidden'] += 1
         elif name.endswith(endings):
             files.append(file)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mmengine.logging import print_log
 
+from internlm_mm.datasets.documents import check_link, files_below
 from internlm_mm.datasets.packed import PackedRows, check_packing
 from internlm_mm.datasets.row_order import check_order
 from internlm_mm.datasets.token_cache import cached_folder, hash_contents
@@ -138,14 +139,18 @@ def find_bins(data_root: str | Path) -> dict[str, list[Path]]:
 
     Raises:
         FileNotFoundError: If there is none.
+        ValueError: If a link leads nowhere, or back to a folder that it is in.
     """
     root = Path(data_root)
     if root.is_file():
         return {root.stem: [root]}
+    if not root.is_dir():
+        raise FileNotFoundError(f'data_root {root}: no file or folder')
     domains: dict[str, list[Path]] = {}
-    for path in sorted(root.rglob('*.bin')):
+    for path in sorted(files_below(root)):
         parts = path.relative_to(root).parts
-        if path.is_file() and not any(part.startswith('.') for part in parts):
+        if path.suffix == '.bin' and not any(part.startswith('.') for part in parts):
+            check_link(path)
             domains.setdefault(parts[0] if len(parts) > 1 else path.stem, []).append(path)
     if not domains:
         raise FileNotFoundError(f'data_root {root}: there is no .bin file')

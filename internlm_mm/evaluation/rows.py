@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from internlm_mm.datasets.documents import choose_files
+from internlm_mm.datasets.documents import choose_files, files_below
 from internlm_mm.datasets.records import READERS, decode_text, parse_json, read_records
 from internlm_mm.utils.suggest import did_you_mean
 
@@ -67,7 +67,7 @@ def find_files(path: str | Path, split: str | None, key: str) -> Bundle:
     root = path
     if split is not None and (path / split).is_dir():
         root = path / split
-        files = choose_files(root, root.rglob('*'), SUFFIXES)
+        files = choose_files(root, files_below(root), SUFFIXES)
     elif split is not None:
         files = choose_files(
             root,

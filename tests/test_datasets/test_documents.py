@@ -160,6 +160,47 @@ def test_what_is_no_data_is_left_out_and_counted(tmp_path: Path, monkeypatch) ->
     assert len(logged) == 2
 
 
+def test_linked_folders_are_read(tmp_path: Path) -> None:
+    fill(tmp_path / 'elsewhere', 'b.jsonl', 'deep/c.jsonl')
+    fill(tmp_path / 'data', 'a.jsonl')
+    (tmp_path / 'data' / 'linked').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'data' / 'd.jsonl').symlink_to(tmp_path / 'elsewhere' / 'b.jsonl')
+    (tmp_path / 'data' / '.hidden').symlink_to(tmp_path)
+    found = find_domains(tmp_path / 'data')
+    assert {name: [file.name for file in files] for name, files in found.items()} == {
+        'a': ['a.jsonl'],
+        'd': ['d.jsonl'],
+        'linked': ['b.jsonl', 'c.jsonl'],
+    }
+
+
+@pytest.mark.parametrize('target', ['.', '..', '../..', '../other'])
+def test_links_back_are_refused(tmp_path: Path, target: str) -> None:
+    fill(tmp_path / 'data', 'x/a.jsonl')
+    (tmp_path / 'data' / 'other').mkdir()
+    (tmp_path / 'data' / 'other' / 'back').symlink_to('../x')
+    (tmp_path / 'data' / 'x' / 'link').symlink_to(target)
+    with pytest.raises(ValueError, match=r'(link|back) is a link back to .*, which it is in'):
+        find_files(tmp_path / 'data')
+
+
+def test_what_cannot_be_reached_is_not_passed_over(tmp_path: Path, monkeypatch) -> None:
+    fill(tmp_path, 'a.jsonl', '.git/x')
+    (tmp_path / '.git' / 'gone.jsonl').symlink_to('nowhere')
+    (tmp_path / 'README').symlink_to('nowhere')
+    assert find_files(tmp_path) == [tmp_path / 'a.jsonl']
+    (tmp_path / 'b.jsonl').symlink_to('nowhere')
+    with pytest.raises(ValueError, match=r'b\.jsonl is a link to nowhere, which is not there'):
+        find_files(tmp_path)
+
+    def refuse(folder):
+        raise PermissionError(13, 'Permission denied', str(folder))
+
+    monkeypatch.setattr(documents.os, 'scandir', refuse)  # whoever runs the tests may read all
+    with pytest.raises(PermissionError):
+        find_files(tmp_path)
+
+
 @pytest.mark.parametrize('name', ['b.jsonl.zst', 'x/b.jsonl.bz2', 'b.CSV', 'b.csv.gz', 'b.arrow'])
 def test_data_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> None:
     fill(tmp_path, 'a.jsonl', name)

@@ -159,6 +159,21 @@ def test_meta_of_another_file(tmp_path: Path) -> None:
         list(read_bin(path))
 
 
+def test_bins_in_linked_folders_are_read(tmp_path: Path) -> None:
+    """As InternLM does, which walks with followlinks=True."""
+    write_as_internlm(tmp_path / 'elsewhere' / 'x.bin', SAMPLES)
+    write_as_internlm(tmp_path / 'data' / 'en' / 'a.bin', SAMPLES)
+    (tmp_path / 'data' / 'cn').symlink_to('../elsewhere')
+    found = find_bins(tmp_path / 'data')
+    assert found == {
+        'cn': [tmp_path / 'data' / 'cn' / 'x.bin'],
+        'en': [tmp_path / 'data' / 'en' / 'a.bin'],
+    }
+    (tmp_path / 'data' / 'en' / 'b.bin').symlink_to('gone.bin')
+    with pytest.raises(ValueError, match=r'b\.bin is a link to gone\.bin, which is not there'):
+        find_bins(tmp_path / 'data')
+
+
 def test_token_files_go_back_and_forth(tmp_path: Path) -> None:
     path = write_as_internlm(tmp_path / 'a.bin', SAMPLES)
     with TokenFileWriter(tmp_path / 'tokens', vocab_size=90_000, has_loss_mask=True) as writer:
