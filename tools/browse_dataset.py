@@ -55,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(highlight=False)
     report: Report | None = None
     try:
+        if args.html:
+            _check_page(Path(args.html))
         data, tokenizer = _read_config(args)
         if args.check:
             report = inspect(data, tokenizer, also=_tool_problems)
@@ -82,6 +84,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _key(args: argparse.Namespace) -> str:
     return 'val_dataloader' if args.val else 'train_dataloader'
+
+
+def _check_page(file: Path) -> None:
+    """Find out before data is read whether the page can be written."""
+    if file.is_dir():
+        raise ValueError(f'--html {file} is a folder: name a file in it')
+    if not file.parent.is_dir():
+        raise ValueError(f'--html {file}: there is no folder {file.parent}')
 
 
 def _read_config(args: argparse.Namespace) -> tuple[dict[str, Any], Tokenizer | None]:

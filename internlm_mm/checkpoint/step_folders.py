@@ -37,9 +37,8 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
         check_whole(path, checksums=False)
         return path
     if not path.is_dir():
-        raise FileNotFoundError(
-            f'{path} does not exist: expected a checkpoint iter_N or a work dir'
-        )
+        what = 'is no folder' if path.exists() else 'does not exist'
+        raise FileNotFoundError(f'{path} {what}: expected a checkpoint iter_N or a work dir')
     newest, damaged = newest_whole_checkpoint(path)
     for folder, why in damaged.items():
         LOG.warning(f'{folder} is passed over: {why}')

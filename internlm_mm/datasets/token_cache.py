@@ -35,12 +35,20 @@ def cached_folder(
 
     Returns:
         The folder; it must not be changed.
+
+    Raises:
+        NotADirectoryError: If a file is in the place of `cache_dir` or of a folder above it.
     """
     folder, text = folder_of(cache_dir, source), _text(source)
     if folder.is_dir():
         return folder
     key = folder.name
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(
+            f'cache_dir={str(cache_dir)!r} is no folder and cannot be made one'
+        ) from error
     with _alone(folder.parent / f'.{key}.lock'):
         if folder.is_dir():  # made by another while this one waited
             return folder

@@ -47,6 +47,7 @@ def build_data_part(
 
     Raises:
         FileNotFoundError: With the key, the path and the two commands.
+        ValueError: With the key: most runs have two datasets.
     """
     if tokenizer is not None:
         config = give_tokenizer(config, tokenizer)
@@ -55,6 +56,8 @@ def build_data_part(
     except FileNotFoundError as error:
         hint = MAKE_DATA.format(folder=Path.cwd())
         raise FileNotFoundError(f'{key}: {error}{hint}') from error
+    except (ValueError, NotADirectoryError) as error:
+        raise ValueError(f'{key}: {error}') from error
 
 
 def give_tokenizer(dataset: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:

@@ -53,6 +53,8 @@ def find_config(path: str | Path) -> Path:
     name = Path(*(parts[1:] if parts[:1] == ('configs',) else parts))
     if parts and not given.is_absolute() and (shipped / f'{name}.py').is_file():
         return (shipped / f'{name}.py').resolve()
+    if given.is_dir():
+        raise FileNotFoundError(f'no config {str(path)!r}: it is a folder')
     known = []
     if given.suffix == '.py' or len(parts) == 1:
         known = [file.name for file in given.parent.glob('*.py')]

@@ -72,6 +72,9 @@ def test_nothing_whole_is_an_error_that_says_why(tmp_path: Path) -> None:
         find_checkpoint(tmp_path)
     with pytest.raises(FileNotFoundError, match='does not exist'):
         find_checkpoint(tmp_path / 'elsewhere')
+    (tmp_path / 'file').touch()
+    with pytest.raises(FileNotFoundError, match='file is no folder: expected a checkpoint iter_N'):
+        find_checkpoint(tmp_path / 'file')
     (tmp_path / 'hf').mkdir()
     (tmp_path / 'hf' / 'model.safetensors').touch()
     with pytest.raises(FileNotFoundError, match='is a Hugging Face folder'):

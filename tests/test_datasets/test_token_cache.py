@@ -53,6 +53,13 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
     assert cached_folder(tmp_path / 'cache', {}, lambda folder: None).is_dir()
 
 
+def test_a_file_in_the_place_of_the_cache(tmp_path: Path) -> None:
+    (tmp_path / 'file').touch()
+    for cache in (tmp_path / 'file', tmp_path / 'file' / 'cache'):
+        with pytest.raises(NotADirectoryError, match=r"cache_dir='.*file.*' is no folder and"):
+            cached_folder(cache, {}, lambda folder: None)
+
+
 def test_hashes_are_of_contents(tmp_path: Path) -> None:
     (tmp_path / 'a').write_text('x')
     before = hash_contents([tmp_path / 'a'])

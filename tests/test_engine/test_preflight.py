@@ -16,6 +16,7 @@ from internlm_mm.models import InternLM
 from internlm_mm.parallel.mesh import LayoutError, resolve_layout
 from internlm_mm.registry import DATASETS, TOKENIZERS
 from internlm_mm.tokenizers import build_template
+from tests.conversations import byte_level
 
 
 def model() -> InternLM:
@@ -104,6 +105,28 @@ def test_missing_files_come_with_the_commands_that_make_them() -> None:
         text = str(caught.value)
         assert text.startswith(f'{key}: ') and 'no/token' in text
         assert 'train_tokenizer.py' in text and 'preprocess_data.py' in text
+
+
+def test_wrong_options_come_with_the_key_of_their_dataset(tmp_path: Path) -> None:
+    (tmp_path / 'file').touch()
+    (tmp_path / 'a.jsonl').write_text('{"prompt": "q", "answer": "a"}\n')
+    given = dict(
+        type='ConversationDataset',
+        path=str(tmp_path / 'a.jsonl'),
+        seq_len=64,
+        chat_template='internlm',
+        tokenizer=byte_level(tmp_path),
+    )
+    for wrong, message in (
+        (
+            dict(chat_template='chatlm'),
+            r"there is no chat template 'chatlm'\. Did you mean 'chatml",
+        ),
+        (dict(packing='bestfit'), r"packing='bestfit' is none of .* Did you mean 'best_fit'"),
+        (dict(cache_dir=str(tmp_path / 'file')), "cache_dir='.*/file' is no folder"),
+    ):
+        with pytest.raises(ValueError, match=rf'^val_dataloader\.dataset: {message}'):
+            build_data_part(DATASETS, given | wrong, 'val_dataloader.dataset')
 
 
 def config(**changes: Any) -> dict:

@@ -133,3 +133,9 @@ def test_what_cannot_be_read(options: list[str], capsys: pytest.CaptureFixture[s
     assert 'has no val_dataloader' in capsys.readouterr().err
     assert main(['internlm_tiny_sft', '--first', '-1', *options]) == 2
     assert '--rows 2 --first -1: both count from 0' in capsys.readouterr().err
+    for page, text in (
+        ('.', 'error: --html . is a folder: name a file in it'),
+        ('no/where.html', 'error: --html no/where.html: there is no folder no'),
+    ):
+        assert main(['internlm_tiny_sft', '--html', page, *options]) == 2
+        assert text in capsys.readouterr().err

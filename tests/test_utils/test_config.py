@@ -64,6 +64,8 @@ def test_a_missing_config_names_the_nearest_file_beside(
             load_config(wrong)
     with pytest.raises(FileNotFoundError, match=r"no config 'work_dirs/run/iter_7'\.$"):
         load_config('work_dirs/run/iter_7')
+    with pytest.raises(FileNotFoundError, match=r"no config '.*': it is a folder"):
+        load_config(path.parent)
 
 
 def test_private_names_and_imports_are_no_settings(write: Write) -> None:
