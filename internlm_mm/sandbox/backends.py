@@ -62,6 +62,8 @@ class Tools:
             resource.RLIMIT_NPROC: processes,
             resource.RLIMIT_MEMLOCK: 0,
             resource.RLIMIT_SIGPENDING: 256,
+            resource.RLIMIT_RTPRIO: 0,
+            resource.RLIMIT_NICE: 0,
         }
         image = limits.image_mb * MIB
         return [

@@ -6,7 +6,7 @@ kernels have had faults behind, and what namespaces and Landlock do not cover.
 
 import platform
 import struct
-from errno import ENOSYS, ENOTTY, EOPNOTSUPP, EPERM
+from errno import EINVAL, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM
 from functools import cache
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ _AF_UNIX, _SOCK_STREAM = 1, 1
 _NEW_NAMESPACES = 0x7E020000
 _THREAD, _SAME_FILES, _WAIT = 0x10000, 0x400, 0x4000
 _SHARED_MEMORY = 0x21  # MAP_SHARED, MAP_ANONYMOUS
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _RLIMIT_CORE = 1, 4, 4
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _RLIMIT_CORE = 1, 4, 22, 4
 
 ALWAYS = (
     *'mount umount2 pivot_root move_mount open_tree fsopen fsmount fsconfig fspick'.split(),
@@ -96,6 +96,11 @@ ALWAYS_RULES = (
     Rule('prctl', 0, 'equal', _PR_SET_DUMPABLE),
     # A session ends with its host, also with one that is killed.
     Rule('prctl', 0, 'equal', _PR_SET_PDEATHSIG),
+    Rule('prctl', 0, 'equal', _PR_SET_SECCOMP),
+    # Newer ones: a table for futexes, for one, as large as one likes.
+    Rule('prctl', 0, 'any bit', 0xFFFFFFC0, error=EINVAL),
+    # Pages of files that are cut short or deleted live on in pipes; libraries copy without.
+    *(Rule(call, 0, 'any bit', 0, error=ENOSYS) for call in ('splice', 'tee', 'sendfile')),
     # A handler of core dumps runs as root outside; a limit of 1 byte keeps it out, 0 does not.
     Rule('setrlimit', 0, 'equal', _RLIMIT_CORE),
 )
@@ -109,6 +114,8 @@ SHARED = (
 """Calls that are also refused where a session sees the host's files: Landlock lets them pass."""
 
 SHARED_RULES = (
+    # What any socket tells of the host's network, and whom the kernel signals for it.
+    Rule('ioctl', 1, 'equal', 0x8900, mask=0xFF00, error=ENOTTY),
     # More than names and sizes; libraries take it that the file system has none.
     *(
         Rule(call, 0, 'any bit', 0, error=EOPNOTSUPP)
@@ -133,8 +140,6 @@ SIGNALS = (*'kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_sign
 SIGNAL_RULES = (
     Rule('fcntl', 1, 'equal', 8),  # F_SETOWN: whom the kernel signals
     Rule('fcntl', 1, 'equal', 15),  # F_SETOWN_EX
-    Rule('ioctl', 1, 'equal', 0x8901),  # FIOSETOWN
-    Rule('ioctl', 1, 'equal', 0x8902),  # SIOCSPGRP
 )
 
 NEWEST = 450
@@ -249,6 +254,7 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     'semget': (64, 190),
     'semop': (65, 193),
     'semtimedop': (220, 192),
+    'sendfile': (40, 71),
     'sendmmsg': (307, 269),
     'sendmsg': (46, 211),
     'setdomainname': (171, 162),
@@ -264,12 +270,14 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     'shmget': (29, 194),
     'socket': (41, 198),
     'socketpair': (53, 199),
+    'splice': (275, 76),
     'swapoff': (168, 225),
     'swapon': (167, 224),
     'sync': (162, 81),
     'syncfs': (306, 267),
     'sysfs': (139, None),
     'syslog': (103, 116),
+    'tee': (276, 77),
     'tgkill': (234, 131),
     'timer_create': (222, 107),
     'tkill': (200, 130),

@@ -122,7 +122,8 @@ class Worker:
         except BaseException as error:
             answer.update(status='error', error=self._explain(error))
         self.running = False
-        _signal.setitimer(_signal.ITIMER_REAL, 0)  # an alarm ends with the cell that set it
+        for clock in (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF):
+            _signal.setitimer(clock, 0)  # an alarm ends with the cell that set it
         answer['images'] = self.images[: self.most_images + 1]
         for stream in (sys.stdout, sys.stderr):
             try:

@@ -177,6 +177,52 @@ def test_memory_in_sockets(host: Host) -> None:
     host.renew()
 
 
+def test_memory_that_the_kernel_gives_on_request(host: Host) -> None:
+    """A table of any size, and pages that live on in pipes when their file is gone."""
+    reply = attack(
+        host,
+        """
+        import shutil
+        for slots in (1 << 10, 1 << 23):
+            attempt('table', libc.prctl, 78, 1, ctypes.c_ulong(slots), 0, 0)
+        file = os.open('file', os.O_CREAT | os.O_RDWR)
+        os.write(file, bytes(1 << 16))
+        pipe = os.pipe()
+        at = ctypes.byref(ctypes.c_long(0))
+        attempt('splice', call, 275, file, at, pipe[1], None, 4096, 0)
+        attempt('sendfile', call, 40, pipe[1], file, at, 4096)
+        attempt('tee', call, 276, pipe[0], os.pipe()[1], 4096, 2)
+        attempt('filter', libc.prctl, 22, 2, ctypes.create_string_buffer(16), 0, 0)
+        shutil.copyfile('file', 'copy')
+        print(os.path.getsize('copy'))
+        os.unlink('file'), os.unlink('copy')
+        """,
+    )
+    all_fail(reply, 6)
+    assert reply.stdout.endswith('\n65536\n')
+    host.renew()
+
+
+def test_the_network_of_the_machine(host: Host) -> None:
+    """Any socket, of whatever kind, tells the kernel's table of networks."""
+    reply = attack(
+        host,
+        """
+        import array, fcntl, socket, struct
+        one = socket.socketpair()[0]
+        room = array.array('B', bytes(4096))
+        try:
+            asked = struct.pack('iP', 4096, room.buffer_info()[0])
+            size = struct.unpack_from('i', fcntl.ioctl(one, 0x8912, asked))[0]
+        except OSError:
+            size = 0
+        names = [room[at:at + 16].tobytes().rstrip(bytes(1)) for at in range(0, size, 40)]
+        print(set(names) - {b'lo'})
+        """,
+    )
+    assert reply.ok and reply.stdout == 'set()\n', reply
+
+
 KILLED = """
 import os, sys, threading, time
 from internlm_mm.sandbox import Limits, Sandbox

@@ -2,7 +2,7 @@
 
 import platform
 import struct
-from errno import ENOSYS, ENOTTY, EOPNOTSUPP, EPERM
+from errno import EINVAL, ENOSYS, ENOTTY, EOPNOTSUPP, EPERM
 
 import pytest
 
@@ -115,6 +115,12 @@ def test_what_is_refused_beside_the_host(machine: str) -> None:
         ('ioctl', (0, 0x541C), EPERM),
         ('prctl', (15,), ALLOW),
         ('prctl', (4, 0), EPERM),
+        ('prctl', (22, 2), EPERM),
+        ('prctl', (78, 1, 1 << 30), EINVAL),  # a table of futexes
+        ('prctl', (0x53564D41, 0), EINVAL),
+        ('splice', (3,), ENOSYS),
+        ('sendfile', (3, 4), ENOSYS),
+        ('ioctl', (3, 0x8912), ALLOW),  # in a network of its own
         ('prctl', (1, 0), EPERM),  # to live on when the parent dies
         ('ioctl', (0, 0x541B), ALLOW),  # how much there is to read
         ('ioctl', (0, 0x40086602), ENOTTY),  # attributes of a file
@@ -152,6 +158,7 @@ def test_by_arguments(machine: str, call: str, arguments: tuple[int, ...], answe
         ('fcntl', (3, 1), ALLOW),
         ('fcntl', (3, 8), EPERM),
         ('socket', (1, 1), EPERM),
+        *(('ioctl', (3, command), ENOTTY) for command in (0x8901, 0x8902, 0x8912, 0x8927)),
         *((call, (1, 1), EOPNOTSUPP) for call in ('getxattr', 'llistxattr')),
     ],
 )
