@@ -1,15 +1,15 @@
 """Draw and summarise what runs have logged: `tools/analyze_logs.py WORK_DIR... --out c.png`."""
 
-import argparse
 import sys
 
+from internlm_mm.utils.arguments import Arguments
 from internlm_mm.utils.curves import X_AXES, draw_curves, summary_table
 from internlm_mm.utils.differences import difference_table
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; its exit code."""
-    parser = argparse.ArgumentParser(prog='analyze_logs', description=__doc__)
+    parser = Arguments(prog='analyze_logs', description=__doc__)
     parser.add_argument('work_dirs', nargs='+', metavar='WORK_DIR', help='runs to compare')
     parser.add_argument('--keys', nargs='+', default=['loss'], help='scalars: loss val/loss lr')
     parser.add_argument('--x', choices=X_AXES, default='iter', help='what to draw over')

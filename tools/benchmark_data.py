@@ -12,11 +12,12 @@ from internlm_mm.datasets.stdlib_corpus import write_stdlib_corpus
 from internlm_mm.engine.benchmark_data import PARTS, judge, measure_data, render_data
 from internlm_mm.engine.benchmark_report import save_record
 from internlm_mm.tokenizers.training import train_tokenizer
+from internlm_mm.utils.arguments import Arguments
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog='benchmark_data.py', description=__doc__, epilog='Exit code 1: a target is missed.'
     )
     parser.add_argument(

@@ -8,6 +8,7 @@ import torch
 from internlm_mm.api import from_pretrained
 from internlm_mm.inference import Sampling, stored_template
 from internlm_mm.inference.terminal import Terminal, complete
+from internlm_mm.utils.arguments import Arguments
 
 try:
     import readline  # noqa: F401  arrows and history in what is typed
@@ -72,7 +73,7 @@ def read_line(prompt: str) -> str:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog='chat',
         description='Chat with a model, or continue text where it is a base model.',
     )

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from internlm_mm.checkpoint.gguf import DTYPES, write_gguf
+from internlm_mm.utils.arguments import Arguments
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog='convert2gguf',
         description='Write weights, tokenizer and chat template of a Hugging Face folder, as '
         'convert2hf makes it, to one GGUF file.',

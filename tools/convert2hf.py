@@ -7,6 +7,7 @@ import sys
 from internlm_mm.checkpoint.hf_files import DTYPES
 from internlm_mm.checkpoint.peft_files import export_peft
 from internlm_mm.checkpoint.pretrained import convert_to_hf
+from internlm_mm.utils.arguments import Arguments
 
 UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line, in our spelling or in InternLM's."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog='convert2hf',
         description='Export a checkpoint to a folder that transformers loads, by default as plain '
         'LlamaForCausalLM without remote code, and compare the logits of the two.',

@@ -1,15 +1,15 @@
 """Make a config of ours out of InternLM's `7B_sft.py` or an InternEvo config, key by key."""
 
-import argparse
 import sys
 
+from internlm_mm.utils.arguments import Arguments
 from internlm_mm.utils.config_draft import table
 from internlm_mm.utils.internlm_config import convert_config
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 if the config was written, 2 if not."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog='convert_config',
         description='Read an InternLM or InternEvo config without running it, write one of ours, '
         'and print what became of every key.',

@@ -6,6 +6,7 @@ import sys
 from internlm_mm.checkpoint.convert_from import convert_from
 from internlm_mm.checkpoint.foreign import FORMATS
 from internlm_mm.checkpoint.hf_files import DTYPES
+from internlm_mm.utils.arguments import Arguments
 from internlm_mm.utils.config import parse_cfg_options
 
 
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog='convert_from',
         description='Make OUT, a work dir with the checkpoint iter_0, of weights that another '
         'program has trained. train (load_from), chat, test and convert2hf take it.',

@@ -6,6 +6,7 @@ import sys
 from internlm_mm.datasets.conversation import ON_ERROR
 from internlm_mm.datasets.conversation_formats import FORMATS
 from internlm_mm.datasets.converting import WRITERS, convert_files
+from internlm_mm.utils.arguments import Arguments
 
 EXAMPLES = """what the other form cannot hold is kept under 'source', so that nothing is lost
 
@@ -17,7 +18,7 @@ examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 2 if a file or a record cannot be converted."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog='convert_records',
         description=__doc__,
         epilog=EXAMPLES,

@@ -5,7 +5,6 @@ it what one does with a corpus of any size. Nothing is downloaded. Every step pr
 that does it alone.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -21,6 +20,7 @@ from internlm_mm.datasets.preprocessing import preprocess
 from internlm_mm.datasets.stdlib_corpus import write_stdlib_corpus
 from internlm_mm.engine.runner import LLMRunner
 from internlm_mm.tokenizers.training import train_tokenizer
+from internlm_mm.utils.arguments import Arguments
 from internlm_mm.utils.config import load_config, parse_cfg_options
 from internlm_mm.utils.config_check import check_config
 from internlm_mm.utils.curves import draw_curves, read_run
@@ -149,7 +149,7 @@ def complete(folder: Path, prompt: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo. The last line of stdout is JSON."""
-    parser = argparse.ArgumentParser(prog='demo.py', description=__doc__)
+    parser = Arguments(prog='demo.py', description=__doc__)
     parser.add_argument('--config', default='internlm_tiny_pretrain', help='config to train')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'))
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')

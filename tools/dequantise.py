@@ -7,6 +7,7 @@ import torch
 
 from internlm_mm.checkpoint.awq import dequantise
 from internlm_mm.checkpoint.hf_files import DTYPES
+from internlm_mm.utils.arguments import Arguments
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog='dequantise',
         description='Write a Hugging Face folder of AWQ weights, as lmdeploy lite auto_awq makes '
         'it, as one of plain weights that computes the same.',

@@ -1,16 +1,16 @@
 """Draw records of tools/benchmark.py side by side: speed, where a step's time goes, memory."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from internlm_mm.engine.benchmark_plots import draw_records, read_records
+from internlm_mm.utils.arguments import Arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit code."""
-    parser = argparse.ArgumentParser(prog='plot_benchmarks.py', description=__doc__)
+    parser = Arguments(prog='plot_benchmarks.py', description=__doc__)
     parser.add_argument('records', nargs='+', type=Path, metavar='RECORD.json')
     parser.add_argument('--labels', nargs='+', metavar='NAME', help='one for each record')
     parser.add_argument('--out', type=Path, required=True, metavar='PNG', help='where to draw')

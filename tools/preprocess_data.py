@@ -9,6 +9,7 @@ from rich.table import Table
 
 from internlm_mm.datasets.bin_export import preprocess_to_bins
 from internlm_mm.datasets.preprocessing import Counts, preprocess
+from internlm_mm.utils.arguments import Arguments
 
 FORMATS = ('tokens', 'internlm')
 
@@ -30,7 +31,7 @@ writes OUTPUT/train/DOMAIN and OUTPUT/validation/DOMAIN; give the first to Pretr
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 if the output was written."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog='preprocess_data',
         description=__doc__,
         epilog=EXAMPLES,

@@ -1,9 +1,9 @@
 """Print a config with everything it inherits, or which line set one of its values."""
 
-import argparse
 import sys
 
 from internlm_mm.engine.start import adopt_model
+from internlm_mm.utils.arguments import Arguments
 from internlm_mm.utils.config import (
     check_config,
     dump_config,
@@ -15,7 +15,7 @@ from internlm_mm.utils.provenance import Setting, explain
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 if the config is valid."""
-    parser = argparse.ArgumentParser(prog='print_config', description=__doc__)
+    parser = Arguments(prog='print_config', description=__doc__)
     parser.add_argument('config', help='a config file, or the name of one of ours')
     parser.add_argument('--explain', metavar='a.b.c', help='say which file and line set this value')
     parser.add_argument('--json', action='store_true', help='print JSON instead of Python')

@@ -9,6 +9,7 @@ from internlm_mm.sandbox import Reply, Sandbox, SandboxError, make_environment
 from internlm_mm.sandbox.backends import NAMES, missing
 from internlm_mm.sandbox.benchmark import load, measure
 from internlm_mm.sandbox.environment import SCIENCE, default_folder
+from internlm_mm.utils.arguments import Arguments
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -120,7 +121,7 @@ def read_line(prompt: str) -> str | None:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog='sandbox', description=__doc__)
+    parser = Arguments(prog='sandbox', description=__doc__)
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
 
     one = commands.add_parser('make', help='make the Python that programs run in')

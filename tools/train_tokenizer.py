@@ -5,6 +5,7 @@ import sys
 
 from internlm_mm.datasets.documents import sample_texts
 from internlm_mm.tokenizers.training import train_tokenizer
+from internlm_mm.utils.arguments import Arguments
 
 EXAMPLES = """examples:
   python tools/train_tokenizer.py texts/ --output data/text/tokenizer --vocab-size 32000
@@ -15,7 +16,7 @@ EXAMPLES = """examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 0 if the tokenizer was written."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog='train_tokenizer',
         description=__doc__,
         epilog=EXAMPLES,

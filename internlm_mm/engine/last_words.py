@@ -1,6 +1,5 @@
 """An error that all ranks have is told by one of them."""
 
-import argparse
 import socket
 import sys
 import time
@@ -9,11 +8,12 @@ from typing import Any, NoReturn, cast
 
 import torch.distributed as dist
 
+from internlm_mm.utils.arguments import Arguments
 from internlm_mm.utils.launch import Launch, guess_launch
 from internlm_mm.utils.signals import ignore_stop_signals
 
 
-class JobParser(argparse.ArgumentParser):
+class JobParser(Arguments):
     """Reads the command line of a program that a launcher may start several times."""
 
     def error(self, message: str) -> NoReturn:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from internlm_mm.engine.start import adopt_model
+from internlm_mm.utils.arguments import Arguments
 from internlm_mm.utils.config import ConfigError, load_config, parse_cfg_options
 from internlm_mm.utils.config_check import check_config
 from internlm_mm.utils.device import dtype_of
@@ -26,7 +27,7 @@ USER_ERRORS = (ConfigError, ValueError, TypeError, FileNotFoundError, KeyError, 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments of `tools/verify_parallel.py`."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog='verify_parallel.py',
         description='Prove that a config trains the same on every layout as in one process.',
         epilog="Examples: verify_parallel.py my.py; verify_parallel.py my.py --layouts 'tensor=2' "

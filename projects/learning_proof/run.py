@@ -27,6 +27,7 @@ from learning_proof.report import (
 )
 from learning_proof.stages import QUICK, Plan, run_base, run_seed
 
+from internlm_mm.utils.arguments import Arguments
 from internlm_mm.utils.system import builds
 
 PLAN = 'plan.json'
@@ -34,7 +35,7 @@ PLAN = 'plan.json'
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog='run.py', description=__doc__)
+    parser = Arguments(prog='run.py', description=__doc__)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--out', type=Path, default=Path('work_dirs/learning_proof'))
     parser.add_argument(

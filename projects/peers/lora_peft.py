@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from internlm_mm.engine.benchmark_report import peak_memory, save_record, summarise
+from internlm_mm.utils.arguments import Arguments
 from internlm_mm.utils.device import synchronize
 from internlm_mm.utils.system import cpu_name
 
@@ -108,7 +109,7 @@ class StepClock(TrainerCallback):
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments of the command."""
-    parser = argparse.ArgumentParser(prog='lora_peft.py', description=__doc__)
+    parser = Arguments(prog='lora_peft.py', description=__doc__)
     parser.add_argument('--size', choices=SIZES, default='7b')
     parser.add_argument('--layers', type=int, help='other than the size has, to try settings')
     parser.add_argument('--seq-len', type=int, default=4096)

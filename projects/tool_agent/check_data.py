@@ -20,6 +20,7 @@ from internlm_mm.engine.preflight import build_data_part
 from internlm_mm.registry import DATASETS, TOKENIZERS
 from internlm_mm.tokenizers import ChatTemplate, Tokenizer
 from internlm_mm.tokenizers.chat_spelling import Encoded
+from internlm_mm.utils.arguments import Arguments
 from internlm_mm.utils.config import load_config, parse_cfg_options
 from internlm_mm.utils.config_check import check_config
 
@@ -104,7 +105,7 @@ def _spread(counts: Counter[int]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 1 if there are problems, 2 if nothing can be read."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='a config, by its path or name')

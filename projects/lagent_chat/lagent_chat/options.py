@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from internlm_mm.inference import Sampling
+from internlm_mm.utils.arguments import Arguments
 
 PROJECT = Path(__file__).resolve().parents[1]
 EXAMPLES = """examples:
@@ -21,7 +22,7 @@ EXAMPLES = """examples:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog='chat.py',
         description='Chat with a model that calls tools, in the terminal.',
         epilog=EXAMPLES,

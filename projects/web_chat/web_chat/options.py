@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from internlm_mm.utils.arguments import Arguments
 from web_chat.backend import Backend, BackendError
 
 INSTALL = "pip install 'streamlit>=1.67,<2' openai"
@@ -18,7 +19,7 @@ INSTALL = "pip install 'streamlit>=1.67,<2' openai"
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line; `run.py` and the page take the same."""
-    parser = argparse.ArgumentParser(prog='run.py', description='Chat with a model in the browser.')
+    parser = Arguments(prog='run.py', description='Chat with a model in the browser.')
     parser.add_argument(
         'model',
         help='a work dir, a checkpoint iter_N, a Hugging Face folder, the URL of a server with '
