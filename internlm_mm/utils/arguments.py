@@ -11,7 +11,9 @@ class Arguments(argparse.ArgumentParser):
     """Reads a command line; what it does not know is named with what was meant."""
 
     # Typed loosely: argparse overloads it by the kind of namespace.
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         """Read everything, or leave with exit code 2 and a message."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
@@ -21,7 +23,7 @@ class Arguments(argparse.ArgumentParser):
 
     def _nearest(self, unknown: str) -> str:
         """What was meant by an option, of this program's and of its commands'; '' for others."""
-        known = []
+        known: list[str] = []
         for action in self._actions:
             known += action.option_strings
             if isinstance(action, argparse._SubParsersAction):
