@@ -30,7 +30,10 @@ _USERS = ((1_879_048_192, 2_147_483_647), (61_184, 65_520))
 _INSIDE = '/run/sandbox'
 _CONTROL = '{control}'
 # Of /proc: they tell of the host.
-_HIDDEN = ('cmdline', 'kallsyms', 'keys', 'modules', 'timer_list')
+_HIDDEN = (
+    *'bootconfig cmdline consoles diskstats kallsyms key-users keys modules partitions'.split(),
+    'timer_list',
+)
 
 
 class SandboxError(RuntimeError):

@@ -56,8 +56,7 @@ def check_png(data: bytes, max_bytes: int, max_pixels: int) -> tuple[int, int]:
             ((width - left + across - 1) // across, (height - top + down - 1) // down)
             for left, top, across, down in _PASSES
         ]
-    expected = sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in sizes if columns)
-    _check_pixels(pixels, expected)
+    _check_pixels(pixels, [(1 + (columns * bits + 7) // 8, rows) for columns, rows in sizes])
     return width, height
 
 
@@ -108,19 +107,36 @@ def _read_chunks(data: bytes) -> tuple[bytes, list[bytes], int]:
     raise ValueError('an image is cut off')
 
 
-def _check_pixels(pieces: list[bytes], expected: int) -> None:
+def _check_pixels(pieces: list[bytes], passes: list[tuple[int, int]]) -> None:
+    """Refuse what does not unpack to whole rows, each of which begins with one of five filters.
+
+    Args:
+        pieces: What is compressed.
+        passes: Bytes of a row, and the number of rows.
+    """
+    left = [(size, size * rows) for size, rows in passes if size > 1 and rows]
+    expected = sum(total for _, total in left)
     decompress = zlib.decompressobj()
-    count = 0
+    count = row = end = step = 0
     for piece in pieces:
         while piece:
             try:
-                count += len(decompress.decompress(piece, 1 << 20))
+                part = decompress.decompress(piece, 1 << 20)
             except zlib.error:
                 raise ValueError('the pixels of an image cannot be decompressed') from None
+            begin, count = count, count + len(part)
             if count > expected:
                 raise ValueError('an image holds more pixels than its header says')
             if decompress.unused_data:
                 raise ValueError('an image has data behind its pixels')
+            while row < count:
+                if row == end:
+                    step, total = left.pop(0)
+                    end += total
+                filters = part[row - begin : end - begin : step]
+                if max(filters) > 4:
+                    raise ValueError('a row of an image has a filter that there is not')
+                row += step * len(filters)
             piece = decompress.unconsumed_tail
     if count != expected or not decompress.eof:
         raise ValueError('an image holds fewer pixels than its header says')

@@ -116,3 +116,38 @@ def test_any_damage_is_noticed() -> None:
         wrong[place] ^= draw.randrange(1, 256)
         with pytest.raises(ValueError, match='image'):
             check(bytes(wrong))
+
+
+@pytest.mark.parametrize('interlace', [0, 1])
+@pytest.mark.parametrize(('width', 'height', 'depth', 'colour'), [(9, 7, 1, 0), (600, 700, 16, 6)])
+def test_filters_of_rows(interlace: int, width: int, height: int, depth: int, colour: int) -> None:
+    """Each row begins with one of five; Pillow, too, takes no other."""
+    bits = depth * {0: 1, 6: 4}[colour]
+    passes = [(0, 0, 1, 1)]
+    if interlace:
+        passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4)]
+        passes += [(1, 0, 2, 2), (0, 1, 1, 2)]
+    starts, size = [], 0
+    for left, top, across, down in passes:
+        columns, rows = len(range(left, width, across)), len(range(top, height, down))
+        for _ in range(rows if columns else 0):
+            starts.append(size)
+            size += 1 + (columns * bits + 7) // 8
+    raw = bytearray(random.Random(3).randbytes(997) * (size // 997 + 1))[:size]
+    for place, start in enumerate(starts):
+        raw[start] = place % 5
+    header = struct.pack('>IIBBBBB', width, height, depth, colour, 0, 0, interlace)
+
+    def packed() -> bytes:
+        body = chunk(b'IDAT', zlib.compress(bytes(raw)))
+        return MAGIC + chunk(b'IHDR', header) + body + chunk(b'IEND', b'')
+
+    assert check(packed()) == (width, height)
+    Image.open(io.BytesIO(packed())).load()
+    for wrong in (0, len(starts) // 2, len(starts) - 1):
+        kept, raw[starts[wrong]] = raw[starts[wrong]], 5 + wrong % 251
+        with pytest.raises(ValueError, match='filter'):
+            check(packed())
+        with pytest.raises(OSError, match='data stream'):
+            Image.open(io.BytesIO(packed())).load()
+        raw[starts[wrong]] = kept
