@@ -14,7 +14,7 @@ from typing import Any
 from internlm_mm.checkpoint.disk import files_crc32
 from internlm_mm.checkpoint.storage import METADATA_FILE, StoredTensors, read_tensor_index
 from internlm_mm.utils.adapters import is_adapter, is_score, names_held
-from internlm_mm.utils.suggest import did_you_mean
+from internlm_mm.utils.suggest import did_you_mean, nearest_path
 
 STATE_FILE = 'state.json'
 MANIFEST_FILE = 'manifest.json'
@@ -38,7 +38,9 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
         return path
     if not path.is_dir():
         what = 'is no folder' if path.exists() else 'does not exist'
-        raise FileNotFoundError(f'{path} {what}: expected a checkpoint iter_N or a work dir')
+        raise FileNotFoundError(
+            f'{path} {what}: expected a checkpoint iter_N or a work dir.{nearest_path(path)}'
+        )
     newest, damaged = newest_whole_checkpoint(path)
     for folder, why in damaged.items():
         LOG.warning(f'{folder} is passed over: {why}')

@@ -28,6 +28,7 @@ from internlm_mm.datasets.token_file import TokenFile
 from internlm_mm.datasets.token_writer import TokenFileWriter
 from internlm_mm.registry import DATASETS
 from internlm_mm.tokenizers import build_template
+from internlm_mm.utils.suggest import nearest_path
 
 DROPPED_NAME = 'dropped.json'
 
@@ -145,7 +146,7 @@ def find_bins(data_root: str | Path) -> dict[str, list[Path]]:
     if root.is_file():
         return {root.stem: [root]}
     if not root.is_dir():
-        raise FileNotFoundError(f'data_root {root}: no file or folder')
+        raise FileNotFoundError(f'data_root {root}: no file or folder.{nearest_path(root)}')
     domains: dict[str, list[Path]] = {}
     for path in sorted(files_below(root)):
         parts = path.relative_to(root).parts

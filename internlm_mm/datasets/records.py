@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from internlm_mm.utils.suggest import nearest_path
+
 
 class Record(NamedTuple):
     """One record.
@@ -66,7 +68,7 @@ def read_records(
     path = Path(path)
     suffix = suffix_of(path, READERS)
     if not path.is_file():
-        raise FileNotFoundError(f'no file {path}')
+        raise FileNotFoundError(f'no file {path}.{nearest_path(path)}')
     return READERS[suffix](path, Options(columns, on_damage))
 
 

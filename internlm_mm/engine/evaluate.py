@@ -20,6 +20,7 @@ from internlm_mm.engine.task_evaluation import RECORDS_FOLDER
 from internlm_mm.registry import HOOKS, OBJECTIVES
 from internlm_mm.utils.config import apply_options, check_config, load_config
 from internlm_mm.utils.resolve import resolve_type
+from internlm_mm.utils.suggest import nearest_path
 
 METRICS_FILE = 'metrics.json'
 """What an evaluation found, in its output folder."""
@@ -61,6 +62,8 @@ def evaluate(
         ValueError: If weights or data are not told, are damaged or do not fit together.
     """
     options = dict(options or {})
+    if output is not None and Path(output).exists() and not Path(output).is_dir():
+        raise ValueError(f'output {output} is a file: name a folder')
     config, weights = _read_target(target, checkpoint, options)
     if data is not None:
         config.val_dataloader = _loader_of(config, data)
@@ -135,7 +138,8 @@ def _read_target(
             config, weights = load_config(target), None
         except FileNotFoundError as error:
             message = (
-                f'{target} is neither a checkpoint nor a Hugging Face folder, and there is {error}'
+                f'{target} is neither a checkpoint nor a Hugging Face folder, and there is '
+                f'{error}{nearest_path(target)}'
             )
             raise FileNotFoundError(message) from error
     if checkpoint is not None:

@@ -34,6 +34,7 @@ from internlm_mm.checkpoint.storage import METADATA_FILE, read_tensor_index
 from internlm_mm.checkpoint.vocabulary import compare_vocabularies, find_tokenizer
 from internlm_mm.engine.load_from import ADAPTERS, CONTENT, Start, parse_load_from, with_base
 from internlm_mm.utils.config import dump_config, to_plain
+from internlm_mm.utils.suggest import nearest_path
 
 
 def adopt_model(config: Config) -> None:
@@ -146,7 +147,8 @@ def _check_there(path: str) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(
             f'load_from: {path} does not exist; expected a work dir, a checkpoint iter_N, a '
-            "Hugging Face folder or one of InternLM's shards. Nothing is downloaded"
+            "Hugging Face folder or one of InternLM's shards. Nothing is downloaded."
+            f'{nearest_path(path)}'
         )
 
 

@@ -37,7 +37,10 @@ INTERRUPTED_EXIT_CODE = 130
 MISTAKE_EXIT_CODE = 2
 """A mistake in what was asked, told in one message before time is spent; as of all programs."""
 
-USER_ERRORS = (ValueError, TypeError, FileNotFoundError, PermissionError, KeyError, ImportError)
+USER_ERRORS = (
+    *(ValueError, TypeError, KeyError, ImportError),
+    *(FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError),
+)
 """Raised before time is spent, with a message that needs no traceback."""
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from internlm_mm.datasets.documents import choose_files, files_below
 from internlm_mm.datasets.records import READERS, decode_text, parse_json, read_records
-from internlm_mm.utils.suggest import did_you_mean
+from internlm_mm.utils.suggest import did_you_mean, nearest_path
 
 SUFFIXES = ('.csv', '.txt', *READERS)
 """Endings of files that are read; .txt is a file of JSON, as RACE has them."""
@@ -63,7 +63,7 @@ def find_files(path: str | Path, split: str | None, key: str) -> Bundle:
     if path.is_file():
         return Bundle((path,), path.parent, split)
     if not path.is_dir():
-        raise FileNotFoundError(f'{key}: no file or folder {path}')
+        raise FileNotFoundError(f'{key}: no file or folder {path}.{nearest_path(path)}')
     root = path
     if split is not None and (path / split).is_dir():
         root = path / split

@@ -1,7 +1,9 @@
 """The nearest valid name, for error messages."""
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 def did_you_mean(value: object, choices: Iterable[object]) -> str:
@@ -21,3 +23,24 @@ def did_you_mean(value: object, choices: Iterable[object]) -> str:
     if names and len(names) <= 20:
         return f' Valid: {", ".join(sorted(names))}.'
     return ''
+
+
+def nearest_path(path: str | os.PathLike) -> str:
+    """End of an error message that proposes the path closest to one that is not there.
+
+    Args:
+        path: What the user wrote.
+
+    Returns:
+        " Did you mean 'x'?", or '' where nothing is close.
+    """
+    path = Path(path)
+    gone = next((one for one in (*reversed(path.parents), path) if not one.exists()), None)
+    if gone is None or not gone.parent.is_dir() or not os.access(gone.parent, os.R_OK):
+        return ''
+    close = get_close_matches(gone.name, os.listdir(gone.parent), n=1, cutoff=0.6)
+    if not close:
+        return ''
+    near = gone.with_name(close[0])
+    whole = near / path.relative_to(gone)
+    return f' Did you mean {str(whole if whole.exists() else near)!r}?'

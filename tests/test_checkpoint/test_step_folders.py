@@ -72,6 +72,8 @@ def test_nothing_whole_is_an_error_that_says_why(tmp_path: Path) -> None:
         find_checkpoint(tmp_path)
     with pytest.raises(FileNotFoundError, match='does not exist'):
         find_checkpoint(tmp_path / 'elsewhere')
+    with pytest.raises(FileNotFoundError, match=r"work dir\. Did you mean '.*/iter_4'\?$"):
+        find_checkpoint(tmp_path / 'itr_4')
     (tmp_path / 'file').touch()
     with pytest.raises(FileNotFoundError, match='file is no folder: expected a checkpoint iter_N'):
         find_checkpoint(tmp_path / 'file')

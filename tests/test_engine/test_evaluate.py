@@ -126,6 +126,16 @@ def test_what_is_missing_is_named(run, tmp_path: Path) -> None:
         evaluate(work_dir, data=tokens, options={'val_dataloader.max_row': 3})
 
 
+def test_misspelt_paths_and_files_for_folders(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / 'work_dirs' / 'my_chat').mkdir(parents=True)
+    (tmp_path / 'file').touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"Did you mean 'work_dirs/my_chat'\?$"):
+        evaluate('work_dirs/my_cht')
+    with pytest.raises(ValueError, match='output file is a file: name a folder'):
+        evaluate('work_dirs/my_chat', output='file')  # before anything is read
+
+
 def test_tasks_of_a_config_on_weights_that_learned_something_else(tmp_path: Path) -> None:
     random, _, _ = trained_run(tmp_path / 'a', max_seq_len=256)
     torch.manual_seed(0)

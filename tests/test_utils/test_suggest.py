@@ -1,8 +1,10 @@
 """The end of an error message that proposes a name."""
 
+from pathlib import Path
+
 import pytest
 
-from internlm_mm.utils.suggest import did_you_mean
+from internlm_mm.utils.suggest import did_you_mean, nearest_path
 
 
 @pytest.mark.parametrize(
@@ -17,3 +19,20 @@ from internlm_mm.utils.suggest import did_you_mean
 )
 def test_proposes(value: object, choices: list, expected: str) -> None:
     assert did_you_mean(value, choices) == expected
+
+
+def test_proposes_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'data' / 'chat' / 'train').mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for wrong, near in (
+        ('data/chat/trian', 'data/chat/train'),
+        ('data/chta/train', 'data/chat/train'),
+        ('data/chta/xyz', 'data/chat'),
+        ('dta', 'data'),
+        (tmp_path / 'date' / 'chat', tmp_path / 'data' / 'chat'),
+    ):
+        assert nearest_path(wrong) == f" Did you mean '{near}'?"
+    for far in ('data/chat/validation', 'zzz', '/zzzz/data', 'data/chat', '', '.'):
+        assert nearest_path(far) == ''
+    (tmp_path / 'file').touch()
+    assert nearest_path('file/x') == ''
