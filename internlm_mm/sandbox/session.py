@@ -55,7 +55,7 @@ class Session:
         self._start = start
         self._close = close
         self._worker: LiveWorker | None = start()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a handler of signals may close what runs
         self._began = False
         self._fresh = False
         self._closed = False
@@ -83,17 +83,20 @@ class Session:
         with self._lock:
             if self._closed:
                 raise SandboxError('this session of the sandbox is closed')
-            if self._worker is None:
-                self._worker = self._start()
+            worker = self._worker
+            if worker is None:
+                worker = self._worker = self._start()
                 self._fresh = self._began
             self._began = True
             self._asked = False
             try:
-                reply = _run(self._worker, data, seconds, self.limits, lambda: self._asked)
+                reply = _run(worker, data, seconds, self.limits, lambda: self._asked)
                 reply = replace(reply, fresh=self._fresh)
             except BaseException as error:  # Ctrl-C in the host: the cell may still run
-                self._worker.end()
+                worker.end()
                 self._worker = None
+                if self._closed and isinstance(error, (OSError, ValueError)):
+                    raise SandboxError('this session was closed while its cell ran') from None
                 if isinstance(error, OSError):
                     raise SandboxError(
                         f'sandbox: the host cannot watch its sessions ({error}) {_LOST}'
@@ -101,7 +104,7 @@ class Session:
                 raise
             self._fresh = False
             if reply.state_lost:
-                self._worker.end()
+                worker.end()
                 self._worker = None
             self.last_used = time.monotonic()
         return reply
@@ -141,9 +144,13 @@ class Session:
             self._lock.release()
 
     def close(self) -> None:
-        """End the interpreter and remove its files; may be called again."""
+        """End the interpreter and remove its files; may be called again.
+
+        A cell that runs in another thread is interrupted first, as `interrupt` does.
+        """
         if os.getpid() != self._owner:
             return  # a copy of the process that made it
+        self._asked = True
         with self._lock:
             if self._closed:
                 return

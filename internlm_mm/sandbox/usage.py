@@ -14,6 +14,7 @@ _TICKS = os.sysconf('SC_CLK_TCK')
 _PAGE = os.sysconf('SC_PAGE_SIZE')
 _DEEPEST = 64
 _MOST_OF_TABLE = 1 << 20  # bytes that are read: some 18,000 locks or sockets
+_MOST_OF_MAPS = 16 << 20  # bytes of the lists of mappings of all processes together
 _FREE_SOCKETS = 16  # what honest programs have
 
 
@@ -102,8 +103,9 @@ def folder_tree(folder: int, processes: Sequence[int], limits: Limits) -> Disk:
     """What is in a folder of the host's, and in files deleted there that are still in use.
 
     The folder may change under our eyes, so that no link is followed and no path is believed.
-    A process that hides its files counts as too much, a deleted one that is only mapped as one of
-    the largest size: only root is told its own.
+    A process that hides its files, also among a hundred thousand others in its memory, counts as
+    too much, a deleted one that is only mapped as one of the largest size: only root is told its
+    own.
 
     Args:
         folder: The folder, open.
@@ -113,11 +115,17 @@ def folder_tree(folder: int, processes: Sequence[int], limits: Limits) -> Disk:
     size, files = _walk(folder, limits.files + 1, limits.disk_mb * MIB, 0)
     here = os.fsencode(os.readlink(f'/proc/self/fd/{folder}')).replace(b'\n', rb'\012')
     deleted: dict[int, int] = {}
+    room = _MOST_OF_MAPS
     for process in processes:
         owner = _living(process)
         try:
             deleted |= _open_and_deleted(owner)
-            for number in _mapped_and_deleted(owner, here):
+            maps = _maps(owner, room + 1)
+            room -= len(maps)
+            if room < 0:  # to read more would take longer than a look may
+                files += limits.files + 1
+                break
+            for number in _mapped_and_deleted(maps, here):
                 deleted.setdefault(number, limits.file_mb * MIB)
         except PermissionError:  # it has just ended, or runs a program that nobody may read
             if _has_memory(owner):
@@ -256,13 +264,17 @@ def _open_and_deleted(owner: str) -> dict[int, int]:
     return found
 
 
-def _mapped_and_deleted(owner: str, folder: bytes) -> set[int]:
-    """Numbers of deleted files of a folder that are in a process's memory."""
+def _maps(owner: str, most: int) -> bytes:
+    """The beginning of the list of what is in a process's memory."""
     try:
         with open(f'{owner}/maps', 'rb') as file:
-            data = file.read()
+            return file.read(most)
     except (FileNotFoundError, ProcessLookupError):
-        return set()
+        return b''
+
+
+def _mapped_and_deleted(data: bytes, folder: bytes) -> set[int]:
+    """Numbers of deleted files of a folder that are in such a list."""
     if b' (deleted)\n' not in data:
         return set()
     ends = [line for line in data.splitlines() if line.endswith(b' (deleted)')]

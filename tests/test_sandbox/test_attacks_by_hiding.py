@@ -208,6 +208,28 @@ def test_deleted_files_that_nobody_holds_open(host: Host, place: str) -> None:
 
 
 @pytest.mark.slow
+def test_files_among_a_hundred_thousand_mappings(host: Host) -> None:
+    """Who looks for deleted ones there looks no longer than a moment."""
+    reply = attack(
+        host,
+        """
+        import time
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        for _ in range(20):
+            if os.fork() == 0:
+                place = libc.mmap(None, ctypes.c_size_t(150 << 20), 1, 0x4022, -1, ctypes.c_long(0))
+                for page in range(0, 150 << 20, 8192):
+                    libc.mprotect(place + page, 4096, 0)
+                time.sleep(20)
+        time.sleep(20)
+        """,
+    )
+    assert reply.limit == 'files' if host.backend == 'landlock' else reply.limit, reply
+    host.renew()
+
+
+@pytest.mark.slow
 def test_files_of_a_program_that_nobody_may_read(host: Host) -> None:
     """Its files are out of sight of an ordinary user, so that it is not let live."""
     code = (

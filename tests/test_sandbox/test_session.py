@@ -175,3 +175,33 @@ def test_a_cell_that_is_interrupted_from_outside_keeps_the_state(session: Sessio
     assert (reply.status, reply.limit, reply.timed_out) == ('interrupted', 'asked', False)
     assert 'asked to stop the cell' in reply.text and reply.elapsed < 4
     assert session.run('x').result == '6'
+
+
+def test_closing_what_runs_in_a_handler_of_signals(sandbox: Sandbox) -> None:
+    """As one of SIGTERM does: the main thread has the session just then."""
+    session = sandbox.session()
+    before = signal.signal(signal.SIGALRM, lambda number, frame: session.close())
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(SandboxError, match='closed while its cell ran'):
+            session.run('while True: pass')
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(SandboxError, match='closed'):
+        session.run('1')
+    with sandbox.session() as other:
+        assert other.run('6 * 7').result == '42'
+
+
+def test_closing_what_runs_in_another_thread(sandbox: Sandbox) -> None:
+    session = sandbox.session()
+    replies = []
+    thread = threading.Thread(
+        target=lambda: replies.append(session.run('import time; time.sleep(60)', 60))
+    )
+    thread.start()
+    time.sleep(0.2)
+    session.close()
+    thread.join(timeout=20)
+    assert [reply.limit for reply in replies] == ['asked'] and not session.alive
