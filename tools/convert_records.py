@@ -33,10 +33,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         '--on-error', default='raise', choices=ON_ERROR, help='skip: leave out what is malformed'
     )
+    parser.add_argument('--overwrite', action='store_true', help='replace an output that is there')
     args = parser.parse_args(argv)
     try:
         counts = convert_files(
-            args.files, args.output, form=args.format, to=args.to, on_error=args.on_error
+            args.files,
+            args.output,
+            form=args.format,
+            to=args.to,
+            on_error=args.on_error,
+            overwrite=args.overwrite,
         )
     except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)

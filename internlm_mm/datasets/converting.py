@@ -128,6 +128,7 @@ def convert_files(
     form: str = 'auto',
     to: str = 'messages',
     on_error: str = 'raise',
+    overwrite: bool = False,
 ) -> Converted:
     """Write the records of files as lines of one file, which appears when it is whole.
 
@@ -138,9 +139,11 @@ def convert_files(
         to: One of `WRITERS`.
         on_error: 'raise' stops at the first record that cannot be converted; 'skip' leaves them
             out.
+        overwrite: Replace a file that is there already.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        FileExistsError: If `output` exists and `overwrite` is not set.
         ValueError: If there is no such form, or a record cannot be converted; names file and line.
     """
     check_format(form)
@@ -149,6 +152,8 @@ def convert_files(
     output = Path(output)
     if output.suffix != '.jsonl':
         raise ValueError(f'{output}: a file of lines is written, whose name ends in .jsonl')
+    if output.exists() and not overwrite:
+        raise FileExistsError(f'{output} exists; give another output, or --overwrite')
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(f'{output.name}.tmp')
     counts = Converted()

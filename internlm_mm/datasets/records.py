@@ -82,9 +82,8 @@ def suffix_of(path: Path, known: Iterable[str]) -> str:
         if path.name.lower().endswith(suffix):
             return suffix
     endings = ', '.join(known)
-    raise ValueError(
-        f'{path}: cannot read {path.suffix or "files without an ending"!r}, only {endings}'
-    )
+    kind = 'a folder' if path.is_dir() else repr(path.suffix or 'files without an ending')
+    raise ValueError(f'{path}: cannot read {kind}, only {endings}')
 
 
 def decode_text(data: bytes, path: Path, line: int) -> str:

@@ -132,6 +132,19 @@ def test_files(tmp_path: Path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.jsonl', 'b.jsonl', 'deep']
 
 
+def test_no_file_is_replaced_unasked(tmp_path: Path):
+    turns = [{'from': 'human', 'value': 'q'}, {'from': 'gpt', 'value': 'a'}]
+    source = write(tmp_path / 'a.jsonl', {'conversations': turns})
+    before = source.read_text()
+    with pytest.raises(FileExistsError, match=r'a\.jsonl exists; .* --overwrite'):
+        convert_files([source], source)
+    assert source.read_text() == before
+    assert convert_files([source], source, overwrite=True).written == 1
+    assert 'messages' in json.loads(source.read_text())
+    with pytest.raises(ValueError, match=f'{tmp_path}: cannot read a folder, only .json, '):
+        convert_files([tmp_path], tmp_path / 'b.jsonl')
+
+
 @pytest.mark.parametrize(
     ('options', 'error'),
     [

@@ -17,3 +17,6 @@ def test_convert(tmp_path: Path, capsys):
     assert 'b.jsonl: 2 records as hermes (2 sharegpt)' in shown.out
     assert '... and 2 more' in shown.err
     assert len(target.read_text().splitlines()) == 2
+    assert main(['convert_records', *arguments]) == 2
+    assert 'b.jsonl exists; give another output, or --overwrite' in capsys.readouterr().err
+    assert main(['convert_records', *arguments, '--overwrite']) == 0
