@@ -311,7 +311,10 @@ class Sandbox:
                 with self._lock:
                     sessions = list(self._sessions)
                 for session in sessions:
-                    session.rest(self.idle_seconds)
+                    try:
+                        session.rest(self.idle_seconds)
+                    except Exception as error:  # the others are minded all the same
+                        LOG.error('sandbox: a session that is idle: %s', error)
 
 
 def _open_folder() -> tuple[Path, int]:

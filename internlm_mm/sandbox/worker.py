@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MOST_CELLS = 200  # whose lines are shown in tracebacks
 ONLY_AST = 0x400  # ast.PyCF_ONLY_AST
+WALL = 0x40000000  # also children whose end sends no signal
 RICH = {
     '_repr_html_': 'text/html',
     '_repr_markdown_': 'text/markdown',
@@ -226,7 +227,7 @@ class Worker:
 
     def _bury_children(self) -> None:
         try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
+            while os.waitpid(-1, os.WNOHANG | WALL)[0]:
                 pass  # the host has killed what the cell before left running
         except ChildProcessError:
             pass

@@ -315,6 +315,19 @@ def test_children_that_want_to_stay(host: Host, hidden: str) -> None:
     well(host)
 
 
+def test_children_whose_end_nobody_hears(host: Host) -> None:
+    """They are buried, too, and take no room from the cells behind."""
+    made = (
+        'made = 0\nfor _ in range(15):\n'
+        '    child = call(56, 0, None, None, None, None)\n'
+        '    if child == 0: os._exit(0)\n'
+        '    made += child > 0\nmade'
+    )
+    for _ in range(3):
+        assert attack(host, made).result == '15'
+    host.renew()
+
+
 def test_what_it_changes_in_the_worker_keeps_no_child_alive(host: Host) -> None:
     mark = f'49{time.time_ns()}'
     host.run(
