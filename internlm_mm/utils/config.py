@@ -80,7 +80,7 @@ def load_config(path: str | Path, options: Mapping[str, Any] | None = None) -> C
     """
     file = find_config(path)
     if file.suffix == '.json':
-        values, imported = json.loads(file.read_text(encoding='utf-8')), set()
+        values, imported = json.loads(file.read_text(encoding='utf-8-sig')), set()
     else:
         names = ConfigReader().read(file)
         values, imported = names.values, names.imported

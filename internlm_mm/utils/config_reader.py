@@ -66,7 +66,7 @@ class ConfigReader:
             chain = ' -> '.join(file.name for file in [*self._open, path])
             raise ConfigError(f'{path}: configs inherit from each other in a circle: {chain}')
         try:
-            tree = ast.parse(path.read_text(encoding='utf-8'), str(path))
+            tree = ast.parse(path.read_text(encoding='utf-8-sig'), str(path))
         except (SyntaxError, UnicodeDecodeError) as error:
             raise ConfigError(f'{path} is not valid Python: {error}') from error
         names = Names({'__file__': str(path), '__name__': path.stem})

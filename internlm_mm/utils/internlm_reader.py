@@ -87,7 +87,7 @@ def _read(path: Path, opened: tuple[Path, ...]) -> InternLMConfig:
         chain = ' -> '.join(file.name for file in (*opened, path))
         raise ValueError(f'{path}: configs inherit from each other in a circle: {chain}')
     try:
-        tree = ast.parse(path.read_text(encoding='utf-8'), str(path))
+        tree = ast.parse(path.read_text(encoding='utf-8-sig'), str(path))
         return _Reader(path, opened).run(tree)
     except (SyntaxError, UnicodeDecodeError) as error:
         raise ValueError(f'{path} is not valid Python: {error}') from error

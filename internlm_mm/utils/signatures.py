@@ -138,6 +138,14 @@ def _items_fit(kind: Any, arguments: tuple[Any, ...], value: list | tuple) -> bo
     return all(accepts(arguments[0], item) for item in value)
 
 
+def choices_of(hint: Any) -> list[str]:
+    """The strings that an annotation lists."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return [choice for one in arguments for choice in choices_of(one)]
+    return [one for one in arguments if isinstance(one, str)] if origin is typing.Literal else []
+
+
 def describe(hint: Any) -> str:
     """How an error message names an annotation."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

@@ -113,7 +113,11 @@ def test_what_is_right_passes() -> None:
         ({'custom_hooks__0__afteriter': True}, 'custom_hooks.0.afteriter=True: EmptyCacheHook'),
         ({'visualizer__vis_backends': [dict(type='TensorBoard')]}, "'TensorboardVisBackend'"),
         ({'log_processor__window': 1}, "LogProcessor has no option 'window'"),
-        ({'launcher': 'slrum'}, "launcher='slrum': expected 'none' or 'pytorch' or 'slurm'"),
+        (
+            {'launcher': 'slrum'},
+            "launcher='slrum': expected 'none' or 'pytorch' or 'slurm' or 'mpi'"
+            ". Did you mean 'slurm'?",
+        ),
         ({'randomness__sed': 1}, "randomness.sed=1: randomness has no option 'sed'"),
         ({'env_cfg__cudnn': True}, "env_cfg.cudnn=True: env_cfg has no option 'cudnn'"),
         ({'log_level': 'LOUD'}, "log_level='LOUD': expected 'DEBUG'"),

@@ -183,3 +183,13 @@ def test_our_configs_are_found_from_a_checkout_and_from_a_wheel(tmp_path: Path) 
         [sys.executable, '-c', program], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout.strip()
     assert printed == str(package / 'configs')
+
+
+def test_files_that_windows_editors_write(tmp_path: Path) -> None:
+    """Python reads them, too."""
+    (tmp_path / 'base.py').write_bytes(b'\xef\xbb\xbfwidth = 4\r\n')
+    file = tmp_path / 'a.py'
+    file.write_bytes(
+        b'\xef\xbb\xbfwith read_base():\r\n    from .base import *\r\nmodel = dict(n=width)\r\n'
+    )
+    assert read(file)['model'] == {'n': 4}

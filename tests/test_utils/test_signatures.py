@@ -9,7 +9,7 @@ import torch
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import CosineAnnealingLR
 
-from internlm_mm.utils.signatures import accepts, describe, options_of
+from internlm_mm.utils.signatures import accepts, choices_of, describe, options_of
 
 
 class Parent:
@@ -113,5 +113,6 @@ def test_which_values_fit(hint: Any, value: Any, fits: bool) -> None:
 def test_descriptions() -> None:
     assert describe(int | None) == 'int or None'
     assert describe(Literal['a', 'b']) == "'a' or 'b'"
+    assert choices_of(Literal['a', 1] | list[int] | Literal['b'] | None) == ['a', 'b']
     assert describe(list[int]) == 'list of int'
     assert describe(Mapping[str, int]) == 'dict'
