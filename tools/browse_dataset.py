@@ -10,7 +10,7 @@ from rich.console import Console
 
 from internlm_mm.agents import check_record
 from internlm_mm.datasets.browsing import show_documents, visible
-from internlm_mm.datasets.browsing_page import dataset_page, shown_rows
+from internlm_mm.datasets.browsing_page import check_page, dataset_page, shown_rows
 from internlm_mm.datasets.conversation import tokenizer_of
 from internlm_mm.datasets.conversation_formats import Example
 from internlm_mm.datasets.inspection import Report
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     report: Report | None = None
     try:
         if args.html:
-            _check_page(Path(args.html))
+            check_page(Path(args.html))
         data, tokenizer = _read_config(args)
         if args.check:
             report = inspect(data, tokenizer, also=_tool_problems)
@@ -85,14 +85,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _key(args: argparse.Namespace) -> str:
     return 'val_dataloader' if args.val else 'train_dataloader'
-
-
-def _check_page(file: Path) -> None:
-    """Find out before data is read whether the page can be written."""
-    if file.is_dir():
-        raise ValueError(f'--html {file} is a folder: name a file in it')
-    if not file.parent.is_dir():
-        raise ValueError(f'--html {file}: there is no folder {file.parent}')
 
 
 def _read_config(args: argparse.Namespace) -> tuple[dict[str, Any], Tokenizer | None]:

@@ -39,7 +39,7 @@ def find_checkpoint(path: str | os.PathLike) -> Path:
     if not path.is_dir():
         what = 'is no folder' if path.exists() else 'does not exist'
         raise FileNotFoundError(
-            f'{path} {what}: expected a checkpoint iter_N or a work dir.{nearest_path(path)}'
+            f'{path} {what}: expected a checkpoint iter_N or a work dir{nearest_path(path)}'
         )
     newest, damaged = newest_whole_checkpoint(path)
     for folder, why in damaged.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from internlm_mm.datasets.browsing import (
@@ -124,6 +125,21 @@ def shown_rows(
         row = dataset[index]
         domain = '' if row.domain_ids is None else dataset.domains[int(row.domain_ids[0])]
         yield ShownRow(index, domain, read_row(row, tokenizer, special))
+
+
+def check_page(file: Path) -> None:
+    """Find out before data is read whether a page can be written.
+
+    Args:
+        file: What `--html` names.
+
+    Raises:
+        ValueError: If it is a folder, or in none.
+    """
+    if file.is_dir():
+        raise ValueError(f'--html {file} is a folder: name a file in it')
+    if not file.parent.is_dir():
+        raise ValueError(f'--html {file}: there is no folder {file.parent}')
 
 
 def dataset_page(

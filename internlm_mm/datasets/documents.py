@@ -57,7 +57,7 @@ def read_documents(path: str | Path, *, text_key: str = 'text') -> Iterator[Docu
     path = Path(path)
     suffix_of(path, _ENDINGS)
     if not path.is_file():
-        raise FileNotFoundError(f'no file {path}.{nearest_path(path)}')
+        raise FileNotFoundError(f'no file {path}{nearest_path(path)}')
     for document in _read_texts(path, text_key):
         try:
             document.text.encode()
@@ -84,7 +84,7 @@ def find_files(path: str | Path, *, texts: bool = True) -> list[Path]:
         suffix_of(path, endings)
         return [path]
     if not path.is_dir():
-        raise FileNotFoundError(f'no file or folder {path}.{nearest_path(path)}')
+        raise FileNotFoundError(f'no file or folder {path}{nearest_path(path)}')
     files = choose_files(path, files_below(path), endings)
     if not files:
         raise FileNotFoundError(f'{path} has no file that ends in {", ".join(endings)}')

@@ -146,7 +146,7 @@ def find_bins(data_root: str | Path) -> dict[str, list[Path]]:
     if root.is_file():
         return {root.stem: [root]}
     if not root.is_dir():
-        raise FileNotFoundError(f'data_root {root}: no file or folder.{nearest_path(root)}')
+        raise FileNotFoundError(f'data_root {root}: no file or folder{nearest_path(root)}')
     domains: dict[str, list[Path]] = {}
     for path in sorted(files_below(root)):
         parts = path.relative_to(root).parts

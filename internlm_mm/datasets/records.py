@@ -68,7 +68,7 @@ def read_records(
     path = Path(path)
     suffix = suffix_of(path, READERS)
     if not path.is_file():
-        raise FileNotFoundError(f'no file {path}.{nearest_path(path)}')
+        raise FileNotFoundError(f'no file {path}{nearest_path(path)}')
     return READERS[suffix](path, Options(columns, on_damage))
 
 

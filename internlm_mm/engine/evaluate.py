@@ -137,11 +137,11 @@ def _read_target(
         try:
             config, weights = load_config(target), None
         except FileNotFoundError as error:
-            message = (
+            near = '' if 'Did you mean' in str(error) else nearest_path(target)
+            raise FileNotFoundError(
                 f'{target} is neither a checkpoint nor a Hugging Face folder, and there is '
-                f'{error}{nearest_path(target)}'
-            )
-            raise FileNotFoundError(message) from error
+                f'{str(error).removesuffix(".")}{near}'
+            ) from error
     if checkpoint is not None:
         weights = Path(checkpoint) if is_hf_folder(checkpoint) else find_checkpoint(checkpoint)
     if weights is None:

@@ -147,7 +147,7 @@ def _check_there(path: str) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(
             f'load_from: {path} does not exist; expected a work dir, a checkpoint iter_N, a '
-            "Hugging Face folder or one of InternLM's shards. Nothing is downloaded."
+            "Hugging Face folder or one of InternLM's shards. Nothing is downloaded"
             f'{nearest_path(path)}'
         )
 

@@ -63,7 +63,7 @@ def find_files(path: str | Path, split: str | None, key: str) -> Bundle:
     if path.is_file():
         return Bundle((path,), path.parent, split)
     if not path.is_dir():
-        raise FileNotFoundError(f'{key}: no file or folder {path}.{nearest_path(path)}')
+        raise FileNotFoundError(f'{key}: no file or folder {path}{nearest_path(path)}')
     root = path
     if split is not None and (path / split).is_dir():
         root = path / split

@@ -32,7 +32,7 @@ def nearest_path(path: str | os.PathLike) -> str:
         path: What the user wrote.
 
     Returns:
-        " Did you mean 'x'?", or '' where nothing is close.
+        ". Did you mean 'x'?", or '' where nothing is close.
     """
     path = Path(path)
     gone = next((one for one in (*reversed(path.parents), path) if not one.exists()), None)
@@ -43,4 +43,4 @@ def nearest_path(path: str | os.PathLike) -> str:
         return ''
     near = gone.with_name(close[0])
     whole = near / path.relative_to(gone)
-    return f' Did you mean {str(whole if whole.exists() else near)!r}?'
+    return f'. Did you mean {str(whole if whole.exists() else near)!r}?'

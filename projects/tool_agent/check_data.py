@@ -12,7 +12,7 @@ from typing import Any
 
 from internlm_mm.agents import check_record
 from internlm_mm.datasets.browsing import Sheet, visible
-from internlm_mm.datasets.browsing_page import dataset_page, shown_rows
+from internlm_mm.datasets.browsing_page import check_page, dataset_page, shown_rows
 from internlm_mm.datasets.conversation_formats import Example
 from internlm_mm.datasets.inspection import Report
 from internlm_mm.datasets.inspection_sets import inspect
@@ -118,6 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     counts = Counts()
     try:
+        if args.html:
+            check_page(Path(args.html))
         data, tokenizer = _read_config(args)
         report = inspect(data, tokenizer, also=counts.check)
         if args.html:

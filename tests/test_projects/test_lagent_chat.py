@@ -743,6 +743,24 @@ def test_what_the_user_did_wrong(arguments, error, chat, tmp_path: Path, capsys)
     assert error in capsys.readouterr().err and not (tmp_path / 'chat').exists()
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'error'),
+    [
+        (['hf', '--tool-seconds', '-1'], '--tool-seconds -1.0 is not above 0'),
+        (['hf', '--cell-seconds', 'nan'], '--cell-seconds nan is not above 0'),
+        (['htp://127.0.0.1:8000/v1'], 'a server begins with http:// or https://'),
+        (
+            ['hf', '--max-turn', '3', '--plugin', 'a', '--cells', '3'],
+            "Did you mean '--cell-seconds'",
+        ),
+    ],
+)
+def test_what_is_wrong_with_options(arguments, error, chat, capsys) -> None:
+    with pytest.raises(SystemExit) as left:
+        chat(arguments)
+    assert left.value.code == 2 and error in capsys.readouterr().err
+
+
 def test_without_a_sandbox_nothing_is_run(tmp_path: Path, capsys, monkeypatch) -> None:
     module = program(PROJECT / 'chat.py')
     asked = []

@@ -188,6 +188,13 @@ def test_a_page_with_masks(main, options: list[str], tmp_path: Path, capsys) -> 
     assert PLAIN[1]['content'] not in learned and PLAIN[2]['content'] in learned
     assert PLAIN[1]['content'] in html.unescape(re.sub('<[^>]*>', '', text))
 
+    for wrong, error in (
+        (tmp_path, f'error: --html {tmp_path} is a folder: name a file in it'),
+        (tmp_path / 'no' / 'a.html', f'a.html: there is no folder {tmp_path / "no"}'),
+    ):
+        assert main([*command[:2], str(wrong), *options]) == 2
+        assert error in capsys.readouterr().err
+
     file.write_text(file.read_text() + '\n{"messages": [')  # training would not read it
     assert main([*command, *options]) == 1
     text = page.read_text(encoding='utf-8')

@@ -680,6 +680,22 @@ def test_mistakes_are_told_in_the_terminal(
     assert capsys.readouterr().err == f'error: openai not installed: {install}\n'
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'error'),
+    [
+        (['hf', '--port', '99999'], '--port 99999: a port is 1 to 65535'),
+        (['hf', '--prt', '80'], "unrecognized arguments: --prt 80. Did you mean '--port'?"),
+        (['htp://127.0.0.1:8000/v1'], 'a server begins with http:// or https://'),
+    ],
+)
+def test_what_is_wrong_with_options(arguments: list[str], error: str, capsys) -> None:
+    import run
+
+    with pytest.raises(SystemExit) as left:
+        run.main(arguments)
+    assert left.value.code == 2 and error in capsys.readouterr().err
+
+
 def test_a_backend_of_ones_own(
     write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

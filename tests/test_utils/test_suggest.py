@@ -31,7 +31,7 @@ def test_proposes_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ('dta', 'data'),
         (tmp_path / 'date' / 'chat', tmp_path / 'data' / 'chat'),
     ):
-        assert nearest_path(wrong) == f" Did you mean '{near}'?"
+        assert nearest_path(wrong) == f". Did you mean '{near}'?"
     for far in ('data/chat/validation', 'zzz', '/zzzz/data', 'data/chat', '', '.'):
         assert nearest_path(far) == ''
     (tmp_path / 'file').touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from datetime import datetime
@@ -41,7 +42,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--folder', metavar='PATH', help='of this chat: its trace and images')
     add_tools(parser.add_argument_group('tools'))
     add_model(parser.add_argument_group('model'))
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name in ('cell_seconds', 'tool_seconds'):
+        if not 0 < getattr(args, name) < math.inf:
+            parser.error(f'--{name.replace("_", "-")} {getattr(args, name)} is not above 0')
+    if '://' in args.model and not is_url(args.model):
+        parser.error(f'{args.model}: the address of a server begins with http:// or https://')
+    return args
 
 
 def add_tools(group: argparse._ArgumentGroup) -> None:

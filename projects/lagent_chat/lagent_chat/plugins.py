@@ -17,6 +17,7 @@ from typing import Any
 
 from internlm_mm.agents import Tool, schema_of
 from internlm_mm.sandbox.png import check_png
+from internlm_mm.utils.suggest import nearest_path
 from lagent_chat.stand_in import NEEDS_TYPES, importable
 
 MAX_BYTES, MAX_PIXELS = 4_000_000, 10_000_000
@@ -45,7 +46,7 @@ def load_plugins(file: str | Path, seconds: float = 60.0) -> list[Tool]:
     """
     path = Path(file)
     if not path.is_file():
-        raise FileNotFoundError(f'--plugins {file}: there is no such file')
+        raise FileNotFoundError(f'--plugins {file}: there is no such file{nearest_path(file)}')
     with importable() as action:
         module = _run(path)
         tools = []

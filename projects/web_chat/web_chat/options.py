@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from internlm_mm.utils.arguments import Arguments
+from internlm_mm.utils.suggest import nearest_path
 from web_chat.backend import Backend, BackendError
 
 INSTALL = "pip install 'streamlit>=1.67,<2' openai"
@@ -34,7 +35,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on (%(default)s)')
     parser.add_argument('--port', type=int, default=8501, help='port to listen on (%(default)s)')
     parser.add_argument('--ask', help='answer this question in the terminal and leave')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not 1 <= args.port <= 65_535:
+        parser.error(f'--port {args.port}: a port is 1 to 65535')
+    if '://' in args.model and not is_url(args.model):
+        parser.error(f'{args.model}: the address of a server begins with http:// or https://')
+    return args
 
 
 def is_url(model: str) -> bool:
@@ -63,7 +69,7 @@ def check_model(model: str, page: bool) -> None:
     if missing:
         raise BackendError(f'{" and ".join(missing)} not installed: {INSTALL}')
     if not (is_url(model) or is_import(model) or Path(model).is_dir()):
-        raise FileNotFoundError(f'there is no folder {model}')
+        raise FileNotFoundError(f'there is no folder {model}{nearest_path(model)}')
 
 
 def open_backend(args: argparse.Namespace) -> Backend:
