@@ -61,7 +61,10 @@ def parse_load_from(
     path = rest.pop('path', None)
     content = tuple(rest.pop('content', ('model',)))
     options = {key: rest.pop(key) for key in FOREIGN + ADAPTERS if key in rest}
-    if path is None or rest:
+    for key, value in rest.items():
+        hint = did_you_mean(key, ('path', 'content', *FOREIGN, *ADAPTERS))
+        raise ValueError(f'load_from.{key}={value!r} is unknown.{hint}')
+    if path is None:
         raise ValueError(f'load_from={dict(load_from)}: expected dict(path=..., content=[...])')
     for part in content:
         if part not in CONTENT:

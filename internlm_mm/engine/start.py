@@ -145,8 +145,9 @@ def _check_there(path: str) -> None:
             f'load_from: {path} holds no checkpoint iter_N, and {NEITHER}{folder_inside(folder)}'
         )
     if not folder.is_dir():
+        what = 'is no folder' if folder.exists() else 'does not exist'
         raise FileNotFoundError(
-            f'load_from: {path} does not exist; expected a work dir, a checkpoint iter_N, a '
+            f'load_from: {path} {what}; expected a work dir, a checkpoint iter_N, a '
             "Hugging Face folder or one of InternLM's shards. Nothing is downloaded"
             f'{nearest_path(path)}'
         )

@@ -198,5 +198,7 @@ def test_keys_are_told_apart() -> None:
     with pytest.raises(ValueError, match=r"'modle' is unknown\. Did you mean 'model'"):
         parse_load_from(dict(path='x', content=['modle']))
     with pytest.raises(ValueError, match='expected dict'):
+        parse_load_from(dict(content=['model']))
+    with pytest.raises(ValueError, match=r"from\.bases='y' is unknown\. Did you mean 'base'\?"):
         parse_load_from(dict(path='x', bases='y'))
     assert CONTENT[0] == 'model'

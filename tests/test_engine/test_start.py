@@ -469,6 +469,16 @@ def test_nothing_to_load(tmp_path: Path, inside: str | None, message: str) -> No
         adopt_model(without_model(tmp_path / 'work', load_from=str(tmp_path / 'x')))
 
 
+def test_a_file_is_no_folder_to_load(tmp_path: Path) -> None:
+    (tmp_path / 'model.safetensors').touch()
+    with pytest.raises(
+        FileNotFoundError, match=r'model\.safetensors is no folder; expected a work'
+    ):
+        start(tmp_path / 'work', load_from=str(tmp_path / 'model.safetensors'))
+    with pytest.raises(FileNotFoundError, match=r"downloaded\. Did you mean '.*/model\.safetens"):
+        start(tmp_path / 'work', load_from=str(tmp_path / 'modle.safetensors'))
+
+
 def test_other_programs_have_no_run_to_resume(tmp_path: Path, foreign) -> None:
     with pytest.raises(ValueError, match='no run to go on with: use load_from'):
         start(tmp_path / 'work', resume=str(foreign[0]))
