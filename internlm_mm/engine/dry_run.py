@@ -20,7 +20,12 @@ from internlm_mm.engine.start import check_start, check_start_vocabulary, choose
 from internlm_mm.engine.stock_hooks import check_hook
 from internlm_mm.engine.task_evaluation import build_tasks, check_evaluation, check_objective
 from internlm_mm.parallel.adapters import check_adapters, check_four_bit
-from internlm_mm.parallel.attention import apply_attention, check_shared_attention, head_dim_of
+from internlm_mm.parallel.attention import (
+    apply_attention,
+    check_packed_rows,
+    check_shared_attention,
+    head_dim_of,
+)
 from internlm_mm.parallel.context import check_documents
 from internlm_mm.parallel.fit import check_layout
 from internlm_mm.parallel.float8 import (
@@ -92,7 +97,9 @@ def dry_run(config: Config) -> str:
             seq_len, pipeline = loader.dataset.seq_len, strategy.get('pipeline')
             check_layout(layout, model, seq_len, count, pipeline, key=key)
         exchange = strategy.get('context_attention', 'all_gather')
-        check_documents(exchange, layout.context, getattr(loader.dataset, 'max_docs', 1), key)
+        max_docs = getattr(loader.dataset, 'max_docs', 1)
+        check_documents(exchange, layout.context, max_docs, key)
+        check_packed_rows(strategy.get('attention', 'auto'), max_docs, key)
     _check_techniques(strategy, layout, model)
     next(iter(train))  # reads one step: truncated or foreign files show here
     lines = [

@@ -28,6 +28,7 @@ from internlm_mm.engine.start import (
 )
 from internlm_mm.engine.task_evaluation import check_evaluation
 from internlm_mm.parallel.adapters import round_weights
+from internlm_mm.parallel.attention import check_packed_rows
 from internlm_mm.parallel.context import check_documents
 from internlm_mm.registry import RUNNERS, TOKENIZERS
 from internlm_mm.utils.config import dump_config
@@ -215,9 +216,10 @@ class LLMRunner(BuildingRunner):
         for key, loader in loaders.items():
             for count in getattr(loader, 'micro_batch_counts', [None]):
                 self.strategy.check_fit(self.model, loader.dataset.seq_len, count, key=key)
-            exchange = self.strategy.techniques.context_attention
-            degree = self.strategy.layout.context
-            check_documents(exchange, degree, getattr(loader.dataset, 'max_docs', 1), key)
+            techniques, degree = self.strategy.techniques, self.strategy.layout.context
+            max_docs = getattr(loader.dataset, 'max_docs', 1)
+            check_documents(techniques.context_attention, degree, max_docs, key)
+            check_packed_rows(techniques.attention, max_docs, key)
 
     def _prepare(self, **arguments: Any) -> None:
         settle_recompute(self, training='optim_wrapper' in arguments)

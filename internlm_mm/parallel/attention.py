@@ -11,6 +11,7 @@ from internlm_mm.ops.attention import (
     choose_attention,
     needs_mask,
 )
+from internlm_mm.ops.needs import Needs
 from internlm_mm.parallel.context import CONTEXT_ATTENTIONS
 from internlm_mm.registry import ATTENTIONS
 from internlm_mm.utils.suggest import did_you_mean
@@ -108,6 +109,25 @@ def check_shared_attention(
             "'all_gather' runs everywhere"
         )
     return backend
+
+
+def check_packed_rows(name: str, max_docs: int, key: str) -> None:
+    """Refuse packed rows where a backend that is named takes one document a row.
+
+    Args:
+        name: A name in ATTENTIONS, or 'auto'.
+        max_docs: Most documents that a row may hold.
+        key: The config's key of the loader.
+
+    Raises:
+        ValueError: With both keys and what would work.
+    """
+    needs = getattr(ATTENTIONS.module_dict.get(name), 'needs', Needs())
+    if max_docs > 1 and not needs.packed:
+        raise ValueError(
+            f'strategy.attention={name!r} takes one document a row, {key}.dataset packs several: '
+            "use 'varlen', or 'auto', which picks one for either"
+        )
 
 
 def head_dim_of(model: nn.Module) -> int | None:

@@ -5,8 +5,9 @@ import torch
 
 from internlm_mm.engine.dry_run import dry_run
 from internlm_mm.engine.train_cli import main, parse_args, resolve_config
-from internlm_mm.registry import MODELS
-from tests.helpers import tiny_config
+from internlm_mm.ops.needs import Needs
+from internlm_mm.registry import ATTENTIONS, MODELS
+from tests.helpers import tiny_config, tiny_runner
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 RANDOM = [
@@ -162,3 +163,17 @@ def test_weights_in_four_bits_need_what_a_run_asks_for(tmp_path: Path, monkeypat
     assert 'everything fits together' in dry_run(tiny_config(tmp_path, **four))
     with pytest.raises(ValueError, match=r'does not go with strategy\.offload=True'):
         dry_run(tiny_config(tmp_path, strategy__offload=True, **four))
+
+
+def test_packed_rows_are_refused_as_in_a_run(tmp_path: Path, monkeypatch) -> None:
+    def whole_rows(q, k, v, documents):
+        raise AssertionError('the first step would be too late')
+
+    monkeypatch.setitem(ATTENTIONS.module_dict, 'whole_rows', whole_rows)
+    whole_rows.needs, whole_rows.needs_mask = Needs(packed=False), False
+    options = dict(strategy__attention='whole_rows', default_hooks={})
+    message = r"strategy\.attention='whole_rows' takes one document a row, train_dataloader"
+    with pytest.raises(ValueError, match=message):
+        dry_run(tiny_config(tmp_path / 'a', **options))
+    with pytest.raises(ValueError, match=message):
+        tiny_runner(tmp_path / 'b', **options).train()

@@ -13,7 +13,11 @@ from internlm_mm.ops.attention import (
     reference_attention,
     sdpa_attention,
 )
-from internlm_mm.parallel.attention import apply_attention, check_shared_attention
+from internlm_mm.parallel.attention import (
+    apply_attention,
+    check_packed_rows,
+    check_shared_attention,
+)
 from internlm_mm.registry import ATTENTIONS
 
 CPU = torch.device('cpu')
@@ -105,6 +109,18 @@ def test_the_width_of_heads_is_looked_up_in_the_model() -> None:
     module = InternLM(vocab_size=8, hidden_size=24, intermediate_size=8, num_layers=1, num_heads=2)
     with pytest.raises(ValueError, match='a multiple of 8, not 12'):
         apply_attention(module, 'flash4', CPU, torch.float32)
+
+
+def test_packed_rows_for_a_backend_of_dense_ones() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"strategy\.attention='cudnn' takes one document a row, train_dataloader\.dataset "
+        "packs several: use 'varlen', or 'auto'",
+    ):
+        check_packed_rows('cudnn', 2, 'train_dataloader')
+    check_packed_rows('cudnn', 1, 'train_dataloader')
+    for name in ('auto', 'varlen', 'sdpa', 'flash4'):
+        check_packed_rows(name, 2, 'train_dataloader')
 
 
 def test_auto_for_a_shared_sequence_is_a_kernel_that_serves_parts(monkeypatch) -> None:
