@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
 
-from internlm_mm.sandbox.confine import OLDEST, SCOPES, landlock_version
+from internlm_mm.sandbox.confine import OLDEST, SCOPES, descendants, landlock_version
 from internlm_mm.sandbox.environment import Python
 from internlm_mm.sandbox.limits import MIB, Limits
-from internlm_mm.sandbox.process import Command
+from internlm_mm.sandbox.process import RUNNING, Command, state
 from internlm_mm.sandbox.seccomp import build_filter, supported
 from internlm_mm.utils.suggest import did_you_mean
 
@@ -321,16 +321,27 @@ def _counts_by_namespace(release: str | None = None) -> bool:
 
 
 def _count_threads(user: int, root: str = '/proc') -> int:
-    """Threads of a user on this machine."""
+    """Threads of a user on this machine; of our sessions two each, however many they have.
+
+    What a session has beyond that, and what is left of it when it is killed, would otherwise be
+    given to the next one on top of its limit.
+    """
     count = 0
+    sessions = set(RUNNING)
+    inside = {one for first in sessions for one in descendants(first)} | sessions
     for name in os.listdir(root):
-        if name.isdigit():
+        if name.isdigit() and int(name) not in inside:
             try:
-                if os.stat(f'{root}/{name}').st_uid == user:
+                if os.stat(f'{root}/{name}').st_uid == user and not _is_gone(f'{root}/{name}/stat'):
                     count += len(os.listdir(f'{root}/{name}/task'))
             except OSError:
                 pass  # it has ended
-    return count
+    return count + 2 * len(sessions)
+
+
+def _is_gone(path: str) -> bool:
+    """Whether a process has ended, of which traces are left."""
+    return os.path.exists(path) and state(path) == 'X'
 
 
 def explain(reasons: Mapping[str, str]) -> str:

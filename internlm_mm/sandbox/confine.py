@@ -130,11 +130,13 @@ def end_all() -> None:
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
             os._exit(0)
-        for process in descendants(os.getpid()):
-            try:
-                os.kill(process, _signal.SIGKILL)
-            except OSError:
-                pass
+        left = descendants(os.getpid())
+        for number in (_signal.SIGSTOP, _signal.SIGKILL):  # none starts another while it waits
+            for process in left:
+                try:
+                    os.kill(process, number)
+                except OSError:
+                    pass
 
 
 def run_worker(arguments: list[str], paths: list[str], version: int, code: bytes) -> None:

@@ -17,6 +17,10 @@ _PATIENCE = (
 )
 
 
+RUNNING: set[int] = set()
+"""Numbers of the first processes of all sessions of this host."""
+
+
 class StartError(Exception):
     """A session did not come up."""
 
@@ -65,6 +69,7 @@ class Processes:
             self._first = self._start(command)
         except OSError as error:
             raise StartError(str(error)) from None
+        RUNNING.add(self._first.pid)
         for file in self.outputs:
             os.set_blocking(file, False)
         self.keep: frozenset[int] = frozenset()
@@ -198,14 +203,16 @@ class Processes:
     def kill(self) -> None:
         """Kill all of them; what they wrote can still be read."""
         deadline = time.monotonic() + 5
+        seen: set[int] = set()
         while time.monotonic() < deadline:
             try:
                 below = [one for one in descendants(self._first.pid) if _life(one) not in 'ZX']
                 if not below:
                     break
+                seen.update(below)
                 self._signal_all(below, signal.SIGSTOP, signal.SIGKILL)
-            except OSError:
-                break  # we can open no files: they end with the first of them
+            except OSError:  # we can open no files: they end with the first of them
+                break
             time.sleep(0.0005)
         if self.death >= 0:
             self._signal(signal.SIGKILL)
@@ -223,6 +230,13 @@ class Processes:
                 pass
         self._first.kill()
         self._first.wait()
+        RUNNING.discard(self._first.pid)
+        # The kernel counts them until the last trace of them is gone.
+        deadline = time.monotonic() + 0.5
+        while self._minded and time.monotonic() < deadline:
+            if not any(os.path.exists(f'/proc/{one}') for one in seen):
+                break
+            time.sleep(0.001)
 
     def end(self) -> None:
         """Kill all of them and let go of everything; may be called again."""
@@ -280,8 +294,10 @@ class Processes:
             for process in processes:
                 try:
                     handles[process] = os.pidfd_open(process)
-                except ProcessLookupError:
-                    continue
+                except OSError as error:
+                    if lacks_files(error):
+                        raise
+                    continue  # it has ended: ESRCH, or ENOENT in the moment in which it does
                 opened.callback(os.close, handles[process])
             members = set(descendants(self._first.pid))
             for number in numbers:
@@ -303,7 +319,7 @@ def _as_user(user: int) -> dict[str, object]:
     return {'user': user, 'group': user, 'extra_groups': []}
 
 
-def _state(path: str) -> str:
+def state(path: str) -> str:
     """State of a process or thread, by the letter of `ps`; X if there is none."""
     try:
         with open(path, 'rb') as file:
@@ -316,9 +332,9 @@ def _state(path: str) -> str:
 
 def _life(process: int) -> str:
     """State of a process: one whose first thread has ended lives on in the others."""
-    state = _state(f'/proc/{process}/stat')
-    if state != 'Z':
-        return state
+    first = state(f'/proc/{process}/stat')
+    if first != 'Z':
+        return first
     return next((one for one in _states(process) if one not in 'ZX'), 'Z')
 
 
@@ -334,4 +350,4 @@ def _states(process: int) -> list[str]:
         if lacks_files(error):
             raise
         return []
-    return [_state(f'/proc/{process}/task/{task}/stat') for task in tasks]
+    return [state(f'/proc/{process}/task/{task}/stat') for task in tasks]

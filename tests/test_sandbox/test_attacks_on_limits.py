@@ -161,6 +161,17 @@ def test_a_fork_bomb(host: Host) -> None:
     assert len(host.below()) <= 8
 
 
+@pytest.mark.slow
+def test_a_fork_bomb_leaves_nothing_to_the_next(host: Host) -> None:
+    """Where the kernel counts all processes of a user, a bomb must not raise the next limit."""
+    asked = 'import resource\nresource.getrlimit(resource.RLIMIT_NPROC)[0]'
+    host.renew()
+    first = int(host.run(asked).result or 0)
+    for _ in range(3):
+        assert host.run(BOMB, 0.4).state_lost
+        assert int(host.run(asked).result or 0) <= first + 4
+
+
 def test_the_number_of_processes(host: Host) -> None:
     reply = host.run(
         'import os, time\nmade = 0\ntry:\n    while made < 500:\n'

@@ -111,13 +111,21 @@ def test_the_command_of_landlock(tmp_path: Path) -> None:
         assert command.user is None
 
 
-def test_threads_of_a_user_are_counted(tmp_path: Path) -> None:
+def test_threads_of_a_user_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, 'RUNNING', set())
     for process, tasks in (('1', 2), ('22', 3)):
         for task in range(tasks):
             (tmp_path / process / 'task' / str(task)).mkdir(parents=True)
     (tmp_path / 'self').mkdir()
     assert backends._count_threads(os.getuid(), str(tmp_path)) == 5
     assert backends._count_threads(os.getuid() + 1, str(tmp_path)) == 0
+    # One that is almost gone, and a session, which gives none of what it has to the next.
+    (tmp_path / '33/task/33').mkdir(parents=True)
+    (tmp_path / '33/stat').write_text('33 (sleep) X 1 33')
+    for task in range(40):
+        (tmp_path / f'{2**22 + 1}/task/{task}').mkdir(parents=True)
+    monkeypatch.setattr(backends, 'RUNNING', {2**22 + 1})
+    assert backends._count_threads(os.getuid(), str(tmp_path)) == 5 + 2
 
 
 @pytest.mark.parametrize(
