@@ -232,7 +232,7 @@ def test_operands_and_names_are_the_same_tokens_wherever_they_stand(files) -> No
         assert len(encoded.ids) <= config.train_dataloader.dataset.seq_len
         text = [tokenizer.decode([index]) for index in encoded.ids]
         for name in (case.steps[0].name, *case.steps[0].arguments):
-            spelt = ''.join(f'\0{letter}' for letter in name)
+            spelt = ''.join(f'\0{syllable}' for syllable in re.findall('..', name))
             assert '\0'.join(['', *text]).count(spelt) >= 3  # declared, asked for, called
 
 

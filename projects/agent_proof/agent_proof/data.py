@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_proof.draws import LETTERS
+from agent_proof.names import SYLLABLES
 from agent_proof.tasks import DATE, DELTA, GROUPS, PLUGIN_TASKS, PYTHON, TASKS, Case, draw_cases
 from agent_proof.wordings import vocabulary
 from internlm_mm.tokenizers import build_template
@@ -42,14 +43,14 @@ class Amounts:
     """How much data there is.
 
     Attributes:
-        cases: Conversations of each task that a seed trains on; twice as many of those that call
-            functions with invented names.
+        cases: Conversations of each task that a seed trains on; four times as many of those that
+            call functions with invented names.
         held_out: Questions of each task to be asked.
         unseen: Questions of each task that calls functions with names nobody has seen.
         on_the_way: Questions of each task that checkpoints before the last are asked.
     """
 
-    cases: int = 4_200
+    cases: int = 5_000
     held_out: int = 40
     unseen: int = 170
     on_the_way: int = 5
@@ -131,7 +132,7 @@ def write_data(files: Files, amounts: Amounts) -> None:
     """Write tokenizer, conversations and questions of one seed."""
     make_tokenizer(files.tokenizer)
     for task in TASKS:
-        count = amounts.cases * (2 if task in PLUGIN_TASKS else 1)  # names are learned last
+        count = amounts.cases * (4 if task in PLUGIN_TASKS else 1)  # names are learned last
         cases = draw_cases(task, count, side='train', seed=files.seed)
         _write(files.chat / 'train' / f'{task}.jsonl', (case.record() for case in cases))
     direct = [
@@ -155,15 +156,16 @@ def write_data(files: Files, amounts: Amounts) -> None:
 
 
 def symbols() -> list[str]:
-    """Strings that are one token each: marks, words, and pieces of JSON and code."""
-    return list(dict.fromkeys((*build_template(TEMPLATE).marks, *PIECES, *vocabulary())))
+    """Strings that are one token each: marks, words, syllables, and pieces of JSON and code."""
+    marks = build_template(TEMPLATE).marks
+    return list(dict.fromkeys((*marks, *PIECES, *vocabulary(), *SYLLABLES)))
 
 
 CHARACTERS = LETTERS + LETTERS.lower() + '0123456789 \n.,:;?!+-*/%=_()[]{}"\'<>|`'
 
 
 def make_tokenizer(folder: Path) -> None:
-    """A vocabulary of single characters, words of the questions, and pieces of JSON and code."""
+    """A vocabulary of characters, words, syllables of names, and pieces of JSON and code."""
     # SentencePiece matches symbols where a text's spaces are written as it writes them.
     words = [symbol.replace(' ', SPACE) for symbol in symbols()]
     train_tokenizer(

@@ -8,17 +8,14 @@ from collections.abc import Iterable
 from agent_proof.draws import Side, side_of
 from agent_proof.wordings import vocabulary
 
-_CONSONANTS = 'bdfgklmnprstvz'
-_VOWELS = 'aeiou'
+SYLLABLES = tuple(first + second for first in 'bdfgklmnprstvz' for second in 'aeiou')
+"""What names are made of."""
 
 
 def name(rng: random.Random, side: Side, others: Iterable[str] = ()) -> str:
     """A name on one side, of two or three syllables, unlike `others`."""
     while True:
-        syllables = [
-            rng.choice(_CONSONANTS) + rng.choice(_VOWELS) for _ in range(rng.choice((2, 2, 3)))
-        ]
-        found = ''.join(syllables)
+        found = ''.join(rng.choices(SYLLABLES, k=rng.choice((2, 2, 3))))
         if side_of('name', found) == side and found not in others and is_one_piece(found):
             return found
 
