@@ -132,7 +132,7 @@ def test_hooks_add_to_the_state_and_read_it_back(tmp_path: Path) -> None:
 def test_bad_load_from(tmp_path: Path) -> None:
     for load_from, message in [
         ({'content': ['model']}, r'expected dict\(path=\.\.\., content='),
-        ({'path': 'x', 'contents': []}, r'expected dict\(path=\.\.\., content='),
+        ({'path': 'x', 'contents': []}, r"contents=.*Did you mean 'content'"),
         ({'path': 'x', 'content': ['modle']}, "'modle' is unknown. Did you mean 'model'"),
     ]:
         with pytest.raises(ValueError, match=message):

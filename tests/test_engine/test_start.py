@@ -84,7 +84,7 @@ def test_resume_wins_over_load_from(work_dir: Path) -> None:
     [
         ('/nowhere', FileNotFoundError, '/nowhere does not exist'),
         ({'content': ['model']}, ValueError, 'expected dict'),
-        ({'path': 'x', 'contents': ['model']}, ValueError, 'expected dict'),
+        ({'path': 'x', 'contents': ['model']}, ValueError, "contents=.*Did you mean 'content'"),
         ({'path': 'x', 'content': ['modell']}, ValueError, "Did you mean 'model'?"),
     ],
 )
@@ -427,7 +427,7 @@ def test_another_length_is_told(tmp_path: Path, foreign, caplog) -> None:
         ({'content': ['model', 'optimizer']}, r"\['model'\] alone and not 'optimizer'"),
         ({'format': 'internevoo'}, "Did you mean 'internevo'"),
         ({'settings': {'num_headz': 1}}, "Did you mean 'num_heads'"),
-        ({'formatt': 'hf'}, 'expected dict'),
+        ({'formatt': 'hf'}, "formatt='hf'.*Did you mean 'format'"),
     ],
 )
 def test_options_that_do_not_fit(tmp_path: Path, foreign, options: dict, message: str) -> None:
