@@ -1,8 +1,10 @@
 """Processes that stay up and run functions together, so that a test need not start its own."""
 
+import faulthandler
 import gc
 import multiprocessing
 import pickle
+import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -22,11 +24,19 @@ def forking_context() -> Any:
     return context
 
 
+class EndedBySignal(RuntimeError):
+    """A rank was ended by a signal."""
+
+
 class Ranks:
     """A gloo group of processes on this machine.
 
     Called with a function of a test module and its arguments, which are pickled; every rank runs
     it, and what each returned comes back as a list.
+
+    Once in some thousand calls a thread of gloo's (`pt_gloo_runloop`, torch 2.13) finds the heap
+    damaged, and its process ends. A call whose rank was ended by a signal is made once more, by new
+    ranks, and where its threads stood is printed. What ends a rank for a reason does so again.
 
     Args:
         folder: Where the processes meet.
@@ -39,6 +49,13 @@ class Ranks:
         self._processes: list[Any] = []
 
     def __call__(self, function: Callable, *args: Any, **options: Any) -> list[Any]:
+        try:
+            return self._call(function, *args, **options)
+        except EndedBySignal as error:
+            print(f'{function.__name__} once more: {error}', file=sys.stderr)
+            return self._call(function, *args, **options)
+
+    def _call(self, function: Callable, *args: Any, **options: Any) -> list[Any]:
         if not self._processes:
             self._start()
         message = pickle.dumps((function, args, options))
@@ -69,7 +86,7 @@ class Ranks:
         store = self._folder / f'store_{self._starts}'
         for rank in range(self._world_size):
             ours, theirs = context.Pipe()
-            arguments = (rank, self._world_size, str(store), theirs)
+            arguments = (rank, self._world_size, str(store), theirs, str(self._stacks(rank)))
             process = context.Process(target=_work, args=arguments, daemon=True)
             process.start()
             theirs.close()
@@ -84,10 +101,18 @@ class Ranks:
         except EOFError:
             self._processes[rank].join(5)
             code = self._processes[rank].exitcode
-            raise RuntimeError(f'rank {rank} ended with exit code {code}') from None
+            text = f'rank {rank} ended with exit code {code}'
+            if code is not None and code < 0:
+                raise EndedBySignal(f'{text}\n{self._stacks(rank).read_text()}') from None
+            raise RuntimeError(text) from None
+
+    def _stacks(self, rank: int) -> Path:
+        return self._folder / f'store_{self._starts}_stacks_{rank}'
 
 
-def _work(rank: int, world_size: int, store: str, pipe: Any) -> None:
+def _work(rank: int, world_size: int, store: str, pipe: Any, stacks: str) -> None:
+    file = open(stacks, 'w')  # as long as the process lives
+    faulthandler.enable(file)
     gc.freeze()  # what the server imported, which each search for garbage would copy
     torch.set_num_threads(1)
     dist.init_process_group(
