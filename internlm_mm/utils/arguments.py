@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from internlm_mm.utils.suggest import did_you_mean
+from internlm_mm.utils.suggest import nearest
 
 
 class Arguments(argparse.ArgumentParser):
@@ -29,5 +29,5 @@ class Arguments(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction):
                 for command in action.choices.values():
                     known += [name for one in command._actions for name in one.option_strings]
-        hint = did_you_mean(unknown.partition('=')[0], known) if unknown.startswith('--') else ''
-        return f'.{hint}' if 'Did you mean' in hint else ''  # usage has told of all the others
+        hint = nearest(unknown.partition('=')[0], known) if unknown.startswith('--') else ''
+        return f'.{hint}' if hint else ''  # usage has told of all the others

@@ -18,7 +18,7 @@ from internlm_mm import registry as registries
 from internlm_mm.utils.config_reader import ConfigError
 from internlm_mm.utils.resolve import import_lazy, resolve_type
 from internlm_mm.utils.signatures import accepts, choices_of, describe, options_of
-from internlm_mm.utils.suggest import did_you_mean
+from internlm_mm.utils.suggest import did_you_mean, nearest
 
 MASK = '***'
 """What a dump writes in place of a secret."""
@@ -257,8 +257,8 @@ def _mismatch(where: str, value: Any, hint: Any) -> str:
     message = f'{where}={_short(value)}: expected {describe(hint)}'
     if isinstance(value, float) and value.is_integer() and accepts(hint, int(value)):
         return f'{message}; write {int(value)}'
-    near = did_you_mean(value, choices_of(hint)) if isinstance(value, str) else ''
-    return f'{message}.{near}' if 'Did you mean' in near else message
+    near = nearest(value, choices_of(hint)) if isinstance(value, str) else ''
+    return f'{message}.{near}' if near else message
 
 
 def _dotted(path: tuple[str | int, ...]) -> str:

@@ -17,12 +17,25 @@ def did_you_mean(value: object, choices: Iterable[object]) -> str:
         " Did you mean 'x'?", or every choice where none is close and there are at most 20, or ''.
     """
     names = [str(choice) for choice in choices]
-    close = get_close_matches(str(value), names, n=1, cutoff=0.5)
-    if close:
-        return f' Did you mean {close[0]!r}?'
+    if hint := nearest(value, names):
+        return hint
     if names and len(names) <= 20:
         return f' Valid: {", ".join(sorted(names))}.'
     return ''
+
+
+def nearest(value: object, choices: Iterable[object]) -> str:
+    """As `did_you_mean`, where the message has told of all choices already.
+
+    Args:
+        value: What the user wrote.
+        choices: What would have been valid.
+
+    Returns:
+        " Did you mean 'x'?", or '' where none is close.
+    """
+    close = get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.5)
+    return f' Did you mean {close[0]!r}?' if close else ''
 
 
 def nearest_path(path: str | os.PathLike) -> str:
