@@ -1,11 +1,11 @@
 # Everything lives in .venv; nothing outside it is changed.
-#   make install | demo | test | test-parallel | test-slow | test-gpu | lint | docs | clean
+#   make install | demo | test | test-parallel | test-slow | test-failed | test-gpu | lint | docs | clean
 #   make install TORCH='torch==2.11.0'     another build of PyTorch
 #   make install PYTHON=/opt/python3.12    another interpreter (3.11, 3.12 or 3.13)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: help install demo test test-parallel test-slow test-gpu lint docs clean
+.PHONY: help install demo test test-parallel test-slow test-failed test-gpu lint docs clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -85,6 +85,10 @@ test-parallel: $(VENV)/.tests
 
 test-slow: $(VENV)/.tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -m 'slow or launcher'
+
+# What failed last, by itself. It fails if nothing is known to have failed.
+test-failed: $(VENV)/.tests
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --last-failed --last-failed-no-failures none
 
 # Where there are one or two; skipped elsewhere, and the reasons printed.
 test-gpu: $(VENV)/.tests

@@ -113,6 +113,8 @@ def test_a_session_that_is_closed(sandbox: Sandbox) -> None:
         session.run('1')
 
 
+# Where the interpreter has opened a file and not yet entered its `with`, nobody closes it.
+@pytest.mark.filterwarnings('ignore:unclosed:ResourceWarning')
 def test_ctrl_c_in_the_host_ends_the_cell(session: Session) -> None:
     session.run('x = 5')
     previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
