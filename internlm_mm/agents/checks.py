@@ -11,7 +11,7 @@ from internlm_mm.tokenizers.chat_format import ChatTemplate
 from internlm_mm.tokenizers.chat_messages import Conversation, Message, read_conversation
 from internlm_mm.tokenizers.chat_parsing import Answer, read_answer_ids
 from internlm_mm.tokenizers.chat_spelling import Encoded, Segment
-from internlm_mm.utils.suggest import did_you_mean
+from internlm_mm.utils.suggest import did_you_mean, kind
 
 
 def check_conversation(
@@ -123,7 +123,7 @@ def _tool_problems(read: Conversation) -> Iterator[str]:
         seen.add(function['name'])
         parameters = function.get('parameters') or {}
         if not isinstance(parameters, Mapping):
-            yield f'tools[{index}].function.parameters: an object, not {type(parameters).__name__}'
+            yield f'tools[{index}].function.parameters: an object, not {kind(parameters)}'
         elif error := _schema_error(parameters):
             yield f'tools[{index}].function.{error}'
 

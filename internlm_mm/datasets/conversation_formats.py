@@ -23,7 +23,6 @@ from internlm_mm.datasets.forms import (
 )
 from internlm_mm.datasets.forms.fields import (
     Parts,
-    kind,
     list_of,
     loss_of,
     need,
@@ -33,7 +32,7 @@ from internlm_mm.datasets.forms.fields import (
     tools_of,
 )
 from internlm_mm.datasets.records import Record, read_records
-from internlm_mm.utils.suggest import did_you_mean
+from internlm_mm.utils.suggest import did_you_mean, kind
 
 
 class Example(NamedTuple):

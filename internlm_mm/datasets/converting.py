@@ -21,10 +21,10 @@ from internlm_mm.datasets.forms import (
     toolbench,
     xlam,
 )
-from internlm_mm.datasets.forms.fields import Message, Parts, kind
+from internlm_mm.datasets.forms.fields import Message, Parts
 from internlm_mm.datasets.records import read_records
 from internlm_mm.tokenizers.chat_messages import Conversation, read_conversation
-from internlm_mm.utils.suggest import did_you_mean
+from internlm_mm.utils.suggest import did_you_mean, kind
 
 SOURCE = 'source'
 """Key of a converted record: the form it had, and those fields that the form alone can hold."""

@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 
 from internlm_mm.datasets.permutation import hash_key
 from internlm_mm.datasets.records import READERS, decode_text, read_records, suffix_of
-from internlm_mm.utils.suggest import did_you_mean, nearest_path
+from internlm_mm.utils.suggest import did_you_mean, kind, nearest_path
 
 
 class Document(NamedTuple):
@@ -227,14 +227,16 @@ def _text_of(record: Any, text_key: str, place: str) -> str:
     if isinstance(record, str):
         return record
     if not isinstance(record, dict):
-        kind = type(record).__name__
-        raise ValueError(f'{place}: expected an object with {text_key!r} or a string, found {kind}')
+        found = kind(record)
+        raise ValueError(
+            f'{place}: expected an object with {text_key!r} or a string, found {found}'
+        )
     if text_key not in record:
         hint = did_you_mean(text_key, record)
         raise ValueError(f'{place}: the record has no text_key={text_key!r}.{hint}')
     text = record[text_key]
     if not isinstance(text, str):
-        raise ValueError(f'{place}: {text_key!r} is no text but {type(text).__name__}')
+        raise ValueError(f'{place}: {text_key!r} is no text but {kind(text)}')
     return text
 
 

@@ -12,7 +12,7 @@ from internlm_mm.datasets.conversation_formats import FORMATS as CONVERSATIONS
 from internlm_mm.datasets.conversation_formats import read_formed, refuse_filled
 from internlm_mm.datasets.forms.fields import is_context
 from internlm_mm.datasets.records import Record
-from internlm_mm.utils.suggest import did_you_mean
+from internlm_mm.utils.suggest import did_you_mean, kind
 
 Messages = list[dict[str, Any]]
 
@@ -280,5 +280,5 @@ def _need(record: Mapping[str, Any], key: str) -> Any:
 def _text(record: Mapping[str, Any], key: str) -> str:
     value = _need(record, key)
     if not isinstance(value, str):
-        raise ValueError(f'{key}: a text, not {type(value).__name__}')
+        raise ValueError(f'{key}: a text, not {kind(value)}')
     return value

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from internlm_mm.datasets.conversation_formats import FORMATS
-from internlm_mm.evaluation.fields import as_object, kind, need, need_text, subject_of, text_of
+from internlm_mm.evaluation.fields import as_object, need, need_text, subject_of, text_of
 from internlm_mm.tokenizers.chat_messages import read_conversation
+from internlm_mm.utils.suggest import kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

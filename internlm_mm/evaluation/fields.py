@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from string import ascii_uppercase
 from typing import Any
 
-from internlm_mm.utils.suggest import did_you_mean
+from internlm_mm.utils.suggest import did_you_mean, kind
 
 
 def as_object(row: Any) -> Mapping[str, Any]:
@@ -111,8 +111,3 @@ def whole_number(value: Any, field: str, least: int, most: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise ValueError(f'{field} {value!r}: expected {least} to {most}')
     return value
-
-
-def kind(value: object) -> str:
-    """How a message names what something is."""
-    return 'null' if value is None else type(value).__name__

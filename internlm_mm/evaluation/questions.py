@@ -10,7 +10,6 @@ from typing import Any
 from internlm_mm.evaluation.fields import (
     as_object,
     choice_of,
-    kind,
     need,
     need_text,
     subject_of,
@@ -18,6 +17,7 @@ from internlm_mm.evaluation.fields import (
     texts_of,
     whole_number,
 )
+from internlm_mm.utils.suggest import kind
 
 _MARK = re.compile(r'^\s*[(（]?([A-Z])(?:[)）.．、]|:)\s*')
 

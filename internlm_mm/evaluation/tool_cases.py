@@ -13,10 +13,10 @@ from typing import Any
 from internlm_mm.agents.schemas import check_schema
 from internlm_mm.datasets.conversation_formats import FORMATS, detect_format
 from internlm_mm.evaluation.ast_match import OPTIONAL, Expected
-from internlm_mm.evaluation.fields import as_object, kind, need, need_text
+from internlm_mm.evaluation.fields import as_object, need, need_text
 from internlm_mm.evaluation.rows import find_files, read_rows
 from internlm_mm.tokenizers.chat_messages import check_name, read_conversation
-from internlm_mm.utils.suggest import did_you_mean
+from internlm_mm.utils.suggest import did_you_mean, kind
 
 CATEGORIES = (
     'simple',

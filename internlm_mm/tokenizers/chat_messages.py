@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from internlm_mm.utils.suggest import did_you_mean
+from internlm_mm.utils.suggest import did_you_mean, kind
 
 CODE_TOOL = 'python'
 """Name of the function whose argument `code` is a program for an interpreter."""
@@ -107,7 +107,7 @@ def read_conversation(
     """
     where = f'{where}, ' if where else ''
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence):
-        raise ValueError(f'{where}messages: a list of dicts, not {_kind(messages)}')
+        raise ValueError(f'{where}messages: a list of dicts, not {kind(messages)}')
     if not messages:
         raise ValueError(f'{where}messages: there is none')
     order = _Order()
@@ -115,7 +115,7 @@ def read_conversation(
     for index, message in enumerate(messages):
         try:
             if not isinstance(message, Mapping):
-                raise ValueError(f'a dict with role and content, not {_kind(message)}')
+                raise ValueError(f'a dict with role and content, not {kind(message)}')
             read.append(order.put(_read_message(message), message))
         except ValueError as error:
             raise ValueError(f'{where}message {index}: {error}') from None
@@ -185,7 +185,7 @@ def _read_message(message: Mapping[str, Any]) -> Message:
         raise ValueError(f'name {name!r}: letters, digits and any of . _ - only')
     thought = message.get('reasoning_content') or ''
     if not isinstance(thought, str):
-        raise ValueError(f'reasoning_content: a text, not {_kind(thought)}')
+        raise ValueError(f'reasoning_content: a text, not {kind(thought)}')
     loss = message.get('loss', role == 'assistant')
     if loss not in (True, False) or (loss and role != 'assistant'):
         raise ValueError(f'loss {loss!r}: True or False, and True for an assistant only')
@@ -200,7 +200,7 @@ def _read_content(content: Any, role: str, has_calls: bool) -> str:
             return ''
         raise ValueError('content is missing')
     if not isinstance(content, Sequence):
-        raise ValueError(f'content: a text, not {_kind(content)}')
+        raise ValueError(f'content: a text, not {kind(content)}')
     text = ''
     for index, part in enumerate(content):
         given = part.get('text') if isinstance(part, Mapping) else None
@@ -217,7 +217,7 @@ def _read_content(content: Any, role: str, has_calls: bool) -> str:
 
 def _read_calls(calls: Any) -> tuple[Call, ...]:
     if isinstance(calls, (str, Mapping)) or not isinstance(calls, Sequence):
-        raise ValueError(f'tool_calls: a list of dicts, not {_kind(calls)}')
+        raise ValueError(f'tool_calls: a list of dicts, not {kind(calls)}')
     return tuple(_read_call(call, f'tool_calls[{index}]') for index, call in enumerate(calls))
 
 
@@ -233,7 +233,7 @@ def _read_call(call: Any, field: str) -> Call:
         except ValueError as error:
             raise ValueError(f'{field}.function.arguments: no JSON ({error})') from None
     if not isinstance(arguments, Mapping):
-        raise ValueError(f'{field}.function.arguments: an object, not {_kind(arguments)}')
+        raise ValueError(f'{field}.function.arguments: an object, not {kind(arguments)}')
     if name == CODE_TOOL and not isinstance(arguments.get('code'), str):
         raise ValueError(f"{field}.function.arguments: {CODE_TOOL!r} takes a text 'code'")
     return Call(name, dict(arguments), call.get('id'))
@@ -262,7 +262,3 @@ def check_name(name: Any, field: str) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f'{field} {name!r}: letters, digits and any of . _ - only')
     return name
-
-
-def _kind(value: object) -> str:
-    return type(value).__name__

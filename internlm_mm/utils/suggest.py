@@ -1,4 +1,4 @@
-"""The nearest valid name, for error messages."""
+"""What error messages say of a value: the nearest valid name, and what it is."""
 
 import os
 from collections.abc import Iterable
@@ -36,6 +36,11 @@ def nearest(value: object, choices: Iterable[object]) -> str:
     """
     close = get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.5)
     return f' Did you mean {close[0]!r}?' if close else ''
+
+
+def kind(value: object) -> str:
+    """What a value from a file is, where a message tells that something else is expected."""
+    return 'null or missing' if value is None else type(value).__name__
 
 
 def nearest_path(path: str | os.PathLike) -> str:

@@ -166,7 +166,7 @@ BAD = [
     ({'instruction': 'q', 'output': 'a', 'history': ['qa']}, "history[0]: a question and an"),
     ({'instruction': 'q', 'output': 'a', 'history': [[1, 'a']]}, 'history[0]: a text, not int'),
     ({'conversations': [{'from': 'hunan', 'value': 'q'}]}, "is none. Did you mean 'human'?"),
-    ({'conversations': [{'from': 'human'}]}, 'conversations[0].value: a text, not NoneType'),
+    ({'conversations': [{'from': 'human'}]}, 'conversations[0].value: a text, not null or missing'),
     ({'conversations': ['q']}, 'conversations[0]: an object with from and value, not str'),
     ({'conversations': [{'from': 'function_call', 'value': 'f()'}]}, '[0].value: no JSON'),
     ({'conversations': [{'from': 'gpt', 'value': 'a', 'loss': 5}]}, '[0].loss 5: true or false'),

@@ -59,7 +59,7 @@ def test_files(messages, tmp_path):
     [
         ('{', 'c.json is no JSON'),
         ('{"messages": []}', 'c.json, messages: there is none'),
-        ('{"massages": []}', 'c.json, messages: a list of dicts, not NoneType'),
+        ('{"massages": []}', 'c.json, messages: a list of dicts, not null or missing'),
         ('[{"role": "usr", "content": ""}]', "c.json, message 0: role 'usr'"),
         ('\xff', 'no JSON'),
     ],

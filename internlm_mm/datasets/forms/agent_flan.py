@@ -9,7 +9,6 @@ from typing import Any
 from internlm_mm.datasets.forms.fields import (
     Message,
     Parts,
-    kind,
     list_of,
     loss_of,
     need,
@@ -17,7 +16,7 @@ from internlm_mm.datasets.forms.fields import (
     text_of,
 )
 from internlm_mm.datasets.forms.steps import read_step, step_message, write_step
-from internlm_mm.utils.suggest import did_you_mean
+from internlm_mm.utils.suggest import did_you_mean, kind
 
 _ROLES = ('system', 'user', 'assistant', 'function', 'environment', 'tool')
 

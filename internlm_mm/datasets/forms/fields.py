@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from internlm_mm.datasets.records import parse_json
-from internlm_mm.utils.suggest import did_you_mean
+from internlm_mm.utils.suggest import did_you_mean, kind
 
 Message = dict[str, Any]
 Parts = tuple[list[Message], list[dict[str, Any]]]
@@ -49,11 +49,6 @@ def list_of(value: Any, field: str) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f'{field}: a list, not {kind(value)}')
     return value
-
-
-def kind(value: object) -> str:
-    """Name of a value's type."""
-    return type(value).__name__
 
 
 def loss_of(turn: Mapping[str, Any], field: str) -> bool | None:

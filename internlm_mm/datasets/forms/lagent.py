@@ -10,7 +10,6 @@ from internlm_mm.datasets.forms.fields import (
     Parts,
     a_call,
     calling,
-    kind,
     list_of,
     need,
     one_call,
@@ -19,6 +18,7 @@ from internlm_mm.datasets.forms.fields import (
     to_json,
     tools_of,
 )
+from internlm_mm.utils.suggest import kind
 
 _CODE = 'python'
 _USER, _AGENT, _EXECUTOR = 'user', 'Agent', 'ActionExecutor'

@@ -13,13 +13,13 @@ from internlm_mm.datasets.forms.fields import (
     a_call,
     calling,
     calls_of,
-    kind,
     named,
     need,
     plain_text,
     text_of,
     to_json,
 )
+from internlm_mm.utils.suggest import kind
 
 _TAGS = {
     'Human': ('<|Human|>:', '<eoh>'),

@@ -12,7 +12,6 @@ from internlm_mm.datasets.forms.fields import (
     Parts,
     a_call,
     calling,
-    kind,
     literal,
     need,
     one_call,
@@ -22,6 +21,7 @@ from internlm_mm.datasets.forms.fields import (
     turns_of,
     unknown_speaker,
 )
+from internlm_mm.utils.suggest import kind
 
 _ROLES = ('system', 'user', 'assistant')
 _BEGINS = re.compile(r'<\|startof(think|exec)\|>')

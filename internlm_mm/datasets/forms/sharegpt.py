@@ -11,7 +11,6 @@ from internlm_mm.datasets.forms.fields import (
     Parts,
     calls_of,
     is_context,
-    kind,
     list_of,
     loss_of,
     named,
@@ -24,6 +23,7 @@ from internlm_mm.datasets.forms.fields import (
     tools_of,
     unknown_speaker,
 )
+from internlm_mm.utils.suggest import kind
 
 _SPEAKERS = {
     'system': 'system',

@@ -14,6 +14,7 @@ from internlm_mm.datasets.forms.fields import (
     plain_text,
     to_json,
 )
+from internlm_mm.utils.suggest import kind
 
 _THOUGHT, _ACTION, _INPUT = 'Thought:', 'Action:', 'Action Input:'
 
@@ -53,7 +54,7 @@ def step_message(step: Step, field: str) -> Message:
     """
     arguments = literal(step.input, f'{field}, Action Input') if step.input else {}
     if not isinstance(arguments, dict):
-        raise ValueError(f'{field}, Action Input: an object, not {type(arguments).__name__}')
+        raise ValueError(f'{field}, Action Input: an object, not {kind(arguments)}')
     return calling(step.thought, [a_call(step.name, arguments)])
 
 

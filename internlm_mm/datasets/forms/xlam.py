@@ -12,7 +12,6 @@ from internlm_mm.datasets.forms.fields import (
     a_call,
     calling,
     calls_of,
-    kind,
     list_of,
     need,
     parsed,
@@ -20,6 +19,7 @@ from internlm_mm.datasets.forms.fields import (
     text_of,
     to_json,
 )
+from internlm_mm.utils.suggest import kind
 
 # Their parameters have types of Python; JSON Schema has these.
 _TYPES = {

@@ -71,7 +71,10 @@ def test_input_that_is_no_json_stays_text():
         ({'conversation': 'x'}, 'conversation: a list, not str'),
         ({'conversation': ['x']}, r'conversation\[0\]: an object with role and content, not str'),
         ({'conversation': [turn('usr', 'x')]}, r"\[0\].role 'usr' is none. Did you mean 'user'?"),
-        ({'conversation': [{'role': 'user'}]}, r'conversation\[0\].content: a text, not NoneType'),
+        (
+            {'conversation': [{'role': 'user'}]},
+            r'conversation\[0\].content: a text, not null or missing',
+        ),
     ],
 )
 def test_malformed(record, error):

@@ -84,7 +84,7 @@ def test_nothing_is_lost():
     ('memory', 'error'),
     [
         ([3], r'memory\[0\]: an object with sender and content, not int'),
-        ([said('user', None)], r'memory\[0\].content: a text, not NoneType'),
+        ([said('user', None)], r'memory\[0\].content: a text, not null or missing'),
         ([said('Agent', '', parsed('', 'shell', 'ls'))], r"tool_type 'shell': 'plugin'"),
         ([said('Agent', '', parsed('', 'plugin', {'x': 1}))], 'action: code, or an object'),
     ],
