@@ -6,6 +6,7 @@ import json
 import logging
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -32,7 +33,7 @@ from internlm_mm.datasets.forms.fields import (
     tools_of,
 )
 from internlm_mm.datasets.records import Record, read_records
-from internlm_mm.utils.suggest import did_you_mean, kind
+from internlm_mm.utils.suggest import did_you_mean, kind, misspelt_key
 
 
 class Example(NamedTuple):
@@ -148,7 +149,7 @@ def detect_format(record: Mapping[str, Any]) -> str:
     raise ValueError(
         f'the keys {", ".join(map(repr, record))} are of no form of conversation that is known: '
         'messages; conversations; conversation; memory; meta_instruction and chat; '
-        f'query, answers and tools; instruction and output; {pairs}'
+        f'query, answers and tools; instruction and output; {pairs}.{misspelt_key(record, _KEYS)}'
     )
 
 
@@ -246,6 +247,11 @@ _PAIRS = (
     ('question', 'answer'),
     ('query', 'response'),
     ('input', 'output'),
+)
+
+_KEYS = (
+    *('messages', 'conversations', 'conversation', 'memory', 'meta_instruction', 'chat'),
+    *('query', 'answers', 'tools', 'instruction', 'output', *chain.from_iterable(_PAIRS)),
 )
 
 

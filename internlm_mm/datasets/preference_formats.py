@@ -12,7 +12,7 @@ from internlm_mm.datasets.conversation_formats import FORMATS as CONVERSATIONS
 from internlm_mm.datasets.conversation_formats import read_formed, refuse_filled
 from internlm_mm.datasets.forms.fields import is_context
 from internlm_mm.datasets.records import Record
-from internlm_mm.utils.suggest import did_you_mean, kind
+from internlm_mm.utils.suggest import did_you_mean, kind, misspelt_key
 
 Messages = list[dict[str, Any]]
 
@@ -55,6 +55,12 @@ def read_preferences(
     yield from read_formed(path, format, detect_format, _read, keep_going)
 
 
+_KEYS = (
+    *('chosen', 'rejected', 'messages', 'prompt', 'question', 'instruction', 'conversations'),
+    *('response_j', 'response_k'),
+)
+
+
 def check_format(format: str) -> None:
     """Refuse a format that there is not.
 
@@ -89,7 +95,8 @@ def detect_format(record: Mapping[str, Any]) -> str:
     raise ValueError(
         f'the keys {", ".join(map(repr, record))} are of no form of preference that is known: '
         'chosen and rejected, with messages, prompt, question, instruction or conversations, or '
-        'with the prompt in both; question, response_j and response_k'
+        'with the prompt in both; question, response_j and response_k.'
+        f'{misspelt_key(record, _KEYS)}'
     )
 
 

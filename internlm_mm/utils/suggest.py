@@ -38,6 +38,24 @@ def nearest(value: object, choices: Iterable[object]) -> str:
     return f' Did you mean {close[0]!r}?' if close else ''
 
 
+def misspelt_key(keys: Iterable[str], known: Iterable[str]) -> str:
+    """End of an error message about a record whose keys are of no form that is known.
+
+    Args:
+        keys: Which it has.
+        known: Which any form has.
+
+    Returns:
+        " Did you mean 'x' by 'y'?" of the first that is nearly a known one, or ''.
+    """
+    known = list(known)
+    for key in keys:
+        close = get_close_matches(key, known, n=1, cutoff=0.75)
+        if close and close[0] != key:
+            return f' Did you mean {close[0]!r} by {key!r}?'
+    return ''
+
+
 def kind(value: object) -> str:
     """What a value from a file is, where a message tells that something else is expected."""
     return 'null or missing' if value is None else type(value).__name__

@@ -197,6 +197,8 @@ def test_a_record_of_another_form(tmp_path: Path) -> None:
 def test_what_auto_cannot_tell(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"c\.jsonl:1: the keys 'text' are of no form"):
         read(tmp_path, {'text': 'x'})
+    with pytest.raises(ValueError, match=r"and output\. Did you mean 'messages' by 'massages'\?"):
+        read(tmp_path, {'id': 1, 'massages': []})
     with pytest.raises(ValueError, match=r"format='alpacca' is none of .* mean 'alpaca'"):
         check_format('alpacca')
     with pytest.raises(ValueError, match=r"cannot read '\.txt', only \.json"):

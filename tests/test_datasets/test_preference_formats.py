@@ -272,5 +272,7 @@ def test_forms_that_there_are_not(tmp_path) -> None:
         check_format('shargpt')
     with pytest.raises(ValueError, match="the keys 'a', 'b' are of no form"):
         detect_format({'a': 1, 'b': 2})
+    with pytest.raises(ValueError, match=r"_k\. Did you mean 'rejected' by 'rejectd'\?"):
+        detect_format({'prompt': 'q', 'chosen': 'a', 'rejectd': 'b'})
     with pytest.raises(ValueError, match=r'x\.jsonl:1: an object is expected, not list'):
         next(read_preferences(write(tmp_path / 'x.jsonl', [1])))
