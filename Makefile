@@ -79,12 +79,13 @@ demo: $(VENV)/.runtime
 test: $(VENV)/.tests
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) -m '$(FAST)'
 
-# Its processes are as many as two cores can do with: no workers.
+# Its processes are as many as two cores can do with: one worker. (None would do, but where a worker
+# crashes, a test has failed and the others go on.)
 test-parallel: $(VENV)/.tests
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -m 'parallel and not gpu and not multi_gpu'
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 1 -m 'parallel and not gpu and not multi_gpu'
 
 test-slow: $(VENV)/.tests
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -m 'slow or launcher'
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 1 -m 'slow or launcher'
 
 # What failed last, by itself. It fails if nothing is known to have failed.
 test-failed: $(VENV)/.tests
