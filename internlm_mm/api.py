@@ -14,6 +14,7 @@ from internlm_mm.checkpoint.step_folders import find_checkpoint
 from internlm_mm.inference import Generator, Sampling
 from internlm_mm.utils.config import apply_options, load_config
 from internlm_mm.utils.config_check import check_config
+from internlm_mm.utils.device import device_of
 
 
 def from_pretrained(
@@ -36,12 +37,11 @@ def from_pretrained(
 
     Raises:
         FileNotFoundError: If there is no model at `path`.
-        ValueError: If it is damaged or fits no model here.
+        ValueError: If it is damaged or fits no model here, or if there is no such device.
     """
-    if device is None:
-        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    device = device_of(device)
     if dtype is None:
-        dtype = torch.float32 if torch.device(device).type == 'cpu' else torch.bfloat16
+        dtype = torch.float32 if device.type == 'cpu' else torch.bfloat16
     return Generator(load_model(path, device, dtype, base), load_tokenizer_of(path, base), add_bos)
 
 

@@ -43,6 +43,27 @@ def pick_device(local_rank: int = 0) -> torch.device:
     return torch.device('cuda', local_rank)
 
 
+def device_of(name: torch.device | str | None) -> torch.device:
+    """A device by its name; the first GPU if there is one, else the CPU, for None.
+
+    Raises:
+        ValueError: If PyTorch knows no such device, or this machine has no such GPU.
+    """
+    if name is None:
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        hint = did_you_mean(name, ('cpu', 'cuda', 'cuda:0'))
+        raise ValueError(f'there is no device {str(name)!r}.{hint}') from None
+    if device.type == 'cuda':
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            seen = f'only {count}' if count else "none; 'cpu' computes without one"
+            raise ValueError(f'there is no device {str(name)!r}: of GPUs PyTorch sees {seen}')
+    return device
+
+
 def usable_cores() -> int:
     """CPU cores that this process may run on."""
     if hasattr(os, 'sched_getaffinity'):

@@ -5,6 +5,7 @@ import torch
 
 from internlm_mm.utils.device import (
     available_cores,
+    device_of,
     dtype_of,
     peak_flops,
     pick_device,
@@ -24,6 +25,23 @@ def test_one_gpu_a_process(monkeypatch) -> None:
     assert pick_device(1) == torch.device('cuda', 1)
     with pytest.raises(ValueError, match='process 2 of this machine has no GPU: 2 visible'):
         pick_device(2)
+
+
+def test_a_device_by_its_name(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert device_of(None) == device_of('cpu') == torch.device('cpu')
+    with pytest.raises(ValueError, match=r"no device 'cudaa'. Did you mean 'cuda'"):
+        device_of('cudaa')
+    with pytest.raises(ValueError, match="no device 'cuda:x'"):
+        device_of('cuda:x')
+    with pytest.raises(ValueError, match="no device 'cuda': of GPUs PyTorch sees none; 'cpu'"):
+        device_of('cuda')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    assert device_of(None) == torch.device('cuda')
+    assert device_of(torch.device('cuda', 1)) == torch.device('cuda', 1)
+    with pytest.raises(ValueError, match="no device 'cuda:2': of GPUs PyTorch sees only 2"):
+        device_of('cuda:2')
 
 
 @pytest.mark.parametrize(
