@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from web_chat.backend import BackendError, Settings
-from web_chat.options import check_model, open_backend, parse_args
+from web_chat.options import check_address, check_model, open_backend, parse_args
 from web_chat.terminal import write_events
 
 
@@ -16,11 +16,12 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
     try:
-        check_model(args.model, page=args.ask is None)
+        check_model(args.model, page=args.ask is None, template=args.template)
         if args.ask is not None:
             messages = [{'role': 'user', 'content': args.ask}]
             write_events(open_backend(args).answer(messages, Settings()), sys.stdout)
             return 0
+        check_address(args.host, args.port)
     except (BackendError, OSError, ValueError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 2

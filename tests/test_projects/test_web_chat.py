@@ -686,6 +686,9 @@ def test_mistakes_are_told_in_the_terminal(
         (['hf', '--port', '99999'], '--port 99999: a port is 1 to 65535'),
         (['hf', '--prt', '80'], "unrecognized arguments: --prt 80. Did you mean '--port'?"),
         (['htp://127.0.0.1:8000/v1'], 'a server begins with http:// or https://'),
+        (['hf', '--model-name', 'x'], '--model-name x does nothing where hf answers'),
+        (['http://a/v1', '--device', 'cpu'], '--device cpu does nothing where http://a/v1 answers'),
+        (['my:Agent', '--template', 'chatml'], '--template chatml does nothing where my:Agent'),
     ],
 )
 def test_what_is_wrong_with_options(arguments: list[str], error: str, capsys) -> None:
@@ -709,11 +712,53 @@ def test_a_backend_of_ones_own(
     answer = 'Let me see. \n```python\nprint(6 * 7)\n```\n42\nIt is 42.\n'
     assert capsys.readouterr().out == answer
     assert run.main(['my_agent:Agnet', '--ask', 'Hi']) == 2
-    assert "no attribute 'Agnet'" in capsys.readouterr().err
-    assert run.main(['no_agent:Agent', '--ask', 'Hi']) == 2
-    assert 'is its folder on PYTHONPATH?' in capsys.readouterr().err
+    assert "no attribute 'Agnet'. Did you mean 'Agent'?" in capsys.readouterr().err
+    for page_or_not in ([], ['--ask', 'Hi']):
+        assert run.main(['no_agent:Agent', *page_or_not]) == 2
+        assert 'is its folder on PYTHONPATH?' in capsys.readouterr().err
     page = say(from_file(monkeypatch, 'my_agent:Agent'), 'Hi')
     assert shown(page)[1] == ('assistant', ['Let me see.', 'It is 42.'])
+
+
+@pytest.mark.parametrize(
+    ('source', 'error'),
+    [
+        ('def Agent(: pass', ': SyntaxError at {}:1: invalid syntax'),
+        ('import math\nmath.sqrt(-1)', ': ValueError at {}:2: math domain error'),
+        ('def Agent():\n    raise KeyError(7)', ': KeyError at {}:2: 7'),
+        ('def Agent(x): pass', ": TypeError: Agent() missing 1 required positional argument: 'x'"),
+        ('Agent = 3', ": module 'faulty_agent' has no function 'Agent'."),
+        ('class Agent: pass', ' gives an object of Agent, which has no method `answer`'),
+    ],
+)
+def test_a_faulty_backend_is_told_in_a_sentence(
+    source: str, error: str, write, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    import run
+
+    file = write('faulty_agent.py', source)
+    monkeypatch.syspath_prepend(file.parent)
+    monkeypatch.delitem(sys.modules, 'faulty_agent', raising=False)
+    assert run.main(['faulty_agent:Agent', '--ask', 'Hi']) == 2
+    assert capsys.readouterr().err.startswith(f'error: faulty_agent:Agent{error.format(file)}')
+
+
+def test_a_page_that_has_no_place_is_told(tmp_path: Path, capsys) -> None:
+    import run
+
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        port = taken.getsockname()[1]
+        assert run.main([str(tmp_path), '--port', str(port)]) == 2
+    assert f'--host 127.0.0.1 --port {port}: ' in capsys.readouterr().err
+    assert run.main([str(tmp_path), '--host', 'no..host']) == 2
+    assert 'error: --host no..host --port 8501: ' in capsys.readouterr().err
+
+
+def test_a_misspelt_template_is_told_before_there_is_a_page(tmp_path: Path, capsys) -> None:
+    import run
+
+    assert run.main([str(tmp_path), '--template', 'interlm2']) == 2
+    assert "'interlm2'. Did you mean 'internlm2'?" in capsys.readouterr().err
 
 
 def test_the_install_command_is_that_of_the_extra() -> None:

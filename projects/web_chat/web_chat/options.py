@@ -7,11 +7,13 @@ import importlib
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
+import socket
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from internlm_mm.utils.arguments import Arguments
-from internlm_mm.utils.suggest import nearest_path
+from internlm_mm.utils.suggest import nearest, nearest_path
 from web_chat.backend import Backend, BackendError
 
 INSTALL = "pip install 'streamlit>=1.67,<2' openai"
@@ -40,7 +42,18 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f'--port {args.port}: a port is 1 to 65535')
     if '://' in args.model and not is_url(args.model):
         parser.error(f'{args.model}: the address of a server begins with http:// or https://')
+    for name in idle_options(args.model):
+        if (value := getattr(args, name)) is not None:
+            option = '--' + name.replace('_', '-')
+            parser.error(f'{option} {value} does nothing where {args.model} answers')
     return args
+
+
+def idle_options(model: str) -> tuple[str, ...]:
+    """Options that mean nothing to a model of this kind."""
+    if is_import(model):
+        return ('template', 'device', 'dtype', 'model_name')
+    return ('template', 'device', 'dtype') if is_url(model) else ('model_name',)
 
 
 def is_url(model: str) -> bool:
@@ -53,16 +66,19 @@ def is_import(model: str) -> bool:
     return re.fullmatch(r'[\w.]+:\w+', model) is not None and not Path(model).exists()
 
 
-def check_model(model: str, page: bool) -> None:
+def check_model(model: str, page: bool, template: str | None = None) -> None:
     """Say what is missing, before anything is started.
 
     Args:
         model: What will answer.
         page: Whether there will be a page.
+        template: Name of a chat template.
 
     Raises:
-        BackendError: If a package is not installed, with the command that installs it.
+        BackendError: If a package is not installed, with the command that installs it; or if what
+            should answer cannot be imported.
         FileNotFoundError: If there is no such folder.
+        ValueError: If there is no such template.
     """
     wanted = [*(['streamlit'] if page else []), *(['openai'] if is_url(model) else [])]
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
@@ -70,6 +86,26 @@ def check_model(model: str, page: bool) -> None:
         raise BackendError(f'{" and ".join(missing)} not installed: {INSTALL}')
     if not (is_url(model) or is_import(model) or Path(model).is_dir()):
         raise FileNotFoundError(f'there is no folder {model}{nearest_path(model)}')
+    if page and is_import(model):
+        backend_maker(model)
+    if page and template is not None:
+        from internlm_mm.tokenizers import build_template  # takes seconds
+
+        build_template(template)
+
+
+def check_address(host: str, port: int) -> None:
+    """Say why the page cannot be there, before a model is loaded.
+
+    Raises:
+        OSError: If there is no such host, or somebody else listens.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except (OSError, UnicodeError) as error:  # a name that can be none is the latter
+        said = getattr(error, 'strerror', None) or error
+        raise OSError(f'--host {host} --port {port}: {said}') from None
 
 
 def open_backend(args: argparse.Namespace) -> Backend:
@@ -98,12 +134,48 @@ def import_backend(name: str) -> Backend:
     """Call `module:function`.
 
     Raises:
-        BackendError: If there is no such function.
+        BackendError: If there is no such function, or if it makes nothing that answers.
+    """
+    maker = backend_maker(name)
+    try:
+        backend = maker()
+    except BackendError:
+        raise
+    except Exception as error:
+        raise BackendError(f'{name}: {_said(error)}') from error
+    if not callable(getattr(backend, 'answer', None)):
+        kind = type(backend).__name__
+        raise BackendError(f'{name} gives an object of {kind}, which has no method `answer`')
+    return backend
+
+
+def backend_maker(name: str) -> Callable[[], Backend]:
+    """The function that `module:function` names.
+
+    Raises:
+        BackendError: If it cannot be imported.
     """
     module, _, function = name.partition(':')
     try:
-        return getattr(importlib.import_module(module), function)()
+        found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise BackendError(f'{name}: {error}; is its folder on PYTHONPATH?') from error
-    except AttributeError as error:
-        raise BackendError(f'{name}: {error}') from error
+    except Exception as error:
+        raise BackendError(f'{name}: {_said(error)}') from error
+    maker = getattr(found, function, None)
+    if not callable(maker):
+        what = f'no attribute {function!r}' if maker is None else f'no function {function!r}'
+        known = [key for key, value in vars(found).items() if callable(value)]
+        raise BackendError(f'{name}: module {module!r} has {what}.{nearest(function, known)}')
+    return maker
+
+
+def _said(error: Exception) -> str:
+    """What was raised by somebody else's file, and at which line of which file."""
+    if isinstance(error, SyntaxError):
+        place = f' at {error.filename}:{error.lineno}'
+    else:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        place = '' if at.filename == __file__ else f' at {at.filename}:{at.lineno}'
+    text = ' '.join(str(error).split())
+    return f'{type(error).__name__}{place}: {text}' if text else f'{type(error).__name__}{place}'
