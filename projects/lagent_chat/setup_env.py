@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from lagent_chat import environment
 
+from internlm_mm.utils.arguments import Arguments
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; 1 if the environment cannot be made."""
-    parser = argparse.ArgumentParser(prog='setup_env.py', description=__doc__)
+    parser = Arguments(prog='setup_env.py', description=__doc__)
     env_help = 'where it goes (default: .venv beside this file)'
     parser.add_argument(
         '--env', metavar='PATH', type=Path, default=environment.FOLDER, help=env_help

@@ -546,6 +546,8 @@ def test_a_folder_of_an_earlier_chat_is_refused(tmp_path: Path) -> None:
     terminal(tmp_path, Script('A.'), 'a')
     with pytest.raises(ValueError, match='is of an earlier chat; name another --folder'):
         SessionFolder(tmp_path)
+    with pytest.raises(ValueError, match=r'--folder .*trace.jsonl is a file'):
+        SessionFolder(tmp_path / 'trace.jsonl')
     terminal(tmp_path / 'silent', Script())
     assert not (tmp_path / 'silent').exists()
 

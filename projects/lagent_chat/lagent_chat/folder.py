@@ -24,13 +24,15 @@ class SessionFolder:
         path: The folder; it may not exist yet.
 
     Raises:
-        ValueError: If it has a trace of an earlier chat.
+        ValueError: If it has a trace of an earlier chat, or is a file.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.trace = self.path / 'trace.jsonl'
         self._records: list[dict[str, Any]] = [{}]
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f'--folder {path} is a file')
         if self.trace.exists():
             raise ValueError(f'{self.trace} is of an earlier chat; name another --folder')
 
