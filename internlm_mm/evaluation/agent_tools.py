@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from internlm_mm.agents import Result, Tool, Toolbox, interpreter, tool
 from internlm_mm.evaluation.programs import Programs
 from internlm_mm.sandbox import Reply, SandboxError, Session
+from internlm_mm.utils.suggest import nearest
 
 _CLASSES = {
     'unknown': 'unknown_tool',
@@ -37,9 +38,15 @@ def find_tool(given: str | Tool | Callable[..., Any]) -> Tool:
     if isinstance(given, str):
         module, _, name = given.rpartition('.')
         try:
-            found = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f'tools: {given!r} is not found: {error}') from None
+            holder = importlib.import_module(module)
+        except Exception as error:  # of the file, which is somebody's
+            said = f'{type(error).__name__}: {error}'
+            raise ValueError(f'tools: {given!r} is not found: {said}') from error
+        if not hasattr(holder, name):
+            hint = nearest(name, [key for key, value in vars(holder).items() if callable(value)])
+            said = f'module {module!r} has no attribute {name!r}.{hint}'
+            raise ValueError(f'tools: {given!r} is not found: {said}')
+        found = getattr(holder, name)
     else:
         found = given
     if isinstance(found, Tool):

@@ -84,11 +84,14 @@ def find_files(path: str | Path, split: str | None, key: str) -> Bundle:
         files = choose_files(root, root.iterdir(), SUFFIXES)
     if not files:
         folders = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
-        hint = did_you_mean(split, folders) if split else f' Sub-folders: {", ".join(folders)}.'
-        named = f' of the split {split!r}' if split else ''
-        raise FileNotFoundError(
-            f'{key}: no file{named} to read in {path}.{hint if folders else ""}'
-        )
+        if split is not None:
+            there = {_stem(file) for file in path.iterdir() if file.name.lower().endswith(SUFFIXES)}
+            hint = did_you_mean(split, {*folders, *there} - {split})
+            raise FileNotFoundError(
+                f'{key}: no file of the split {split!r} to read in {path}.{hint}'
+            )
+        hint = f' Sub-folders: {", ".join(folders)}.' if folders else ''
+        raise FileNotFoundError(f'{key}: no file to read in {path}.{hint}')
     return Bundle(tuple(files), root, split)
 
 

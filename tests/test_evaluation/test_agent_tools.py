@@ -23,7 +23,7 @@ def test_tools_are_found() -> None:
         found = find_tool(given)
         assert isinstance(found, Tool) and found.name == 'double' and found.function(n=2) == 4
     for wrong, words in (
-        (f'{__name__}.dubble', 'is not found'),
+        (f'{__name__}.dubble', "has no attribute 'dubble'. Did you mean 'double'?"),
         ('no_such_module.f', 'is not found'),
         ('double', 'is not found'),
         (f'{__name__}.__name__', 'is no function'),

@@ -57,7 +57,12 @@ def test_what_is_missing_is_named(write, tmp_path: Path) -> None:
     write('test/a.csv', '')
     with pytest.raises(FileNotFoundError, match=r"path: no file of the split 'vali'.*'valid'"):
         find_files(tmp_path, 'vali', 'path')
-    with pytest.raises(FileNotFoundError, match=r'path: no file to read.*Sub-folders: test, valid'):
+    write('flat/train.jsonl', '')
+    with pytest.raises(FileNotFoundError, match=r"the split 'tain'.*Did you mean 'train'"):
+        find_files(tmp_path / 'flat', 'tain', 'path')
+    with pytest.raises(
+        FileNotFoundError, match=r'path: no file to read.*Sub-folders: flat, test, valid'
+    ):
         find_files(tmp_path, None, 'path')
     with pytest.raises(FileNotFoundError, match=r'shots_from: no file or folder .*nowhere'):
         find_files(tmp_path / 'nowhere', 'val', 'shots_from')
