@@ -270,7 +270,7 @@ def test_images_of_plugins_are_checked(action: str, tmp_path: Path) -> None:
     [
         ('x = 1\n\nnothing\n', "mine.py:3: NameError: name 'nothing' is not defined"),
         ('import sys\nsys.exit(3)\n', 'mine.py:2: SystemExit: 3'),
-        ('def f(:\n', 'mine.py: SyntaxError: invalid syntax'),
+        ('def f(:\n', 'mine.py:1: SyntaxError: invalid syntax'),
         ('def f(a: int): pass\n', 'no function has @tool_api, and no class is a BaseAction'),
         (
             'from lagent.actions import tool_api\n@tool_api\ndef f(a):\n    """F."""\n',
@@ -546,8 +546,8 @@ def test_a_folder_of_an_earlier_chat_is_refused(tmp_path: Path) -> None:
     terminal(tmp_path, Script('A.'), 'a')
     with pytest.raises(ValueError, match='is of an earlier chat; name another --folder'):
         SessionFolder(tmp_path)
-    with pytest.raises(ValueError, match=r'--folder .*trace.jsonl is a file'):
-        SessionFolder(tmp_path / 'trace.jsonl')
+    with pytest.raises(ValueError, match=r'--folder .*/b: .*trace\.jsonl is a file'):
+        SessionFolder(tmp_path / 'trace.jsonl' / 'b')
     terminal(tmp_path / 'silent', Script())
     assert not (tmp_path / 'silent').exists()
 
@@ -751,6 +751,8 @@ def test_what_the_user_did_wrong(arguments, error, chat, tmp_path: Path, capsys)
         (['hf', '--tool-seconds', '-1'], '--tool-seconds -1.0 is not above 0'),
         (['hf', '--cell-seconds', 'nan'], '--cell-seconds nan is not above 0'),
         (['htp://127.0.0.1:8000/v1'], 'a server begins with http:// or https://'),
+        (['hf', '--model-name', 'x'], '--model-name x does nothing where hf answers'),
+        (['http://a/v1', '--device', 'cpu'], '--device cpu does nothing where http://a/v1 answers'),
         (
             ['hf', '--max-turn', '3', '--plugin', 'a', '--cells', '3'],
             "Did you mean '--cell-seconds'",

@@ -31,8 +31,9 @@ class SessionFolder:
         self.path = Path(path)
         self.trace = self.path / 'trace.jsonl'
         self._records: list[dict[str, Any]] = [{}]
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f'--folder {path} is a file')
+        there = next(one for one in (self.path, *self.path.parents) if one.exists())
+        if not there.is_dir():
+            raise ValueError(f'--folder {path}: {there} is a file')
         if self.trace.exists():
             raise ValueError(f'{self.trace} is of an earlier chat; name another --folder')
 

@@ -48,6 +48,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
             parser.error(f'--{name.replace("_", "-")} {getattr(args, name)} is not above 0')
     if '://' in args.model and not is_url(args.model):
         parser.error(f'{args.model}: the address of a server begins with http:// or https://')
+    for name in ('device', 'dtype') if is_url(args.model) else ('model_name',):
+        if (value := getattr(args, name)) is not None:
+            option = '--' + name.replace('_', '-')
+            parser.error(f'{option} {value} does nothing where {args.model} answers')
     return args
 
 

@@ -77,6 +77,8 @@ def _run(path: Path) -> ModuleType:
         del sys.modules[name]
         lines = [at.lineno for at in traceback.extract_tb(error.__traceback__)
                  if at.filename == str(path)]  # fmt: skip
+        if isinstance(error, SyntaxError) and error.filename == str(path) and error.lineno:
+            lines.append(error.lineno)
         line = f':{lines[-1]}' if lines else ''
         said = _said(error)
         if said.endswith("'NoneType' object has no attribute 'lower'"):  # of Lagent's tool_api
