@@ -28,34 +28,55 @@ def join_process_group(
 
     Returns:
         Processes on this machine (the smallest number over all machines).
+
+    Raises:
+        ValueError: If another program listens where they are to meet.
     """
     if launcher != 'none' and not dist.is_initialized():
-        cuda = device.type == 'cuda'
-        # torchrun brings a store of its own; others meet at rank 0.
-        store = (
-            None
-            if launcher == 'pytorch'
-            else dist.TCPStore(
-                launch.master_addr,
-                launch.master_port,
-                launch.world_size,
-                is_master=launch.rank == 0,
-                timeout=timeout,
-            )
-        )
-        dist.init_process_group(
-            with_host_backend(backend, cuda),
-            store=store,
-            rank=launch.rank,
-            world_size=launch.world_size,
-            timeout=timeout,
-            device_id=device if cuda else None,
-        )
+        try:
+            _create_group(launcher, launch, device, timeout, backend)
+        except dist.DistNetworkError as error:
+            if 'EADDRINUSE' not in str(error):
+                raise
+            raise ValueError(
+                f'MASTER_PORT={launch.master_port}: another program listens there on '
+                f'{host_name()}. Set another one, the same for all processes'
+            ) from error
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return 1
     hosts: list[str] = [''] * dist.get_world_size()
     dist.all_gather_object(hosts, host_name())
     return min(hosts.count(host) for host in hosts)
+
+
+def _create_group(
+    launcher: str,
+    launch: Launch,
+    device: torch.device,
+    timeout: datetime.timedelta,
+    backend: str | None,
+) -> None:
+    cuda = device.type == 'cuda'
+    # torchrun brings a store of its own; others meet at rank 0.
+    store = (
+        None
+        if launcher == 'pytorch'
+        else dist.TCPStore(
+            launch.master_addr,
+            launch.master_port,
+            launch.world_size,
+            is_master=launch.rank == 0,
+            timeout=timeout,
+        )
+    )
+    dist.init_process_group(
+        with_host_backend(backend, cuda),
+        store=store,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        timeout=timeout,
+        device_id=device if cuda else None,
+    )
 
 
 def with_host_backend(backend: str | None, cuda: bool) -> str:

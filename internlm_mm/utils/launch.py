@@ -1,14 +1,21 @@
 """What the launcher told this process. The only file that reads the environment."""
 
+import contextlib
 import os
+import random
 import re
 import socket
 import subprocess
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from internlm_mm.utils.suggest import did_you_mean
+
+_PORT_RANGE = Path('/proc/sys/net/ipv4/ip_local_port_range')
+_KERNEL_PORTS = (32_768, 61_000)  # where nothing tells
+_FIRST_PORT = 10_000
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
@@ -172,10 +179,22 @@ def host_name() -> str:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on just now."""
-    with socket.socket() as one:
-        one.bind(('127.0.0.1', 0))
-        return one.getsockname()[1]
+    """A port of this machine that nobody listens on just now.
+
+    Outside of the range that the kernel itself takes ports from, as far as there is room: of
+    those, any program's connection may take it before it is used.
+    """
+    ports = range(*_KERNEL_PORTS)
+    if _PORT_RANGE.is_file():
+        first, last = map(int, _PORT_RANGE.read_text().split())
+        ports = range(first, last + 1)
+    others = [port for port in range(_FIRST_PORT, 2**16) if port not in ports]
+    draw = random.SystemRandom()  # programs that begin from one seed do not take the same
+    for port in [*draw.sample(others, min(len(others), 64)), 0]:
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(('', port))
+            return one.getsockname()[1]
+    raise OSError('there is no free port on this machine')
 
 
 def _read_slurm(env: Mapping[str, str]) -> Launch:

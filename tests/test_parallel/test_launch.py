@@ -1,4 +1,5 @@
 import datetime
+import socket
 
 import pytest
 import torch
@@ -39,6 +40,19 @@ def test_launchers_without_a_store_of_their_own_meet_at_rank_0() -> None:
         process.join(60)
         assert process.exitcode == 0
     assert sorted(answers.get() for _ in range(2)) == [(0, 2, 'gloo', 3), (1, 2, 'gloo', 3)]
+
+
+@pytest.mark.parametrize('launcher', ['slurm', 'pytorch'])
+def test_a_port_that_is_taken_is_told(launcher: str, monkeypatch) -> None:
+    with socket.create_server(('127.0.0.1', 0)) as other:
+        port = other.getsockname()[1]
+        launch = Launch(world_size=2, master_addr='127.0.0.1', master_port=port)
+        places = {'RANK': 0, 'WORLD_SIZE': 2, 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': port}
+        for key, value in places.items():  # torch reads them under torchrun
+            monkeypatch.setenv(key, str(value))
+        with pytest.raises(ValueError, match=f'MASTER_PORT={port}: another program listens'):
+            join_process_group(launcher, launch, CPU, MINUTE)
+    assert not dist.is_initialized()
 
 
 def local_size_of_a_group_that_is_there() -> int:

@@ -1,7 +1,9 @@
 """Launchers, by the variables that they really set (Open MPI 4.1, MPICH 4.0, slurm 22.05)."""
 
+import random
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -269,6 +271,36 @@ def test_host_name() -> None:
 def test_nobody_listens_on_a_free_port() -> None:
     with socket.socket() as one:
         one.bind(('127.0.0.1', free_port()))
+
+
+def test_free_ports_are_not_those_that_connections_take(monkeypatch, tmp_path: Path) -> None:
+    first, last = map(int, Path('/proc/sys/net/ipv4/ip_local_port_range').read_text().split())
+    random.seed(0)
+    found = [free_port() for _ in range(20)]
+    random.seed(0)
+    assert [free_port() for _ in range(20)] != found  # whatever the seed
+    assert all(10_000 <= port < 2**16 for port in found)
+    if last - first < 40_000:
+        assert not any(first <= port <= last for port in found)
+    told = tmp_path / 'range'
+    monkeypatch.setattr('internlm_mm.utils.launch._PORT_RANGE', told)
+    assert not 32_768 <= free_port() <= 60_999  # where nothing tells
+    told.write_text('1024\t65535\n')
+    assert free_port() > 1023  # there are no others
+
+
+def test_a_port_that_is_taken_is_passed_over(monkeypatch) -> None:
+    with socket.socket() as one:
+        one.bind(('127.0.0.1', 0))
+        taken, ports = one.getsockname()[1], []
+
+        class Draw:
+            def sample(self, others: list[int], count: int) -> list[int]:
+                ports.extend([taken, others[0]])
+                return ports
+
+        monkeypatch.setattr('random.SystemRandom', Draw)
+        assert free_port() != taken and ports[0] == taken
 
 
 def test_settings_of_a_job() -> None:
