@@ -55,12 +55,6 @@ def read_preferences(
     yield from read_formed(path, format, detect_format, _read, keep_going)
 
 
-_KEYS = (
-    *('chosen', 'rejected', 'messages', 'prompt', 'question', 'instruction', 'conversations'),
-    *('response_j', 'response_k'),
-)
-
-
 def check_format(format: str) -> None:
     """Refuse a format that there is not.
 
@@ -254,6 +248,11 @@ FORMATS: dict[str, Callable[[Mapping[str, Any]], _Parts]] = {
     'alpaca': _alpaca,
 }
 """Forms of a record: each function gives prompt, answers and functions, or a ValueError."""
+
+_KEYS = (
+    *('chosen', 'rejected', 'messages', 'prompt', 'question', 'instruction', 'conversations'),
+    *('response_j', 'response_k'),
+)
 
 
 def _answer(record: Mapping[str, Any], key: str) -> Messages:
