@@ -23,4 +23,8 @@ val_dataloader.dataset.update(seq_len=4096)
 train_cfg = dict(type=TokenTrainLoop, max_iters=250_000, global_batch_size=1024, micro_batch_size=1)
 val_cfg = dict(type=PerplexityLoop)
 default_hooks.update(evaluation=dict(type=EvaluationHook, interval=1000))
-strategy.update(precision=dict(param='bfloat16', reduce='float32'), compile=True)
+strategy.update(
+    precision=dict(param='bfloat16', reduce='float32'),
+    compile=True,
+    kernels=dict(fuse_accumulation='auto'),  # micro-batches' gradients add up in their products
+)

@@ -69,7 +69,8 @@ def add_product(total: Tensor | None, left: Tensor, right: Tensor, wide: torch.d
     Returns:
         `total`, or a new tensor.
     """
-    if left.dtype != wide and left.is_cuda:
+    narrow = left.dtype in (torch.bfloat16, torch.float16)
+    if narrow and wide == torch.float32 and left.is_cuda:  # what torch.mm can widen
         # Not to fill a new sum with zeros first is a pass over it less.
         if total is None:
             return torch.mm(left.T, right, out_dtype=wide)

@@ -45,22 +45,30 @@ def fuse_accumulation(
         raise ValueError(f'strategy.kernels.fuse_accumulation=True {"; ".join(obstacles)}')
     if obstacles:
         return f'off: it {"; ".join(obstacles)}'
-    if wanted == 'auto' and (device.type != 'cuda' or reduce_dtype == param_dtype):
-        return 'off: it pays on CUDA, for sums in a wider dtype than the gradients'
+    if wanted == 'auto' and not _pays(device, param_dtype, reduce_dtype):
+        return 'off: it pays on CUDA, for sums in float32 of gradients in 16 bits'
     assert found is not None
     inside = {id(module) for layer in layers_of(model) for module in layer.modules()}
+    layers = [
+        waiting.module
+        for waiting in found
+        if id(waiting.module) in inside and _is_plain(waiting.module) and waiting.name == 'weight'
+    ]
+    if wanted == 'auto' and not layers:
+        return 'off: no linear layer has a plain weight that is trained'
     anchor = torch.zeros(1, device=device, dtype=param_dtype, requires_grad=True)  # one for all
-    count = 0
-    for waiting in found:
-        module = waiting.module
-        if id(module) in inside and _is_plain(module) and waiting.name == 'weight':
-            module.__class__ = AddingLinear
-            module.gradient_anchor = anchor
-            count += 1
+    for layer in layers:
+        layer.__class__ = AddingLinear
+        layer.gradient_anchor = anchor
     sums = _Sums(model)
     model.gradient_sums = sums  # type: ignore[assignment]  # for as long as the model
     find_sums_with(sums)
-    return f'{count} linear layers, and the loss at the head'
+    return f'{len(layers)} linear layers, and the loss at the head'
+
+
+def _pays(device: torch.device, param_dtype: torch.dtype, reduce_dtype: torch.dtype) -> bool:
+    narrow = param_dtype in (torch.bfloat16, torch.float16)
+    return device.type == 'cuda' and narrow and reduce_dtype == torch.float32
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:

@@ -230,6 +230,33 @@ def test_frozen_weights_have_none(process_group: None) -> None:
     assert all('lora' in name for name in trained - {'lm_head.weight'})
 
 
+def test_auto_where_no_linear_layer_is_trained(process_group: None) -> None:
+    """As with adapters, and with layers in 8 bits: neither the layers' gradients nor the head's."""
+    model = LoRA(rank=2).apply(built())
+    model.lm_head.requires_grad_(True)
+    round_frozen(model, torch.bfloat16)
+    mesh = init_device_mesh('cpu', (1,), mesh_dim_names=('data_shard',))
+    shard_model(model, mesh, torch.bfloat16, torch.float32, 'step')
+    said = fuse_accumulation(model, 'auto', torch.device('cuda'), torch.bfloat16, torch.float32, [])
+    assert said == 'off: no linear layer has a plain weight that is trained'
+    assert not any(isinstance(module, AddingLinear) for module in model.modules())
+    model(batches(1)[0])
+    head = next(one.parameter for one in gathered.gathered(model) if one.name == 'lm_head.weight')
+    assert find_sum(head) is None
+
+
+def test_auto_where_it_pays(process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('internlm_mm.parallel.accumulation._pays', lambda *_: True)
+    model = built()
+    mesh = init_device_mesh('cpu', (1,), mesh_dim_names=('data_shard',))
+    shard_model(model, mesh, torch.bfloat16, torch.float32, 'step')
+    said = fuse_accumulation(model, 'auto', CPU, torch.bfloat16, torch.float32, [])
+    assert said == '14 linear layers, and the loss at the head'
+    found = train(model, batches(2))
+    for name, want in train(sharded(True), batches(2)).items():
+        torch.testing.assert_close(found[name], want, rtol=0, atol=0, msg=name)
+
+
 def test_when_it_is_off(process_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
     model = built()
     mesh = init_device_mesh('cpu', (1,), mesh_dim_names=('data_shard',))
@@ -237,7 +264,9 @@ def test_when_it_is_off(process_group: None, monkeypatch: pytest.MonkeyPatch) ->
     half, wide = torch.bfloat16, torch.float32
     assert 'pays on CUDA' in fuse_accumulation(model, 'auto', CPU, half, wide, [])
     gpu = torch.device('cuda')
-    assert 'wider dtype' in fuse_accumulation(model, 'auto', gpu, half, half, [])
+    for param, reduce in ((half, half), (wide, wide), (half, torch.float64), (wide, torch.float64)):
+        said = fuse_accumulation(model, 'auto', gpu, param, reduce, [])
+        assert said == 'off: it pays on CUDA, for sums in float32 of gradients in 16 bits'
     why = ['does not go with this', 'nor with that']
     said = fuse_accumulation(model, 'auto', gpu, half, wide, why)
     assert said == 'off: it does not go with this; nor with that'
