@@ -29,7 +29,7 @@ from internlm_mm.parallel.step import Stepper
 from internlm_mm.registry import MODELS, STRATEGIES
 from internlm_mm.structures import Batch
 from internlm_mm.utils.device import pick_device
-from internlm_mm.utils.launch import read_launch
+from internlm_mm.utils.launch import let_gpu_memory_grow, read_launch
 
 
 @STRATEGIES.register_module()
@@ -153,6 +153,7 @@ class HybridParallelStrategy(SavingStrategy):
         launch = read_launch(launcher)
         self.device = pick_device(launch.local_rank)
         if self.device.type == 'cuda':
+            let_gpu_memory_grow()
             torch.cuda.set_device(self.device)
         options = dict(dist_cfg or {})
         check_dist_cfg(options)

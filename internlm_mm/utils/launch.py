@@ -26,6 +26,8 @@ HINTS = {
 }
 """How each launcher is used, for messages."""
 
+_ALLOCATOR_KEYS = ('PYTORCH_ALLOC_CONF', 'PYTORCH_CUDA_ALLOC_CONF', 'PYTORCH_HIP_ALLOC_CONF')
+
 _MPI_KEYS = {  # rank, world size, rank and size on this machine
     'Open MPI': (
         'OMPI_COMM_WORLD_RANK',
@@ -109,6 +111,16 @@ def enter_launch(launch: Launch, gpus: int) -> None:
     )
     if not gpus:
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
+
+
+def let_gpu_memory_grow() -> None:
+    """Have torch take GPU memory in segments that grow, unless its allocator is set otherwise.
+
+    A segment that cannot grow leaves pieces behind that fit nothing. torch reads this once, when it
+    is first asked for memory of a GPU.
+    """
+    if not any(key in os.environ for key in _ALLOCATOR_KEYS):
+        os.environ['PYTORCH_ALLOC_CONF'] = 'expandable_segments:True'
 
 
 def guess_launch(env: Mapping[str, str] | None = None) -> tuple[Launch, bool]:

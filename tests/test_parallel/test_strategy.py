@@ -1,5 +1,8 @@
 """Options and placement. That steps are right is shown in test_step.py and in tests/parity."""
 
+import os
+from typing import NoReturn
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -47,6 +50,28 @@ def test_recompute_is_checked_when_the_model_is_there() -> None:
 def test_a_top_level_compile_is_refused() -> None:
     with pytest.raises(ValueError, match=r'strategy\.compile=True'):
         strategy().prepare(dict(MODEL), compile=True)
+
+
+@pytest.mark.parametrize(
+    ('device', 'expected'), [('cuda:0', 'expandable_segments:True'), ('cpu', None)]
+)
+def test_gpu_memory_grows_before_a_gpu_is_touched(
+    monkeypatch: pytest.MonkeyPatch, device: str, expected: str | None
+) -> None:
+    environ = {key: value for key, value in os.environ.items() if 'ALLOC_CONF' not in key}
+    monkeypatch.setattr(os, 'environ', environ)
+    seen: list[str | None] = []
+
+    def touch(*_: object) -> NoReturn:
+        seen.append(environ.get('PYTORCH_ALLOC_CONF'))
+        raise InterruptedError
+
+    monkeypatch.setattr('internlm_mm.parallel.strategy.pick_device', lambda _: torch.device(device))
+    monkeypatch.setattr(torch.cuda, 'set_device', touch)
+    monkeypatch.setattr('internlm_mm.parallel.strategy.join_process_group', touch)
+    with pytest.raises(InterruptedError):
+        strategy()
+    assert seen == [expected]
 
 
 def test_models_are_built_without_memory() -> None:

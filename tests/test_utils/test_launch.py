@@ -15,6 +15,7 @@ from internlm_mm.utils.launch import (
     free_port,
     guess_launch,
     host_name,
+    let_gpu_memory_grow,
     ranks_here,
     read_launch,
     settings,
@@ -306,3 +307,22 @@ def test_a_port_that_is_taken_is_passed_over(monkeypatch) -> None:
 def test_settings_of_a_job() -> None:
     env = {'NCCL_DEBUG': 'INFO', 'PATH': '/bin', 'OMP_NUM_THREADS': '4', 'API_KEY': 'secret'}
     assert settings(env) == {'NCCL_DEBUG': 'INFO', 'OMP_NUM_THREADS': '4'}
+
+
+ALLOCATOR = ('PYTORCH_ALLOC_CONF', 'PYTORCH_CUDA_ALLOC_CONF', 'PYTORCH_HIP_ALLOC_CONF')
+
+
+@pytest.mark.parametrize('key', [None, *ALLOCATOR])
+@pytest.mark.parametrize('value', ['max_split_size_mb:512', ''])
+def test_the_allocator_is_as_the_user_says(
+    monkeypatch: pytest.MonkeyPatch, key: str | None, value: str
+) -> None:
+    for one in ALLOCATOR:
+        monkeypatch.delenv(one, raising=False)
+    if key is not None:
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(launch.os, 'environ', dict(launch.os.environ))
+    let_gpu_memory_grow()
+    found = {one: launch.os.environ[one] for one in ALLOCATOR if one in launch.os.environ}
+    told = {'PYTORCH_ALLOC_CONF': 'expandable_segments:True'} if key is None else {key: value}
+    assert found == told
