@@ -9,6 +9,7 @@ from torch import nn
 from torch._functorch import config as partition
 
 from internlm_mm.parallel.data import layers_of
+from internlm_mm.parallel.kept_scales import KeptScales
 from internlm_mm.parallel.recompute import SELECTIVE
 
 _ELEMENTWISE_AGAIN: dict[str, Any] = {
@@ -20,11 +21,14 @@ _ELEMENTWISE_AGAIN: dict[str, Any] = {
 computed again although a matrix product of backward reads their result, as norms' and gates'. By
 default it lets those be kept. Products, attention and sums are never computed again."""
 
-_TURNED_APART = {'triton.mix_order_reduction': False}
-"""What inductor is told where matrices are rounded and turned. It fuses sums over rows and over
-columns into one kernel, one of a norm's backward pass, and with them the writing of a turned matrix
-that reads the same rows: a byte here and a byte there, which for Llama-3-8B in 8 bits took a tenth
-of a step on an H200 (docs/en/performance.md)."""
+_IN_BYTES = {
+    'triton.mix_order_reduction': False,
+    'post_grad_custom_pre_pass': KeptScales(),
+}
+"""What inductor is told where matrices are rounded and turned. Left alone it fuses sums over rows
+and over columns into one kernel, one of a norm's backward pass, and with them the writing of a
+turned matrix that reads the same rows: a byte here and a byte there, which for Llama-3-8B in 8 bits
+took a tenth of a step on an H200 (docs/en/performance.md). The pass: see there."""
 
 
 def compile_layers(
@@ -47,7 +51,7 @@ def compile_layers(
 def _compiler(
     backend: str, selective: bool, turns: bool
 ) -> str | Callable[[torch.fx.GraphModule, Any], Any]:
-    told = _known(_TURNED_APART) if turns else {}
+    told = _known(_IN_BYTES) if turns else {}
     if not (selective or told):
         return backend
     options = {'config_patches': told} if told else {}

@@ -8,6 +8,7 @@ from torch._inductor import config
 
 from internlm_mm.parallel import compiling
 from internlm_mm.parallel.compiling import compile_layers
+from internlm_mm.parallel.kept_scales import KeptScales
 from internlm_mm.parallel.recompute import recompute_layers, recomputed_layers
 from tests.test_parallel.test_recompute import BATCH, gradients, model
 
@@ -71,7 +72,7 @@ def test_selective_of_compiled_layers(backend: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize('recompute', [0.0, 'selective'])
 @pytest.mark.parametrize('turns', [False, True])
-def test_fusion_with_turned_matrices_is_off_for_both_passes(
+def test_what_layers_in_bytes_are_told_holds_for_both_passes(
     recompute: float | str, turns: bool
 ) -> None:
     _, expected, _ = gradients(model(1))
@@ -79,7 +80,10 @@ def test_fusion_with_turned_matrices_is_off_for_both_passes(
     with config.patch(
         {
             'post_grad_custom_post_pass': lambda graph: seen.append(
-                config.triton.mix_order_reduction
+                (
+                    config.triton.mix_order_reduction,
+                    isinstance(config.post_grad_custom_pre_pass, KeptScales),
+                )
             ),
             'triton.mix_order_reduction': True,
             'fx_graph_cache': False,
@@ -89,7 +93,7 @@ def test_fusion_with_turned_matrices_is_off_for_both_passes(
         module = model(1)
         compile_layers(module, recompute, turns=turns)
         _, found, _ = gradients(module)
-    assert seen == [not turns] * 2  # forward and backward
+    assert seen == [(not turns, turns)] * 2  # forward and backward
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, msg=name)
 
