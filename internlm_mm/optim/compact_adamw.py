@@ -23,6 +23,9 @@ PARTS = 8
 SMALLEST_BLOCK = 16
 """With fewer, scales would take too much: such a tensor keeps its moments as they are."""
 
+NUMBERS_AT_ONCE = 2**18
+"""About how many numbers a CPU updates together: 1 MB of each tensor."""
+
 
 def round_by_hash(values: Tensor, salt: int) -> Tensor:
     """The bfloat16 below or above, at random, right on average.
@@ -35,8 +38,9 @@ def round_by_hash(values: Tensor, salt: int) -> Tensor:
         values: fp32, finite; left alone.
         salt: Differs from step to step.
     """
-    noise = (_hash(values, salt) >> 16) & 0xFFFF
-    return ((values.view(torch.int32) + noise) & -0x10000).view(torch.float32).bfloat16()
+    bits = _hash(values, salt).bitwise_right_shift_(16).bitwise_and_(0xFFFF)
+    bits.add_(values.view(torch.int32)).bitwise_and_(-0x10000)
+    return bits.view(torch.float32).bfloat16()
 
 
 def to_levels(values: Tensor, levels: int, salt: int) -> Tensor:
@@ -54,16 +58,17 @@ def to_levels(values: Tensor, levels: int, salt: int) -> Tensor:
     """
     exact = values.abs().clamp_(max=1.0).sqrt_().mul_(levels)
     below = exact.floor()
-    share = (exact.square_() - below.square()) / (2 * below + 1)
-    drawn = ((_hash(values, salt) >> 8) & 0xFFFFFF) * 2.0**-24
+    share = exact.square_().sub_(below.square()).div_((2 * below).add_(1))
+    drawn = _hash(values, salt).bitwise_right_shift_(8).bitwise_and_(0xFFFFFF) * 2.0**-24
     return below.add_(drawn < share).copysign_(values)
 
 
 def _hash(values: Tensor, salt: int) -> Tensor:
     """32 mixed bits of each number, after MurmurHash3's last steps; the upper ones are best."""
-    mixed = values.view(torch.int32) * -1640531535 + (salt * 0x85EBCA6B + 2**31) % 2**32 - 2**31
-    mixed = (mixed ^ (mixed >> 15)) * -2048144789
-    return (mixed ^ (mixed >> 13)) * -1028477387
+    mixed = values.view(torch.int32) * -1640531535
+    mixed.add_((salt * 0x85EBCA6B + 2**31) % 2**32 - 2**31)
+    mixed.bitwise_xor_(mixed >> 15).mul_(-2048144789)
+    return mixed.bitwise_xor_(mixed >> 13).mul_(-1028477387)
 
 
 def block_of(columns: int) -> int:
@@ -159,7 +164,7 @@ class CompactAdamW(Optimizer):
         return loss
 
     def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        state, (beta1, beta2) = self.state[parameter], group['betas']
+        state = self.state[parameter]
         if not state:
             self._begin(parameter, group['state_dtype'], state)
         state['step'] += 1
@@ -167,20 +172,17 @@ class CompactAdamW(Optimizer):
         weight, gradient = local_tensor(parameter), local_tensor(grad)
         if not weight.numel():
             return
-        first = _read(state, 'exp_avg', weight.dtype).lerp_(gradient, 1 - beta1)
-        second = _read(state, 'exp_avg_sq', weight.dtype)
-        if 'exp_avg_sq_scale' in state:
-            second.square_()
-        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        root = second.sqrt()
-        weight.mul_(1 - group['lr'] * group['weight_decay'])
-        weight.addcdiv_(
-            first,
-            (root / math.sqrt(1 - beta2**step)).add_(group['eps']),
-            value=-group['lr'] / (1 - beta1**step),
-        )
-        _write(state, 'exp_avg', first, 2 * step)
-        _write(state, 'exp_avg_sq', root if 'exp_avg_sq_scale' in state else second, 2 * step + 1)
+        weight, gradient = torch.atleast_1d(weight, gradient)
+        held = {
+            kind: torch.atleast_1d(local_tensor(value))
+            for kind, value in state.items()
+            if kind != 'step'
+        }
+        rows = _rows_at_once(weight)
+        for start in range(0, len(weight), rows):
+            part = slice(start, start + rows)
+            parts = {kind: value[part] for kind, value in held.items()}
+            _update_rows(weight[part], gradient[part], parts, step, group)
 
     @staticmethod
     def _begin(parameter: Tensor, state_dtype: str, state: dict[str, Tensor]) -> None:
@@ -195,6 +197,34 @@ class CompactAdamW(Optimizer):
                 state[f'{kind}_scale'] = zeros_cut_like(parameter, scales, torch.float32)
 
 
+def _rows_at_once(weight: Tensor) -> int:
+    """How many rows are updated together: on a GPU all.
+
+    What is computed in between is in new tensors. On a CPU large ones come from the system each
+    time, page by page, which takes much longer than the arithmetic; small ones stay in the caches.
+    """
+    if weight.device.type != 'cpu':
+        return len(weight)
+    return max(1, NUMBERS_AT_ONCE * len(weight) // weight.numel())
+
+
+def _update_rows(
+    weight: Tensor, gradient: Tensor, held: dict[str, Tensor], step: int, group: dict[str, Any]
+) -> None:
+    beta1, beta2 = group['betas']
+    first = _read(held, 'exp_avg', weight.dtype).lerp_(gradient, 1 - beta1)
+    second = _read(held, 'exp_avg_sq', weight.dtype)
+    if 'exp_avg_sq_scale' in held:
+        second.square_()
+    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    root = second.sqrt()
+    _write(held, 'exp_avg_sq', root if 'exp_avg_sq_scale' in held else second, 2 * step + 1)
+    root.div_(math.sqrt(1 - beta2**step)).add_(group['eps'])
+    weight.mul_(1 - group['lr'] * group['weight_decay'])
+    weight.addcdiv_(first, root, value=-group['lr'] / (1 - beta1**step))
+    _write(held, 'exp_avg', first, 2 * step)
+
+
 def _check_blocks(parameter: Tensor) -> None:
     """Raise ValueError if a block would be cut."""
     columns, here = parameter.shape[-1], local_tensor(parameter).shape[-1]
@@ -207,26 +237,26 @@ def _check_blocks(parameter: Tensor) -> None:
         )
 
 
-def _read(state: dict[str, Tensor], kind: str, dtype: torch.dtype) -> Tensor:
-    """What this rank holds of a moment, in a new tensor."""
-    held = local_tensor(state[kind])
-    found = held.to(dtype, copy=True)
-    if f'{kind}_scale' in state:
+def _read(held: dict[str, Tensor], kind: str, dtype: torch.dtype) -> Tensor:
+    """A moment, in a new tensor."""
+    codes = held[kind]
+    found = codes.to(dtype, copy=True)
+    if f'{kind}_scale' in held:
         found.mul_(found.abs())
-        scale = local_tensor(state[f'{kind}_scale']) / torch.iinfo(held.dtype).max ** 2
+        scale = held[f'{kind}_scale'] / torch.iinfo(codes.dtype).max ** 2
         found.view(*scale.shape, found.shape[-1] // scale.shape[-1]).mul_(scale.unsqueeze(-1))
     return found
 
 
-def _write(state: dict[str, Tensor], kind: str, values: Tensor, salt: int) -> None:
-    held = local_tensor(state[kind])
-    if f'{kind}_scale' in state:
-        scale = local_tensor(state[f'{kind}_scale'])
+def _write(held: dict[str, Tensor], kind: str, values: Tensor, salt: int) -> None:
+    codes = held[kind]
+    if f'{kind}_scale' in held:
+        scale = held[f'{kind}_scale']
         blocks = values.float().view(*scale.shape, values.shape[-1] // scale.shape[-1])
         scale.copy_(blocks.abs().amax(-1).clamp_(min=1e-30))
-        levels = torch.iinfo(held.dtype).max
-        held.copy_(to_levels(blocks / scale.unsqueeze(-1), levels, salt).view(held.shape))
-    elif held.dtype == torch.bfloat16:
-        held.copy_(round_by_hash(values.float(), salt))
+        levels = torch.iinfo(codes.dtype).max
+        codes.copy_(to_levels(blocks / scale.unsqueeze(-1), levels, salt).view(codes.shape))
+    elif codes.dtype == torch.bfloat16:
+        codes.copy_(round_by_hash(values.float(), salt))
     else:
-        held.copy_(values)
+        codes.copy_(values)

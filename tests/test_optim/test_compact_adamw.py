@@ -153,6 +153,25 @@ def test_what_is_not_compact_is_adamw() -> None:
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize('state_dtype', DTYPES)
+def test_rows_at_once_change_no_bit(monkeypatch: pytest.MonkeyPatch, state_dtype: str) -> None:
+    """Rows of a matrix in parts that do not divide them, single rows that are longer, a scalar."""
+    found = []
+    for numbers in (10**9, 300):
+        monkeypatch.setattr('internlm_mm.optim.compact_adamw.NUMBERS_AT_ONCE', numbers)
+        draws = torch.Generator().manual_seed(1)
+        shapes = [(7, 128), (3, 2, 512), (1000,), ()]
+        weights = [nn.Parameter(torch.randn(shape, generator=draws)) for shape in shapes]
+        optimizer = CompactAdamW(weights, state_dtype=state_dtype, **OPTIONS)
+        for _ in range(3):
+            for weight in weights:
+                weight.grad = torch.randn(weight.shape, generator=draws)
+            optimizer.step()
+        states = [value for weight in weights for value in optimizer.state[weight].values()]
+        found.append([weight.detach() for weight in weights] + states)
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize(('state_dtype', 'size'), [('bfloat16', 2.0), ('int8', 1.0625)])
 def test_what_it_takes(state_dtype: str, size: float) -> None:
     weight = nn.Parameter(torch.zeros(8, 512))
