@@ -103,6 +103,7 @@ def train(
 
     Raises:
         ValueError: And friends, before time is spent, if the config does not hold together.
+        KeyboardInterrupt: If Ctrl-C or SIGTERM stopped it, when its last checkpoint is written.
     """
     # These build on torch.distributed: seconds to import.
     from internlm_mm.engine.runner import LLMRunner
@@ -118,5 +119,12 @@ def train(
     resolved.resume = resume or resolved.get('resume', False)
     adopt_model(resolved)
     check_config(resolved)
-    LLMRunner.from_cfg(resolved).train()
-    return find_checkpoint(resolved.work_dir)
+    runner = LLMRunner.from_cfg(resolved)
+    runner.train()
+    checkpoint = find_checkpoint(resolved.work_dir)
+    if runner.train_loop.stopped_by_signal:  # what follows would take it for trained
+        raise KeyboardInterrupt(
+            f'training was stopped by a signal after step {runner.iter} of {runner.max_iters}; '
+            f'with resume=True it goes on from {checkpoint}'
+        )
+    return checkpoint

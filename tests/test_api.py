@@ -1,11 +1,18 @@
-"""The Python API on a finished run."""
+"""The Python API: training that is stopped, and a finished run."""
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 
 import internlm_mm
-from internlm_mm.api import from_pretrained, generate
+from internlm_mm.api import from_pretrained, generate, train
+from internlm_mm.utils.config import load_config
 from tests.trained import trained_run
+
+FAULTY = Path(__file__).parent / 'configs' / 'faulty.py'
 
 pytestmark = pytest.mark.filterwarnings('ignore:torch.distributed is disabled:UserWarning')
 
@@ -49,3 +56,17 @@ def test_dtype_and_device(run):
 def test_top_level_names():
     assert internlm_mm.from_pretrained is from_pretrained
     assert internlm_mm.generate is generate
+
+
+def test_training_that_a_signal_stops_does_not_pass_for_trained(tmp_path: Path) -> None:
+    def run(name: str, **fault: Any) -> Config:
+        config = load_config(FAULTY, {'experiment_name': name, 'train_cfg.max_iters': 4})
+        for hook in config.custom_hooks:
+            if hook['type'] == 'FaultHook':
+                hook.update(fault)
+        return config
+
+    with pytest.raises(KeyboardInterrupt, match=r'after step 2 of 4; .* from ') as stopped:
+        train(run('api_stops', kind='signal', step=1), work_dir=tmp_path / 'run')
+    assert str(stopped.value).endswith(str(tmp_path / 'run' / 'iter_2'))
+    assert train(run('api_goes_on'), work_dir=tmp_path / 'run', resume=True).name == 'iter_4'

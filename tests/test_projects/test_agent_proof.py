@@ -185,6 +185,28 @@ def test_every_call_gives_what_is_written_and_every_answer_is_right() -> None:
                     assert said == numbers_and_words(case.question)[0]
 
 
+def test_mistakes_are_what_the_toolbox_refuses_and_only_their_mending_is_learned(files) -> None:
+    found = 0
+    for task in tasks.PLUGIN_TASKS:
+        cases = tasks.draw_cases(task, 200, side='train', seed=7)
+        wrong = [case for case in cases if case.mistake is not None]
+        assert 20 < len(wrong) < 60
+        for case in wrong:
+            box = Toolbox(
+                [*([tasks.PYTHON] if case.python else []), *(p.tool() for p in case.plugins)]
+            )
+            result = box.call(case.mistake.name, case.mistake.arguments)
+            assert result.status in ('unknown', 'arguments')
+            assert case.mistake.result == result.content()
+            _, first, told, second, *_ = case.record()['messages']
+            assert first['loss'] is False and told['content'] == case.mistake.result
+            (call,) = second['tool_calls']
+            assert 'loss' not in second and call['function']['name'] == case.steps[0].name
+            found += result.status == 'unknown'
+        assert all(c.mistake is None for c in tasks.draw_cases(task, 50, side='held_out', seed=7))
+    assert found > 10
+
+
 def test_calls_are_of_what_the_question_says() -> None:
     for task in tasks.TASKS:
         for case in tasks.draw_cases(task, 20, side='held_out', seed=1):

@@ -33,6 +33,10 @@ PIECES = (
     *('": "', '": ', '", "', ', "', '"}}', '}}', 'true', 'false'),
     *('\n```python\n', '\n```', ')\n```', 'print(', "'[::-1])", "print(''.join(sorted('", "')))"),
     *(DATE, DELTA, "date.fromisoformat('", "')", ').days)', 'timedelta(days=', 'sum([', '])'),
+    *("Wrong arguments of '", "': '", "': ['", "']: ", "' is a required property.", "'. ", "'; "),
+    *(" is not of type 'string'", " is not of type 'integer'", " is not of type 'boolean'"),
+    *("There is no tool '", "'. Valid: ", "'. Did you mean '", "'? Tools: '", ". Tools: '", "', '"),
+    "'.",
     *('x = ', 'x = [', ']\n', 'max(x)', 'min(x)', ' - ', ' + ', ' * ', ' % '),
 )
 """Tokens of more than a character, beside words and the template's marks: JSON and code."""
@@ -43,14 +47,14 @@ class Amounts:
     """How much data there is.
 
     Attributes:
-        cases: Conversations of each task that a seed trains on; four times as many of those that
+        cases: Conversations of each task that a seed trains on; eight times as many of those that
             call functions with invented names.
         held_out: Questions of each task to be asked.
         unseen: Questions of each task that calls functions with names nobody has seen.
         on_the_way: Questions of each task that checkpoints before the last are asked.
     """
 
-    cases: int = 5_000
+    cases: int = 8_000
     held_out: int = 40
     unseen: int = 170
     on_the_way: int = 5
@@ -132,7 +136,7 @@ def write_data(files: Files, amounts: Amounts) -> None:
     """Write tokenizer, conversations and questions of one seed."""
     make_tokenizer(files.tokenizer)
     for task in TASKS:
-        count = amounts.cases * (4 if task in PLUGIN_TASKS else 1)  # names are learned last
+        count = amounts.cases * (8 if task in PLUGIN_TASKS else 1)  # names are learned last
         cases = draw_cases(task, count, side='train', seed=files.seed)
         _write(files.chat / 'train' / f'{task}.jsonl', (case.record() for case in cases))
     direct = [

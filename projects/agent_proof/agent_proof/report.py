@@ -80,6 +80,7 @@ def table(seeds: Mapping[str, Mapping[str, Any]]) -> str:
     rows += [[says, '', *(_percent(point[key]) for point in points)] for key, says in FIGURES]
     for key, says in (('cases', 'questions'), ('unseen_cases', 'questions about unseen tools')):
         rows.append([says, '', *(str(point[key]) for point in points)])
+    rows.append(['steps of training', '', *(f'{point["step"]:,}' for point in points)])
     seconds = (f'{results["seconds"]:.0f}' for results in seeds.values())
     rows.append(['seconds of training', '', *seconds])
     groups = [['right answers, mean of the seeds', 'with tools', 'without']]

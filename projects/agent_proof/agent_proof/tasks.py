@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 from agent_proof import draws
 from agent_proof.draws import Side, operand_key, side_of
+from agent_proof.mistakes import draw_mistake
 from agent_proof.names import name
 from agent_proof.plugins import (
     Plugin,
@@ -20,7 +21,7 @@ from agent_proof.plugins import (
     typed_plugin,
 )
 from agent_proof.wordings import dress, tables, wordings
-from internlm_mm.agents import interpreter
+from internlm_mm.agents import Toolbox, interpreter
 from internlm_mm.agents.tools import Reply
 
 
@@ -63,6 +64,7 @@ class Case:
         python: Whether the interpreter is.
         steps: Calls that lead to the answer; none where no tool is needed.
         answer: The right one.
+        mistake: A wrong call before them, and what is said of it; None for none.
     """
 
     task: str
@@ -73,6 +75,7 @@ class Case:
     python: bool
     steps: tuple[Step, ...]
     answer: str
+    mistake: Step | None = None
 
     @property
     def declarations(self) -> list[dict[str, Any]]:
@@ -80,13 +83,17 @@ class Case:
         return [*([_PYTHON] if self.python else []), *(p.declaration() for p in self.plugins)]
 
     def record(self) -> dict[str, Any]:
-        """A conversation to train on; what the split is made by is kept beside it."""
+        """A conversation to train on; what the split is made by is kept beside it.
+
+        A mistake is context only: what is learned is to mend it.
+        """
         messages: list[dict[str, Any]] = [{'role': 'user', 'content': self.question}]
-        for number, step in enumerate(self.steps):
+        for number, step in enumerate(filter(None, (self.mistake, *self.steps))):
             function = {'name': step.name, 'arguments': step.arguments}
             call = {'id': f'call_{number}', 'type': 'function', 'function': function}
+            context = {'loss': False} if step is self.mistake else {}
             messages += [
-                {'role': 'assistant', 'content': '', 'tool_calls': [call]},
+                {'role': 'assistant', 'content': '', 'tool_calls': [call], **context},
                 {'role': 'tool', 'tool_call_id': call['id'], 'content': step.result},
             ]
         messages.append({'role': 'assistant', 'content': self.answer})
@@ -297,6 +304,8 @@ GROUPS = {
 TASKS = tuple(task for tasks in GROUPS.values() for task in tasks)
 PLUGIN_TASKS = ('lookup', 'call', 'lookup_times')
 """Those that call a function with an invented name."""
+MISTAKEN = 0.2
+"""Share of them in training that begins with a wrong call."""
 
 
 def draw_case(task: str, rng: random.Random, side: Side, names: Side | None = None) -> Case:
@@ -320,20 +329,35 @@ def draw_case(task: str, rng: random.Random, side: Side, names: Side | None = No
     question = dress(wording, rng, side).format(*filling)
     if tables(wording):
         question += f'\n{draft.table}'
-    plugins, python = _declared(task, draft.plugins, rng, names or side)
-    return Case(task, wording, draft.operands, question, plugins, python, draft.steps, draft.answer)
+    plugins, python = _declared(task, draft.plugins, rng, names or side, side)
+    case = Case(task, wording, draft.operands, question, plugins, python, draft.steps, draft.answer)
+    if side == 'train' and task in PLUGIN_TASKS and rng.random() < MISTAKEN:
+        return replace(case, mistake=_mistake(rng, case))
+    return case
+
+
+def _mistake(rng: random.Random, case: Case) -> Step:
+    """The first call as a model gets it wrong, and what the toolbox says of that."""
+    call, arguments = draw_mistake(rng, case.steps[0].name, case.steps[0].arguments, case.plugins)
+    tools = [*([PYTHON] if case.python else []), *(plugin.tool() for plugin in case.plugins)]
+    return Step(call, arguments, Toolbox(tools).call(call, arguments).content())
 
 
 def _declared(
-    task: str, needed: tuple[Plugin, ...], rng: random.Random, side: Side
+    task: str, needed: tuple[Plugin, ...], rng: random.Random, names: Side, side: Side
 ) -> tuple[tuple[Plugin, ...], bool]:
-    """What a model may call: what it needs, and mostly something else."""
+    """What a model may call: what it needs, and mostly something else.
+
+    Training shows another function more often where one is to be chosen by what it gives: that is
+    learned last.
+    """
     plugins = list(needed)
-    if rng.random() < 0.5:
+    chosen = side == 'train' and task in PLUGIN_TASKS
+    if rng.random() < (0.9 if chosen else 0.5):
         taken = {used for plugin in plugins for used in (plugin.name, *plugin.types)}
         taken |= {plugin.description.split()[2] for plugin in plugins}
-        thing = name(rng, side, taken)
-        plugins.append(lookup_plugin(rng, side, thing, taken | {thing}))
+        thing = name(rng, names, taken)
+        plugins.append(lookup_plugin(rng, names, thing, taken | {thing}))
     rng.shuffle(plugins)
     optional = task in ('lookup', 'call', *GROUPS['no tool'])
     return tuple(plugins), not optional or rng.random() < 0.7
