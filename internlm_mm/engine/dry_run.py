@@ -339,9 +339,15 @@ def _run_lines(config: Config, train: Any) -> list[str]:
     return [
         f'step       {cfg.global_batch_size} rows = '
         f'{cfg.global_batch_size * train.dataset.seq_len:,} '
-        f'tokens: {accumulation} micro-batches of {cfg.micro_batch_size} rows on each of '
-        f'{train.data_world_size} data ranks',
+        f'tokens: {_several(accumulation, "micro-batch", "micro-batches")} of '
+        f'{_several(cfg.micro_batch_size, "row")} on '
+        f'{"each of " if train.data_world_size > 1 else ""}'
+        f'{_several(train.data_world_size, "data rank")}',
         f'run        {cfg.max_iters:,} steps, {tokens:,} tokens, '
         f'{rows / len(train.dataset):.2f} epochs, '
         f'into {config.work_dir}',
     ]
+
+
+def _several(number: int, one: str, many: str | None = None) -> str:
+    return f'{number:,} {one if number == 1 else many or one + "s"}'

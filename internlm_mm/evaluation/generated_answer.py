@@ -96,7 +96,7 @@ class GeneratedAnswer(Task):
     ) -> None:
         if format not in PROBLEM_FORMATS:
             hint = did_you_mean(format, PROBLEM_FORMATS)
-            raise ValueError(f'format={format!r} is none of problems with written answers.{hint}')
+            raise ValueError(f'format={format!r} holds no problems with written answers.{hint}')
         form = PROBLEM_FORMATS[format]
         self.extract = tuple(form.extract if extract is None else extract)
         for one in self.extract:

@@ -134,7 +134,7 @@ class MultipleChoice(Task):
     ) -> None:
         if format not in QUESTION_FORMATS:
             hint = did_you_mean(format, QUESTION_FORMATS)
-            raise ValueError(f'format={format!r} is none of multiple-choice questions.{hint}')
+            raise ValueError(f'format={format!r} holds no multiple-choice questions.{hint}')
         if scoring not in SCORINGS:
             raise ValueError(f'scoring={scoring!r}.{did_you_mean(scoring, SCORINGS)}')
         if normalise not in NORMALISATIONS:

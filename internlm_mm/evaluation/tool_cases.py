@@ -97,7 +97,7 @@ def check_case_format(format: str) -> None:
     """
     known = ('bfcl', 'auto', *FORMATS)
     if format not in known:
-        raise ValueError(f'format={format!r} is none of tool calls.{did_you_mean(format, known)}')
+        raise ValueError(f'format={format!r} holds no tool calls.{did_you_mean(format, known)}')
 
 
 def _conversation(format: str, row: Any) -> Iterator[ToolCase]:

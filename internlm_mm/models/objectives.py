@@ -32,9 +32,9 @@ class NextToken(nn.Module):
     def __init__(self, label_smoothing: float = 0.0, chunk_tokens: int | None = None) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
-            raise ValueError(f'label_smoothing={label_smoothing} is not in [0, 1)')
+            raise ValueError(f'model.objective.label_smoothing={label_smoothing} is not in [0, 1)')
         if chunk_tokens is not None and chunk_tokens < 1:
-            raise ValueError(f'chunk_tokens={chunk_tokens} must be at least 1')
+            raise ValueError(f'model.objective.chunk_tokens={chunk_tokens} must be at least 1')
         self.label_smoothing = label_smoothing
         self.chunk_tokens = chunk_tokens
         # The seams: kernels and tensor parallelism replace them.

@@ -63,11 +63,13 @@ class PairObjective(nn.Module):
         super().__init__()
         if reference is not None and reference not in REFERENCES:
             hint = did_you_mean(str(reference), REFERENCES)
-            raise ValueError(f'reference={reference!r} is none of {", ".join(REFERENCES)}.{hint}')
+            raise ValueError(
+                f'model.objective.reference={reference!r} is none of {", ".join(REFERENCES)}.{hint}'
+            )
         if sft_weight < 0:
-            raise ValueError(f'sft_weight={sft_weight} must not be negative')
+            raise ValueError(f'model.objective.sft_weight={sft_weight} must not be negative')
         if chunk_tokens is not None and chunk_tokens < 1:
-            raise ValueError(f'chunk_tokens={chunk_tokens} must be at least 1')
+            raise ValueError(f'model.objective.chunk_tokens={chunk_tokens} must be at least 1')
         self.reference, self.sft_weight, self.chunk_tokens = reference, sft_weight, chunk_tokens
         self.tells_log_probs = False
         # The seam: tensor parallelism replaces it.
@@ -191,7 +193,9 @@ class DPO(PairObjective):
         super().__init__(_named(reference), sft_weight, chunk_tokens)
         _check_positive(beta=beta)
         if not 0.0 <= label_smoothing < 0.5:
-            raise ValueError(f'label_smoothing={label_smoothing} is not in [0, 0.5)')
+            raise ValueError(
+                f'model.objective.label_smoothing={label_smoothing} is not in [0, 0.5)'
+            )
         self.beta, self.label_smoothing = beta, label_smoothing
         self.average_log_prob = average_log_prob
 
@@ -274,7 +278,7 @@ class SimPO(PairObjective):
         super().__init__(None, sft_weight, chunk_tokens)
         _check_positive(beta=beta)
         if gamma < 0:
-            raise ValueError(f'gamma={gamma} must not be negative')
+            raise ValueError(f'model.objective.gamma={gamma} must not be negative')
         self.beta, self.gamma = beta, gamma
 
     def pair_losses(self, policy: Pairs, reference: Pairs | None) -> Tensor:
@@ -368,11 +372,13 @@ def _log_ratios(
 
 def _named(reference: str) -> str:
     if reference is None:
-        raise ValueError(f'reference=None: one of {", ".join(REFERENCES)} is needed')
+        raise ValueError(
+            f'model.objective.reference=None: one of {", ".join(REFERENCES)} is needed'
+        )
     return reference
 
 
 def _check_positive(**values: float) -> None:
     for name, value in values.items():
         if value <= 0:
-            raise ValueError(f'{name}={value} must be above 0')
+            raise ValueError(f'model.objective.{name}={value} must be above 0')

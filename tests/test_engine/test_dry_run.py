@@ -53,7 +53,7 @@ def test_memory_of_a_layout(tmp_path: Path) -> None:
     assert f'{4 * n / 8 / 2**30:.2f} GiB gradients' in text
     assert f'{2 * n / 2**30:.2f} GiB gathered weights' in text
     assert 'dict(data_shard=8) on 8 processes' in text
-    assert '128 micro-batches of 1 rows on each of 8 data ranks' in text
+    assert '128 micro-batches of 1 row on each of 8 data ranks' in text
 
 
 def test_memory_of_weights_that_are_gathered_in_8_bits(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_small_run(tmp_path: Path) -> None:
     embedding = 2 * 64 * 32
     layer = 4 * (32 * 32 + 32) + 3 * 32 * 48 + 2 * 32
     assert f'{embedding + 2 * layer + 32:,} parameters' in text
-    assert '4 rows = 128 tokens: 2 micro-batches of 2 rows on each of 1 data ranks' in text
+    assert '4 rows = 128 tokens: 2 micro-batches of 2 rows on 1 data rank' in text
     assert '6 steps, 768 tokens' in text
     assert 'val        RandomTokens: 6 rows of 32 tokens = 192 an epoch' in text
     assert 'none named: checkpoints and exports will have none' in text

@@ -132,7 +132,7 @@ def test_what_does_not_fit(tokenizer, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(format='gsm'), "format='gsm' is none of .* Did you mean 'gsm8k'"),
+        (dict(format='gsm'), "format='gsm' holds no .* Did you mean 'gsm8k'"),
         (dict(extract=['box']), "extract='box' is unknown. Did you mean 'boxed'"),
         (dict(compare='numbers'), "compare='numbers' is unknown. Did you mean 'number'"),
         (dict(shots=2), 'shots=2 needs shots_from'),

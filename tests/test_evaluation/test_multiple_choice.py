@@ -252,7 +252,7 @@ def test_samples_are_spread_over_subjects(tokenizer, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (dict(format='mmul'), "format='mmul' is none of .* Did you mean 'mmlu'"),
+        (dict(format='mmul'), "format='mmul' holds no .* Did you mean 'mmlu'"),
         (dict(scoring='letter'), "scoring='letter'. Did you mean 'letters'"),
         (dict(normalise='token', scoring='texts'), "normalise='token'. Did you mean 'tokens'"),
         (dict(normalise='tokens'), "normalise='tokens' is for scoring='texts'"),
