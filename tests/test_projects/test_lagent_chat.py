@@ -376,7 +376,8 @@ def test_what_a_server_is_sent() -> None:
     ('line', 'error'),
     [
         ((500, b'{"error": {"message": "out of memory"}}'), 'answered 500 .*: out of memory'),
-        ((404, b'<html>no</html>'), 'answered 404 .*: <html>no</html>'),
+        ((404, b'\n<html>no</html>'), 'answered 404 .*: a page, no JSON. URLs .* in /v1'),
+        ((404, b'no such path'), 'answered 404 .*: no such path'),
         ((200, b'[1]'), r'sent no JSON object but \[1\]'),
         (streamed({'content': 'Hel'}, done=False), 'broke off in the middle of an answer'),
         (b'data: {"error": "too long"}\n\n', 'said too long'),

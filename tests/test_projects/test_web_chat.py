@@ -666,6 +666,9 @@ def test_mistakes_are_told_in_the_terminal(
 
     assert run.main([str(tmp_path / 'none')]) == 2
     assert capsys.readouterr().err == f'error: there is no folder {tmp_path / "none"}\n'
+    (tmp_path / 'empty').mkdir()
+    assert run.main([str(tmp_path / 'empty')]) == 2
+    assert f'error: {tmp_path / "empty"} holds no' in capsys.readouterr().err
     find = importlib.util.find_spec
     absent = {'streamlit', 'openai'}
     monkeypatch.setattr(
@@ -743,21 +746,21 @@ def test_a_faulty_backend_is_told_in_a_sentence(
     assert capsys.readouterr().err.startswith(f'error: faulty_agent:Agent{error.format(file)}')
 
 
-def test_a_page_that_has_no_place_is_told(tmp_path: Path, capsys) -> None:
+def test_a_page_that_has_no_place_is_told(chat_run: Path, capsys) -> None:
     import run
 
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = taken.getsockname()[1]
-        assert run.main([str(tmp_path), '--port', str(port)]) == 2
+        assert run.main([str(chat_run), '--port', str(port)]) == 2
     assert f'--host 127.0.0.1 --port {port}: ' in capsys.readouterr().err
-    assert run.main([str(tmp_path), '--host', 'no..host']) == 2
+    assert run.main([str(chat_run), '--host', 'no..host']) == 2
     assert 'error: --host no..host --port 8501: ' in capsys.readouterr().err
 
 
-def test_a_misspelt_template_is_told_before_there_is_a_page(tmp_path: Path, capsys) -> None:
+def test_a_misspelt_template_is_told_before_there_is_a_page(chat_run: Path, capsys) -> None:
     import run
 
-    assert run.main([str(tmp_path), '--template', 'interlm2']) == 2
+    assert run.main([str(chat_run), '--template', 'interlm2']) == 2
     assert "'interlm2'. Did you mean 'internlm2'?" in capsys.readouterr().err
 
 

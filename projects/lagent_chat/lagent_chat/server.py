@@ -245,6 +245,8 @@ def _message(said: str) -> str:
         error = given.get('error', given)
         return _short(error.get('message', error) if isinstance(error, Mapping) else error)
     except (ValueError, AttributeError):
+        if said.lstrip().startswith('<'):
+            return 'a page, no JSON. URLs of such servers end in /v1 as a rule'
         return _short(said)
 
 

@@ -77,8 +77,8 @@ def check_model(model: str, page: bool, template: str | None = None) -> None:
     Raises:
         BackendError: If a package is not installed, with the command that installs it; or if what
             should answer cannot be imported.
-        FileNotFoundError: If there is no such folder.
-        ValueError: If there is no such template.
+        FileNotFoundError: If there is no such folder, or no model in it.
+        ValueError: If its checkpoint lacks something, or there is no such template.
     """
     wanted = [*(['streamlit'] if page else []), *(['openai'] if is_url(model) else [])]
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
@@ -88,6 +88,14 @@ def check_model(model: str, page: bool, template: str | None = None) -> None:
         raise FileNotFoundError(f'there is no folder {model}{nearest_path(model)}')
     if page and is_import(model):
         backend_maker(model)
+    elif page and not is_url(model):
+        # Seconds, but the page would take them, and the terminal would have said that all is well.
+        from internlm_mm.checkpoint.hf_files import is_hf_folder
+        from internlm_mm.checkpoint.peft_files import is_peft_folder
+        from internlm_mm.checkpoint.step_folders import find_checkpoint
+
+        if not (is_hf_folder(model) or is_peft_folder(model)):
+            find_checkpoint(model)
     if page and template is not None:
         from internlm_mm.tokenizers import build_template  # takes seconds
 
