@@ -202,7 +202,8 @@ def test_a_page_with_masks(main, options: list[str], tmp_path: Path, capsys) -> 
 
 
 def test_what_cannot_be_read(main, options: list[str], capsys) -> None:
-    assert main([str(PROJECT / 'configs' / 'internlm2_7b_agent.py'), *options[:2]]) == 2
+    nowhere = f'{options[2]}/nowhere'
+    assert main([str(PROJECT / 'configs' / 'internlm2_7b_agent.py'), *options[:2], nowhere]) == 2
     assert 'error: ' in capsys.readouterr().err
     assert main(['internlm_tiny_pretrain']) == 2
     assert 'reads no conversations' in capsys.readouterr().err
