@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from internlm_mm.datasets.conversation_formats import FORMATS as CONVERSATIONS
 from internlm_mm.datasets.conversation_formats import read_formed, refuse_filled
-from internlm_mm.datasets.forms.fields import is_context
+from internlm_mm.datasets.forms.fields import is_context, need
 from internlm_mm.datasets.records import Record
 from internlm_mm.utils.suggest import did_you_mean, kind, misspelt_key
 
@@ -128,7 +128,7 @@ def _openai(record: Mapping[str, Any]) -> _Parts:
 
 def _prompt(record: Mapping[str, Any]) -> _Parts:
     """A prompt of text or messages, before answers or whole conversations; or none but those."""
-    key = 'prompt' if record.get('prompt') is not None else 'question'
+    key = 'question' if record.get('prompt') is None and 'question' in record else 'prompt'
     prompt = record.get(key)
     chosen, rejected = _answer(record, 'chosen'), _answer(record, 'rejected')
     tools = CONVERSATIONS['messages']({'messages': [], 'tools': record.get('tools')})[1]
@@ -224,7 +224,7 @@ def _sharegpt(record: Mapping[str, Any]) -> _Parts:
     messages, tools = CONVERSATIONS['sharegpt'](record)
     answers = []
     for key in ('chosen', 'rejected'):
-        turn = _need(record, key)
+        turn = need(record, key)
         turns = turn if isinstance(turn, list) else [turn]
         try:
             answers.append(CONVERSATIONS['sharegpt']({'conversations': turns})[0])
@@ -257,7 +257,7 @@ _KEYS = (
 
 def _answer(record: Mapping[str, Any], key: str) -> Messages:
     """An answer that may be a text, a message or messages."""
-    value = _need(record, key)
+    value = need(record, key)
     if isinstance(value, str):
         return [{'role': 'assistant', 'content': value}]
     return _messages(value if isinstance(value, list) else [value], key)
@@ -277,14 +277,8 @@ def _system(record: Mapping[str, Any]) -> Messages:
     return [{'role': 'system', 'content': _text(record, 'system')}] if text else []
 
 
-def _need(record: Mapping[str, Any], key: str) -> Any:
-    if record.get(key) is None:
-        raise ValueError(f'field {key!r} is missing.{did_you_mean(key, record)}')
-    return record[key]
-
-
 def _text(record: Mapping[str, Any], key: str) -> str:
-    value = _need(record, key)
+    value = need(record, key)
     if not isinstance(value, str):
         raise ValueError(f'{key}: a text, not {kind(value)}')
     return value

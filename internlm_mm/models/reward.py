@@ -44,7 +44,7 @@ class PairwiseReward(nn.Module):
     def __init__(self, center: float = 0.0) -> None:
         super().__init__()
         if center < 0:
-            raise ValueError(f'center={center} must not be negative')
+            raise ValueError(f'model.objective.center={center} must not be negative')
         self.center = center
         self.score: nn.Linear | None = None
         self.document_scores = document_scores  # a seam

@@ -83,7 +83,7 @@ def test_the_score_learns_beside_adapters() -> None:
 
 
 def test_what_it_refuses() -> None:
-    with pytest.raises(ValueError, match='center=-1'):
+    with pytest.raises(ValueError, match=r'model\.objective\.center=-1'):
         PairwiseReward(center=-1)
     model = InternLM(**SIZES, objective=dict(type='PairwiseReward'))
     batch = make_batch([[10, 10]])
