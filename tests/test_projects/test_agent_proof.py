@@ -25,7 +25,7 @@ from tests.runs import REPOSITORY
 PROJECT = REPOSITORY / 'projects' / 'agent_proof'
 sys.path.append(str(PROJECT))  # what `python projects/agent_proof/run.py` does
 
-from agent_proof import data, names, report, stages, tasks, wordings  # noqa: E402
+from agent_proof import data, draws, names, report, stages, tasks, wordings  # noqa: E402
 
 FEW = data.Amounts(cases=40, held_out=8, unseen=12)
 
@@ -150,13 +150,21 @@ def test_held_out_wordings_are_made_of_tokens_of_training_wordings(files) -> Non
 def test_names_and_schemas_of_unseen_tools_are_in_no_training_row(files) -> None:
     def spelt(records: list[dict]) -> set[str]:
         tools = [tool['function'] for record in records for tool in record.get('tools', ())]
-        own = [tool for tool in tools if tool['name'] != 'python']
-        return {name for t in own for name in (t['name'], *t['parameters']['properties'])}
+        declared = [(tool['name'], tool['parameters']['properties']) for tool in tools]
+        calls = [  # wrong ones, too
+            (call['function']['name'], call['function']['arguments'])
+            for record in records
+            for message in record['messages']
+            for call in message.get('tool_calls', ())
+        ]
+        return {n for name, keys in declared + calls if name != 'python' for n in (name, *keys)}
 
     seen = spelt(read(files.chat / 'train'))
     unseen = spelt(read(files.chat / 'held_out' / 'unseen.jsonl'))
     assert len(seen) > 500 and len(unseen) > 80 and not seen & unseen
     assert spelt(read(files.chat / 'held_out' / 'held_out.jsonl')) & unseen == set()
+    assert {draws.side_of('name', name) for name in seen} == {'train'}
+    assert {draws.side_of('name', name) for name in unseen} == {'held_out'}
 
 
 def test_there_are_at_least_500_held_out_questions_of_either_kind() -> None:
