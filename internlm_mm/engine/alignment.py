@@ -54,7 +54,29 @@ def check_alignment(
             f'val_cfg.type: {loop.__name__} tells the perplexity of texts, and the loss of {name} '
             'is of pairs: use val_cfg=dict(type=PreferenceLoop)'
         )
+    check_pairs(model, layout)
     reference = getattr(objective, 'reference', None)
+    if reference == 'precomputed' and not any(isinstance(hook, ReferenceHook) for hook in hooks):
+        raise ValueError(
+            "model.objective.reference='precomputed' needs a hook: "
+            'default_hooks.update(references=dict(type=ReferenceHook))'
+        )
+
+
+def check_pairs(model: nn.Module, layout: Layout) -> None:
+    """Compare an objective over pairs with adapters and layout; any other goes with all.
+
+    Args:
+        model: Whole; may be on the meta device.
+        layout: Of the job.
+
+    Raises:
+        ValueError: Naming the key that does not go with the objective.
+    """
+    objective = getattr(model, 'objective', None)
+    name = type(objective).__name__
+    if not getattr(objective, 'takes_pairs', False):
+        return
     if layout.context > 1:
         raise ValueError(
             f'strategy.parallel.context={layout.context}: {name} needs whole answers on a rank'
@@ -65,15 +87,11 @@ def check_alignment(
             'data_shard and tensor do'
         )
     has_adapters = any('.lora_A.' in name for name, _ in model.named_parameters())
+    reference = getattr(objective, 'reference', None)
     if reference == 'adapters_off' and not has_adapters:
         raise ValueError(
             "model.objective.reference='adapters_off', and the model has no adapters: set "
             "model.adapter=dict(type=LoRA, ...), or reference='precomputed' with ReferenceHook"
-        )
-    if reference == 'precomputed' and not any(isinstance(hook, ReferenceHook) for hook in hooks):
-        raise ValueError(
-            "model.objective.reference='precomputed' needs a hook: "
-            'default_hooks.update(references=dict(type=ReferenceHook))'
         )
 
 

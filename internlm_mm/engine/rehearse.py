@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from internlm_mm.datasets.sampler import BatchSizeRampup, check_division
-from internlm_mm.engine.alignment import check_reference
+from internlm_mm.engine.alignment import check_pairs, check_reference
 from internlm_mm.engine.memory_budget import attends_by_mask, decide
 from internlm_mm.engine.preflight import check_run, give_tokenizer, propose_fit
 from internlm_mm.engine.rehearse_memory import model_sizes, run_sizes, unknown_parameters
@@ -72,6 +72,7 @@ def rehearse(
     model = _build(config)
     with propose_fit(config):
         layout = resolve_layout(strategy.get('parallel'), world_size, local_size)
+    check_pairs(model, layout)
     step, data = _step(config, model, layout)
     start_text = _start(config, model)
     asked = _techniques(strategy)

@@ -23,6 +23,7 @@ SMALL = dict(
     val_cfg=None,
 )
 TOTAL = 2 * 64 * 32 + 4 * (4 * (32 * 32 + 32) + 3 * 32 * 48 + 2 * 32) + 32
+PAIRS = dict(model__objective=dict(type='DPO'), model__adapter=dict(type='LoRA', rank=4))
 WHOLE = 4 * 3 * 32 + 32  # two norms and the bias of o in every layer, and the last norm
 
 
@@ -170,6 +171,17 @@ def test_interleaved_stages(tmp_path: Path) -> None:
             dict(train_cfg__rampup=dict(start=4, increment=4, interval=1)),
             'rampup: a step of=4 rows do not divide',
         ),
+        (
+            8,
+            dict(PAIRS, strategy__parallel=dict(context=2)),
+            'context=2: DPO needs whole answers on a rank',
+        ),
+        (
+            8,
+            dict(PAIRS, strategy__parallel=dict(pipeline=2)),
+            'pipeline=2: DPO does not work in stages',
+        ),
+        (8, dict(model__objective=PAIRS['model__objective']), "'adapters_off', and the model has"),
     ],
 )
 def test_what_the_run_would_refuse_is_refused(
