@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from internlm_mm.checkpoint.adapters import Merged, build_adapter, read_frozen
@@ -22,6 +21,7 @@ from internlm_mm.checkpoint.foreign import is_foreign, open_source
 from internlm_mm.checkpoint.hf_files import is_hf_folder, publish_folder, write_json
 from internlm_mm.checkpoint.huggingface import find_form, write_tokenizer
 from internlm_mm.checkpoint.peft_config import CONFIG_NAME, read_peft_config
+from internlm_mm.checkpoint.pickled import open_tensors
 from internlm_mm.checkpoint.reward import scored_config, scored_layout
 from internlm_mm.checkpoint.step_folders import (
     TOKENIZER_FOLDER,
@@ -219,7 +219,7 @@ def check_peft(folder: str | Path, model: nn.Module, adapter: Mapping[str, Any] 
 
 def read_peft(folder: str | Path) -> dict[str, Tensor]:
     """The tensors of a folder's adapters, by our names."""
-    with safe_open(_weights(folder), 'pt') as file:
+    with open_tensors(_weights(folder)) as file:
         return {_ours(name, folder): file.get_tensor(name) for name in file.keys()}
 
 
@@ -286,7 +286,7 @@ def _depth(model: Any) -> int | None:
 
 
 def _names(folder: str | Path) -> dict[str, list[int]]:
-    with safe_open(_weights(folder), 'pt') as file:
+    with open_tensors(_weights(folder)) as file:
         return {_ours(name, folder): file.get_slice(name).get_shape() for name in file.keys()}
 
 

@@ -63,7 +63,12 @@ def check_adapters(model: nn.Module, fuse: bool, float8: bool) -> None:
 
 
 def check_four_bit(
-    model: nn.Module, layout: Layout, reshard: str, offload: bool, dtype: torch.dtype
+    model: nn.Module,
+    layout: Layout,
+    reshard: str,
+    offload: bool,
+    dtype: torch.dtype,
+    elsewhere: bool = False,
 ) -> None:
     """Refuse frozen weights in 4 bits where they would be cut, or cannot be made.
 
@@ -73,13 +78,14 @@ def check_four_bit(
         reshard: See `internlm_mm.parallel.data.RESHARD`.
         offload: Whether parameters live in host memory.
         dtype: What layers compute in.
+        elsewhere: Whether the model will run on another machine, whose packages are not known.
 
     Raises:
         ValueError: Naming the key.
     """
     if not any(module.four_bit for module in adapted_layers(model)):
         return
-    missing = obstacles(FOUR_BIT, 'cpu', dtype)
+    missing = [] if elsewhere else obstacles(FOUR_BIT, 'cpu', dtype)
     found = [f'needs {FOUR_BIT.module}, which {reason}' for reason in missing]
     shards = layout.data_shard * layout.context
     if layout.tensor > 1:

@@ -138,7 +138,9 @@ def place_model(
     if techniques.float8 is not None:
         check_partners(layout.tensor, techniques.kernels.fuse)
     check_adapters(model, techniques.kernels.fuse, techniques.float8 is not None)
-    check_four_bit(model, layout, techniques.reshard, techniques.offload, techniques.param_dtype)
+    check_four_bit(
+        model, layout, techniques.reshard, techniques.offload, techniques.param_dtype, elsewhere
+    )
     round_frozen(model, techniques.param_dtype)
     plan = rounded = None
     accumulation = 'off: gradients add up where they are, in the precision of the masters'

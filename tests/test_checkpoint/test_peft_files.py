@@ -206,6 +206,9 @@ def test_damaged_folders_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'transformer\.h\.0\.lora_A\.weight' is no adapter of a"):
         read_peft(folder)
     save_file(tensors, file)
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r'adapter_model\.safetensors is truncated or damaged'):
+        read_peft(folder)
     (folder / 'adapter_config.json').write_text('{"r": 4')
     with pytest.raises(ValueError, match=r'adapter_config\.json is truncated or damaged'):
         adapter_of_peft(folder)

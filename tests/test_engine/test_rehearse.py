@@ -276,6 +276,23 @@ def test_packages_that_only_the_job_has(tmp_path: Path, monkeypatch) -> None:
         rehearse(tiny_config(tmp_path, **precise), 2)
 
 
+def test_four_bits_that_only_the_job_has(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, 'bitsandbytes', None)  # as if it were not installed
+    held = {}
+    for four_bit in (False, True):
+        options = {
+            'strategy__precision': dict(param='bfloat16'),
+            'model__adapter': dict(type='LoRA', rank=4, four_bit=four_bit),
+        }
+        (rank,) = rehearse(tiny_config(tmp_path, **SMALL, **options), 1)['ranks']
+        held[four_bit] = rank['memory']['kinds']['parameters']
+    matrices = 4 * (4 * 32 * 32 + 3 * 32 * 48)
+    # Two bytes a number; half a byte, and four for every 64 numbers' scale.
+    assert held[False] - held[True] == matrices * 2 - (matrices // 2 + matrices // 16)
+    with pytest.raises(ValueError, match=r'four_bit=True does not go with strategy\.par.*tensor=2'):
+        rehearse(tiny_config(tmp_path, **SMALL, **options, strategy__parallel=dict(tensor=2)), 2)
+
+
 def test_gathers_in_8_bits_are_reckoned(tmp_path: Path) -> None:
     """Of a model that FSDP2 shards: 1 byte a number of the layers' matrices, 2 of what is left."""
     precision = {'strategy__precision': dict(param='bfloat16'), 'strategy__parallel': {}}
