@@ -96,11 +96,12 @@ def check_documents(
         tokenizer: As in `check_conversation`.
     """
     problems = []
-    stops = set(template.stops(tokenizer)[0])
+    stops, words = template.stops(tokenizer)  # words, where the vocabulary lacks the tokens
     for number, document in enumerate(documents):
         for start, stop in _stretches(document.loss_mask):
             ids = document.ids[start:stop]
-            if not stops or stops & set(ids):
+            text = tokenizer.decode(ids) if words else ''
+            if not template.stop or {*stops} & {*ids} or any(word in text for word in words):
                 continue
             answer = read_answer_ids(template, tokenizer, ids)
             cut = stop == len(document.ids)

@@ -104,21 +104,26 @@ def test_text_that_reads_as_a_call(name, text, check):
     assert check(messages, FULL, 'internlm2') == []
 
 
-def encoded(exported, name: str, max_tokens: int = 10_000) -> tuple:
-    template, tokenizer = build_template(name), load_tokenizer(exported[name])
+def encoded(exported, name: str, max_tokens: int = 10_000, vocabulary: str = '') -> tuple:
+    template, tokenizer = build_template(name), load_tokenizer(exported[vocabulary or name])
     encoder = ConversationEncoder(tokenizer, template, max_tokens, 'truncate')
     return encoder(Example(CALLING, FULL, 'here', 'messages')).documents, template, tokenizer
 
 
-@pytest.mark.parametrize('name', WITH_TOOLS)
-def test_documents_that_are_cut(name, exported):
-    documents, template, tokenizer = encoded(exported, name)
+@pytest.mark.parametrize(
+    ('name', 'vocabulary'),
+    [*((name, name) for name in WITH_TOOLS), ('internlm_v1_1', 'chatml')],  # the last: as text
+)
+def test_documents_that_are_cut(name, vocabulary, exported):
+    documents, template, tokenizer = encoded(exported, name, vocabulary=vocabulary)
+    assert bool(template.stops(tokenizer)[0]) == (name == vocabulary)
     assert check_documents(documents, template, tokenizer) == []
     mask = documents[0].loss_mask
     start = mask.index(True)
     stop = mask.index(False, start)
     for length, words in ((stop - 2, 'inside a call'), (start + 1, 'inside an answer')):
-        [problem] = check_documents(encoded(exported, name, length)[0], template, tokenizer)
+        cut, _, _ = encoded(exported, name, length, vocabulary)
+        [problem] = check_documents(cut, template, tokenizer)
         assert problem == f'document 0, tokens {start}:{length}: it is cut off {words}'
 
 
