@@ -133,10 +133,10 @@ def check_tensors(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> None:
     stored = read_tensor_index(path)
     for name, shape in wanted.items():
         if name not in stored:
-            raise ValueError(
-                f'{path} is a checkpoint of another model: it has no {name!r}.'
-                f'{did_you_mean(name, stored) if len(stored) < 5000 else ""}'
-            )
+            hint = did_you_mean(name, stored) if len(stored) < 5000 else ''
+            if name.endswith('lm_head.weight') and any(map(is_score, stored)):
+                hint = ' It is a reward model, whose head gave way to a score'
+            raise ValueError(f'{path} is a checkpoint of another model: it has no {name!r}.{hint}')
         if tuple(stored[name]['shape']) != tuple(shape):
             raise ValueError(
                 f'{path} is a checkpoint of another model: {name!r} has shape '

@@ -22,11 +22,11 @@ Paths are taken from the current folder, {folder}
   python tools/train_tokenizer.py TEXTS --output data/text/tokenizer --vocab-size 103168
   python tools/preprocess_data.py TEXTS --output data/text/tokens \\
       --tokenizer data/text/tokenizer --validation-fraction 0.001
-Conversations are read as they are: docs/en/finetune.md.
+Conversations, and pairs of answers, are read as they are: docs/en/finetune.md, preference.md.
 A published model is not downloaded: set load_from and tokenizer.path to its folder
 (docs/en/import.md).
 For a speed run neither is needed: dataset=dict(type=RandomTokens, ...), as in
-internlm_7b_speed.py"""
+internlm_7b_speed.py, or RandomPairs, as in internlm_7b_dpo_speed.py"""
 
 
 def build_data_part(

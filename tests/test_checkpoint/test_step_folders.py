@@ -107,6 +107,11 @@ def test_another_model_is_refused_before_anything_is_read(tmp_path: Path) -> Non
         check_tensors(path, {'model.wieght': (3, 2)})
     with pytest.raises(ValueError, match=r'has shape \[3, 2\] there and \[2, 3\] here'):
         check_tensors(path, {'model.weight': (2, 3)})
+    scored = tmp_path / 'iter_2'
+    tensors = {'model.norm.weight': torch.ones(2), 'model.objective.score.weight': torch.ones(2)}
+    Checkpointer(async_save=False).save(scored, tensors, {})
+    with pytest.raises(ValueError, match=r"'model\.lm_head\.weight'\. It is a reward model"):
+        check_tensors(scored, {'model.lm_head.weight': (2,)})
     target = {'model.weight': torch.zeros(3, 2), 'model.other': torch.zeros(1)}
     with pytest.raises(ValueError, match='checkpoint of another model'):
         Checkpointer().load(path, target)
