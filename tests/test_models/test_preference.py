@@ -1,11 +1,13 @@
 """Objectives over pairs against the papers' formulas in float64, and against TRL's trainer."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from internlm_mm.datasets.packing import Row, collate_rows, pack_row, untrained_row
@@ -319,3 +321,47 @@ def test_it_is_what_trl_does(objective, options, tmp_path) -> None:
         ):
             assert outputs[key] / 5 == pytest.approx(metrics[theirs], rel=1e-4), key
         assert abs(outputs['rewards/margin']) > 0.5  # or all losses would be log(2)
+
+
+@pytest.mark.slow  # importing trl takes seconds
+@pytest.mark.filterwarnings('ignore')  # of trl and what it imports
+def test_simpo_is_what_trl_does() -> None:
+    """Their forward pass and loss, without the trainer around them."""
+    from trl.experimental.cpo import CPOTrainer
+
+    objective = SimPO(beta=2.5, gamma=0.4)
+    theirs = LlamaForCausalLM(
+        LlamaConfig(**THEIRS, attention_bias=True, tie_word_embeddings=False)
+    ).eval()
+    ours = randomize(InternLM(**SIZES, objective=objective), 0.2)
+    theirs.load_state_dict({llama_name(n): p.detach() for n, p in ours.named_parameters()})
+    outputs = ours(collate_rows([row_of(pairs) for pairs in pairs_of()]))
+    (outputs['loss'] / 5).backward()
+
+    batch: dict[str, torch.Tensor] = {}
+    pairs = [pair for row in pairs_of() for pair in row]
+    for side, name in enumerate(('chosen', 'rejected'), 1):
+        documents = [torch.tensor(pair[0] + pair[side]) for pair in pairs]
+        labels = [torch.tensor([-100] * len(pair[0]) + pair[side]) for pair in pairs]
+        masks = [torch.ones_like(document) for document in documents]
+        for kind, rows, filler in (
+            ('input_ids', documents, 0),
+            ('labels', labels, -100),
+            ('attention_mask', masks, 0),
+        ):
+            batch[f'{name}_{kind}'] = pad_sequence(rows, batch_first=True, padding_value=filler)
+    trainer = CPOTrainer.__new__(CPOTrainer)
+    trainer.accelerator = SimpleNamespace(
+        device=torch.device('cpu'), gather_for_metrics=lambda value: value
+    )
+    trainer.is_encoder_decoder = trainer.aux_loss_enabled = False
+    trainer.loss_type, trainer.beta, trainer.simpo_gamma = 'simpo', 2.5, 0.4
+    trainer.pad_token_id = trainer.cpo_alpha = trainer.alpha = trainer.label_smoothing = 0
+    loss, metrics = trainer.get_batch_loss_metrics(theirs, batch)
+    loss.backward()
+    torch.testing.assert_close(outputs['loss'].detach() / 5, loss.detach(), rtol=1e-5, atol=1e-6)
+    for name, parameter in ours.named_parameters():
+        wanted = theirs.get_parameter(llama_name(name)).grad
+        assert (parameter.grad - wanted).norm() / wanted.norm() < 1e-4, name
+    for key, kind in (('rewards/margin', 'margins'), ('rewards/accuracy', 'accuracies')):
+        assert outputs[key] / 5 == pytest.approx(metrics[f'rewards/{kind}'], rel=1e-4), key
