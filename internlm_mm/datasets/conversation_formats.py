@@ -260,7 +260,10 @@ def _pair_of(record: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _answer(record: Mapping[str, Any], key: str) -> dict[str, Any]:
-    return {'role': 'assistant', 'content': text_of(need(record, key), key)}
+    content = text_of(need(record, key), key)
+    if not content.strip():
+        raise ValueError(f'{key} is empty, and an empty answer would be learned')
+    return {'role': 'assistant', 'content': content}
 
 
 def refuse_filled(value: Any, field: str) -> None:

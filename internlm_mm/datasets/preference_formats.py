@@ -235,7 +235,7 @@ def _sharegpt(record: Mapping[str, Any]) -> _Parts:
 
 def _alpaca(record: Mapping[str, Any]) -> _Parts:
     """Alpaca's `instruction`, `input` and `history` before two texts, as LLaMA-Factory reads."""
-    *messages, _ = CONVERSATIONS['alpaca']({**record, 'output': ''})[0]
+    *messages, _ = CONVERSATIONS['alpaca']({**record, 'output': '-'})[0]  # two stand in its place
     return messages, _answer(record, 'chosen'), _answer(record, 'rejected'), []
 
 

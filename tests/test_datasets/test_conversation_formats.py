@@ -166,6 +166,8 @@ BAD = [
     ({'instruction': 'q', 'output': 'a', 'history': ['qa']}, "history[0]: a question and an"),
     ({'instruction': 'q', 'output': 'a', 'history': [[1, 'a']]}, 'history[0]: a text, not int'),
     ({'conversations': [{'from': 'hunan', 'value': 'q'}]}, "is none. Did you mean 'human'?"),
+    ({'instruction': 'Q', 'output': ' '}, 'output is empty, and an empty answer would be'),
+    ({'question': 'Q', 'answer': ''}, 'answer is empty, and an empty answer would be learned'),
     ({'conversations': [{'from': 'human'}]}, 'conversations[0].value: a text, not null or missing'),
     ({'conversations': ['q']}, 'conversations[0]: an object with from and value, not str'),
     ({'conversations': [{'from': 'function_call', 'value': 'f()'}]}, '[0].value: no JSON'),
