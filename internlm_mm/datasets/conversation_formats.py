@@ -189,7 +189,8 @@ def _weighed(message: Any, index: int) -> dict[str, Any]:
     return read
 
 
-def _alpaca(record: Mapping[str, Any]) -> Parts:
+def alpaca_prompt(record: Mapping[str, Any]) -> Parts:
+    """What stands before an answer in Alpaca's form: `history`, `instruction` and `input`."""
     messages = system_of(record)
     for index, turn in enumerate(list_of(record.get('history') or [], 'history')):
         if not isinstance(turn, Sequence) or isinstance(turn, str) or len(turn) != 2:
@@ -201,8 +202,12 @@ def _alpaca(record: Mapping[str, Any]) -> Parts:
     question = text_of(need(record, 'instruction'), 'instruction')
     more = text_of(record.get('input') or '', 'input')
     messages.append({'role': 'user', 'content': f'{question}\n{more}' if more else question})
-    messages.append(_answer(record, 'output'))
     return messages, tools_of(record)
+
+
+def _alpaca(record: Mapping[str, Any]) -> Parts:
+    messages, tools = alpaca_prompt(record)
+    return [*messages, _answer(record, 'output')], tools
 
 
 def _prompt_answer(record: Mapping[str, Any]) -> Parts:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from internlm_mm.datasets.conversation_formats import FORMATS as CONVERSATIONS
-from internlm_mm.datasets.conversation_formats import read_formed, refuse_filled
+from internlm_mm.datasets.conversation_formats import alpaca_prompt, read_formed, refuse_filled
 from internlm_mm.datasets.forms.fields import is_context, need
 from internlm_mm.datasets.records import Record
 from internlm_mm.utils.suggest import did_you_mean, kind, misspelt_key
@@ -235,7 +235,7 @@ def _sharegpt(record: Mapping[str, Any]) -> _Parts:
 
 def _alpaca(record: Mapping[str, Any]) -> _Parts:
     """Alpaca's `instruction`, `input` and `history` before two texts, as LLaMA-Factory reads."""
-    *messages, _ = CONVERSATIONS['alpaca']({**record, 'output': '-'})[0]  # two stand in its place
+    messages, _ = alpaca_prompt(record)
     return messages, _answer(record, 'chosen'), _answer(record, 'rejected'), []
 
 

@@ -78,16 +78,11 @@ def rehearse(
     asked = _techniques(strategy)
     is_budget = check_recompute(asked.recompute) is None
     techniques = replace(asked, recompute=0.0) if is_budget else asked
+    is_packed = data['documents'] == 'packed'
     check_layout(
         layout, model, step['seq_len'], step['micro_batches'], techniques.pipeline, local_size
     )
-    max_docs = 2 if data['documents'] == 'packed' else 1
-    check_documents(techniques.context_attention, layout.context, max_docs, 'train_dataloader')
-    kernels = check_kernels(strategy.get('kernels'))
-    check_whole_matrices(kernels, layout.tensor)
-    check_adapters(model, kernels.fuse, techniques.float8 is not None)
-    if techniques.float8 is not None:
-        check_partners(layout.tensor, kernels.fuse)
+    _check_partners(model, layout, techniques, strategy.get('kernels'), is_packed)
     optimizer = _check_optimizer(config, model, techniques)
     plan = None
     if layout.pipeline > 1:
@@ -104,7 +99,7 @@ def rehearse(
         step,
         model=model,
         optimizer=optimizer,
-        packed=data['documents'] == 'packed',
+        packed=is_packed,
         has_mask=any(one.pop('has_mask') for one in ranks),
         has_kernel=ranks[0]['attention'].startswith('varlen') and layout.context > 1,
     )
@@ -130,18 +125,41 @@ def rehearse(
         'step': step,
         'data': data,
         'techniques': {
-            'param': str(techniques.param_dtype).removeprefix('torch.'),
-            'reduce': str(techniques.reduce_dtype).removeprefix('torch.'),
-            'reshard': techniques.reshard,
-            **{key: getattr(techniques, key) for key in ('recompute', 'compile', 'offload')},
+            **_told(techniques),
             'recompute_chosen': chosen,
-            'float8': _float8_text(techniques.float8),
             'attention': ranks[0]['attention'],
             'schedule': plan and plan.schedule,
         },
         'stages': _stages(layout, plan, list(getattr(model, 'layers', ()))),
         'ranks': ranks,
         'seconds': time.perf_counter() - start,
+    }
+
+
+def _check_partners(
+    model: nn.Module,
+    layout: Layout,
+    techniques: Techniques,
+    asked_kernels: Mapping[str, Any] | None,
+    is_packed: bool,
+) -> None:
+    """Refuse techniques that do not go with each other, as the job does."""
+    documents = 2 if is_packed else 1
+    check_documents(techniques.context_attention, layout.context, documents, 'train_dataloader')
+    kernels = check_kernels(asked_kernels)
+    check_whole_matrices(kernels, layout.tensor)
+    check_adapters(model, kernels.fuse, techniques.float8 is not None)
+    if techniques.float8 is not None:
+        check_partners(layout.tensor, kernels.fuse)
+
+
+def _told(techniques: Techniques) -> dict[str, Any]:
+    return {
+        'param': str(techniques.param_dtype).removeprefix('torch.'),
+        'reduce': str(techniques.reduce_dtype).removeprefix('torch.'),
+        'reshard': techniques.reshard,
+        **{key: getattr(techniques, key) for key in ('recompute', 'compile', 'offload')},
+        'float8': _float8_text(techniques.float8),
     }
 
 

@@ -28,7 +28,8 @@ _IN_BYTES = {
 """What inductor is told where matrices are rounded and turned. Left alone it fuses sums over rows
 and over columns into one kernel, one of a norm's backward pass, and with them the writing of a
 turned matrix that reads the same rows: a byte here and a byte there, which for Llama-3-8B in 8 bits
-took a tenth of a step on an H200 (docs/en/performance.md). The pass: see there."""
+took a tenth of a step on an H200 (docs/en/performance.md).
+What the pass is for is said in its module."""
 
 
 def compile_layers(

@@ -90,12 +90,9 @@ def check_model(model: str, page: bool, template: str | None = None) -> None:
         backend_maker(model)
     elif page and not is_url(model):
         # Seconds, but the page would take them, and the terminal would have said that all is well.
-        from internlm_mm.checkpoint.hf_files import is_hf_folder
-        from internlm_mm.checkpoint.peft_files import is_peft_folder
-        from internlm_mm.checkpoint.step_folders import find_checkpoint
+        from internlm_mm.inference import stored_template
 
-        if not (is_hf_folder(model) or is_peft_folder(model)):
-            find_checkpoint(model)
+        stored_template(model)
     if page and template is not None:
         from internlm_mm.tokenizers import build_template  # takes seconds
 
