@@ -235,8 +235,8 @@ def _sharegpt(record: Mapping[str, Any]) -> _Parts:
 
 def _alpaca(record: Mapping[str, Any]) -> _Parts:
     """Alpaca's `instruction`, `input` and `history` before two texts, as LLaMA-Factory reads."""
-    messages, _ = alpaca_prompt(record)
-    return messages, _answer(record, 'chosen'), _answer(record, 'rejected'), []
+    messages, tools = alpaca_prompt(record)
+    return messages, _answer(record, 'chosen'), _answer(record, 'rejected'), tools
 
 
 FORMATS: dict[str, Callable[[Mapping[str, Any]], _Parts]] = {

@@ -148,6 +148,9 @@ def test_answers_with_calls_and_functions(tmp_path) -> None:
         write(tmp_path / 'c.jsonl', dict(messages=USER, chosen=CALLS, rejected=BAD, tools=tools))
     )
     assert messages[:4] == found[:4]
+    alpaca = dict(instruction='Hi?', chosen=GOOD, rejected=BAD, tools=tools)
+    (texts,) = read_preferences(write(tmp_path / 'd.jsonl', alpaca))
+    assert (texts.format, texts.tools) == ('alpaca', tools)
 
 
 def test_kinds_of_files(tmp_path) -> None:
