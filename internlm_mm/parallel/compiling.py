@@ -10,6 +10,7 @@ from torch._functorch import config as partition
 
 from internlm_mm.parallel.data import layers_of
 from internlm_mm.parallel.kept_scales import KeptScales
+from internlm_mm.parallel.late_turns import LateTurns
 from internlm_mm.parallel.recompute import SELECTIVE
 
 _ELEMENTWISE_AGAIN: dict[str, Any] = {
@@ -23,13 +24,14 @@ default it lets those be kept. Products, attention and sums are never computed a
 
 _IN_BYTES = {
     'triton.mix_order_reduction': False,
+    'joint_custom_pre_pass': LateTurns(),
     'post_grad_custom_pre_pass': KeptScales(),
 }
 """What inductor is told where matrices are rounded and turned. Left alone it fuses sums over rows
 and over columns into one kernel, one of a norm's backward pass, and with them the writing of a
 turned matrix that reads the same rows: a byte here and a byte there, which for Llama-3-8B in 8 bits
 took a tenth of a step on an H200 (docs/en/performance.md).
-What the pass is for is said in its module."""
+What the passes are for is said in their modules."""
 
 
 def compile_layers(
