@@ -18,6 +18,7 @@ from internlm_mm.engine.benchmark_report import (
     add_breakdown,
     add_matmul_rate,
     config_hash,
+    rate_of_products,
     render,
     save_record,
 )
@@ -30,7 +31,6 @@ from internlm_mm.utils.config import load_config, parse_cfg_options
 from internlm_mm.utils.config_check import check_config
 from internlm_mm.utils.device import release_cached
 from internlm_mm.utils.launch import LAUNCHERS
-from internlm_mm.utils.rates import matmul_rate
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         framework.close()
     runner = framework.runner
     release_cached(runner.strategy.device)  # the products need a little, and may find none
-    add_matmul_rate(report, matmul_rate(runner.strategy.device, runner.strategy.param_dtype))
+    add_matmul_rate(report, rate_of_products(runner.strategy))
     if found:
         add_breakdown(report, found)
     if dist.is_initialized():

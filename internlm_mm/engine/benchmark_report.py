@@ -17,8 +17,10 @@ from mmengine.config import Config
 
 from internlm_mm.engine.runner import LLMRunner
 from internlm_mm.parallel.recompute import recomputed_layers
+from internlm_mm.parallel.strategy import HybridParallelStrategy
 from internlm_mm.utils.config import dump_config
 from internlm_mm.utils.device import peak_flops
+from internlm_mm.utils.rates import float8_matmul_rate, matmul_rate
 from internlm_mm.utils.system import builds, cpu_name, nvidia_smi, packages
 
 
@@ -74,8 +76,8 @@ def speed_report(
         devices; of one device `tgs` and `useful_tgs` (trained tokens); `data_share`,
         `skipped_steps`; `tflops_full` and `tflops_causal`, `hardware_tflops_full` and `..._causal`
         with recomputation, `trained_share` of the weights, on devices with a known peak `mfu_full`,
-        `mfu_causal`, `hfu_full` and `hfu_causal`; `peak_memory_bytes`, the most of any rank, and
-        what they ran on.
+        `mfu_causal`, `hfu_full` and `hfu_causal`; `peak_memory_bytes`, the most of any rank;
+        `float8`, the recipe, where products are in 8 bits; and what they ran on.
     """
     device = runner.strategy.device
     times = summarise(seconds)
@@ -92,12 +94,15 @@ def speed_report(
         'devices': runner.world_size,
         'device': torch.cuda.get_device_name(device) if device.type == 'cuda' else cpu_name(),
         'device_type': device.type,
-        'dtype': str(runner.strategy.param_dtype).removeprefix('torch.'),
-        'reduce_dtype': str(runner.strategy.reduce_dtype).removeprefix('torch.'),
+        'dtype': _name_of(runner.strategy.param_dtype),
+        'reduce_dtype': _name_of(runner.strategy.reduce_dtype),
         'threads': torch.get_num_threads(),
         'torch': torch.__version__,
         'peak_memory_bytes': most_of_ranks(peak_memory(device)),
     }
+    float8 = runner.strategy.techniques.float8
+    if float8 is not None:
+        report['float8'] = float8.recipe + (', emulated' if float8.emulate else '')
     if device.type == 'cuda':
         report['reserved_memory_bytes'] = most_of_ranks(torch.cuda.max_memory_reserved(device))
     if runner.flops_per_token is not None:
@@ -125,8 +130,25 @@ def _arithmetic(runner: LLMRunner, tgs: float) -> dict[str, float]:
     return found
 
 
-def add_matmul_rate(report: dict[str, Any], flops: float) -> None:
-    """Compare the arithmetic with what the device's matrix products were measured to do, FLOP/s."""
+def rate_of_products(strategy: HybridParallelStrategy) -> tuple[float, str] | None:
+    """FLOP/s of matrix products like those of a run's layers, measured, and their dtype.
+
+    None where such products cannot be measured: of 8 bits and emulated, or not here.
+    """
+    float8 = strategy.techniques.float8
+    if float8 is None:
+        dtype = strategy.param_dtype
+        return matmul_rate(strategy.device, dtype), _name_of(dtype)
+    if float8.emulate:
+        return None
+    return float8_matmul_rate(strategy.device), 'float8'
+
+
+def add_matmul_rate(report: dict[str, Any], rate: tuple[float, str] | None) -> None:
+    """Compare the arithmetic with the rate of `rate_of_products`, if there is one."""
+    if rate is None:
+        return
+    flops, report['matmul_dtype'] = rate
     report['matmul_tflops'] = flops / 1e12
     for name in ('full', 'causal'):
         if f'tflops_{name}' in report:
@@ -181,7 +203,8 @@ def honest_line(report: Mapping[str, Any]) -> str:
     if 'of_matmul_full' in report:
         parts.append(
             f'{report["of_matmul_full"]:.1%} full, {report["of_matmul_causal"]:.1%} causal of the '
-            f'{report["matmul_tflops"]:,.3g} TFLOP/s that {report["dtype"]} products reach here'
+            f'{report["matmul_tflops"]:,.3g} TFLOP/s that {report["matmul_dtype"]} products '
+            'reach here'
         )
     return ' | '.join(parts)
 
@@ -189,8 +212,11 @@ def honest_line(report: Mapping[str, Any]) -> str:
 def render(report: Mapping[str, Any]) -> str:
     """The report as lines for a person."""
     ours = report['framework']
+    dtype = report['dtype']
+    if 'float8' in report:
+        dtype += f' with products in fp8 ({report["float8"]})'
     lines = [
-        f'{report["devices"]} x {report["device"]}, torch {report["torch"]}, {report["dtype"]}, '
+        f'{report["devices"]} x {report["device"]}, torch {report["torch"]}, {dtype}, '
         f'gradients summed in {report["reduce_dtype"]}, {report["threads"]} threads',
         f'step {ours["median"] * 1e3:,.1f} ms (median of {ours["steps"]}, '
         f'{ours["minimum"] * 1e3:,.1f} to {ours["maximum"] * 1e3:,.1f}, spread '
@@ -220,6 +246,10 @@ def render(report: Mapping[str, Any]) -> str:
         lines.append(f'bare loop {bare["median"] * 1e3:,.1f} ms (spread {bare["spread"]:.1%})')
         lines.append(f'framework / bare = {report["ratio_to_bare"]:.4f} (blocks: {blocks})')
     return '\n'.join(lines)
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix('torch.')
 
 
 def config_hash(config: Config) -> str:

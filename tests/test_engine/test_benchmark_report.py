@@ -16,11 +16,14 @@ from internlm_mm.engine.benchmark_report import (
     config_hash,
     honest_line,
     peak_memory,
+    rate_of_products,
     render,
     save_record,
     speed_report,
     summarise,
 )
+from internlm_mm.parallel.float8 import Float8
+from internlm_mm.parallel.place import Techniques
 from internlm_mm.parallel.recompute import recompute_layers
 from internlm_mm.utils.flops import FlopsPerToken
 from tests.helpers import tiny_config
@@ -44,7 +47,9 @@ def test_one_step_is_no_measurement(seconds: list) -> None:
         summarise(seconds)
 
 
-def runner_of(world_size: int = 1, recompute: float = 0.0, **changes: Any) -> Any:
+def runner_of(
+    world_size: int = 1, recompute: float = 0.0, float8: Float8 | None = None, **changes: Any
+) -> Any:
     part = torch.nn.Module()
     part.layers = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(4))
     recompute_layers(part, recompute)
@@ -55,6 +60,7 @@ def runner_of(world_size: int = 1, recompute: float = 0.0, **changes: Any) -> An
             device=CPU,
             param_dtype=torch.bfloat16,
             reduce_dtype=torch.float32,
+            techniques=Techniques(float8=float8),
             parts=[part, part],
             sum_over_ranks=lambda values: [value * world_size for value in values],
         ),
@@ -84,7 +90,7 @@ def test_a_report_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report['mfu_causal'] == pytest.approx(0.10)
     assert report['hfu_full'] == pytest.approx(0.14)
     assert report['hfu_causal'] == pytest.approx(0.115)
-    add_matmul_rate(report, 80e12)
+    add_matmul_rate(report, (80e12, 'bfloat16'))
     assert report['of_matmul_full'] == pytest.approx(12 / 80)
     assert report['of_matmul_causal'] == pytest.approx(10 / 80)
     report['peak_memory_bytes'] = 3 * 2**30
@@ -127,13 +133,42 @@ def test_what_is_not_known_is_not_told() -> None:
     runner = runner_of()
     runner.flops_per_token = None
     report = speed_report(runner, [1.0, 1.0], [outputs()])
-    add_matmul_rate(report, 1e12)
+    add_matmul_rate(report, (1e12, 'bfloat16'))
     line = honest_line(report)
     assert 'FLOP' not in line and 'MFU' not in line and line.endswith(' GiB')
     report = speed_report(runner_of(), [1.0, 1.0], [outputs()])
     assert 'mfu_full' not in report  # a CPU has no peak that is known
     assert report['hardware_tflops_full'] == report['tflops_full']
     assert 'skipped' not in render(report)
+
+
+def test_products_in_8_bits_are_compared_with_such_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(benchmark_report, 'matmul_rate', lambda device, dtype: 80e12)
+    monkeypatch.setattr(benchmark_report, 'float8_matmul_rate', lambda device: 160e12)
+    for float8, rate, header, end in (
+        (None, (80e12, 'bfloat16'), 'bfloat16', 'of the 80 TFLOP/s that bfloat16 products'),
+        (
+            Float8(),
+            (160e12, 'float8'),
+            'bfloat16 with products in fp8 (tensorwise)',
+            'of the 160 TFLOP/s that float8 products',
+        ),
+        (
+            Float8(recipe='rowwise', emulate=True),
+            None,
+            'bfloat16 with products in fp8 (rowwise, emulated)',
+            ' GiB',
+        ),
+    ):
+        runner = runner_of(float8=float8)
+        report = speed_report(runner, [2.0, 2.0], [outputs()] * 2)
+        assert rate_of_products(runner.strategy) == rate
+        add_matmul_rate(report, rate)
+        assert report['dtype'] == 'bfloat16' and ('float8' in report) is (float8 is not None)
+        assert f'{header}, gradients summed in float32' in render(report)
+        assert honest_line(report).removesuffix(' reach here').endswith(end)
 
 
 def test_parts_and_the_timed_step() -> None:

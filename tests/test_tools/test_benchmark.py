@@ -1,3 +1,4 @@
+import importlib.util
 import json
 from pathlib import Path
 
@@ -39,6 +40,16 @@ def test_json_alone(
     assert report['of_matmul_full'] > 0 and 'breakdown' not in report
     assert report['bare']['steps'] == 2
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(importlib.util.find_spec('torchao') is None, reason='torchao is not installed')
+@pytest.mark.filterwarnings('ignore')  # torchao's, of its own use of torch
+def test_products_in_8_bits_are_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ['strategy.float8.emulate=True', 'strategy.precision.param=bfloat16']
+    assert main([*COMMAND, '--no-records', '--cfg-options', *options]) == 0
+    out = capsys.readouterr().out
+    assert ', bfloat16 with products in fp8 (tensorwise, emulated), gradients' in out
+    assert 'reach here' not in out  # none were measured
 
 
 def test_the_bare_loop_knows_no_adapters(capsys: pytest.CaptureFixture[str]) -> None:
