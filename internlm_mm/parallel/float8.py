@@ -75,6 +75,7 @@ def check_float8(options: Mapping[str, Any] | None, param_dtype: torch.dtype) ->
             raise ValueError(
                 f'strategy.float8.{key}={value!r} is unknown.{did_you_mean(key, known)}'
             )
+    _check_kinds(options)
     found = Float8(**{**options, 'skip': tuple(options.get('skip', ()))})
     if found.recipe not in RECIPES:
         raise ValueError(
@@ -87,6 +88,40 @@ def check_float8(options: Mapping[str, Any] | None, param_dtype: torch.dtype) ->
     if param_dtype == torch.float64:
         raise ValueError("strategy.float8 does not go with strategy.precision.param='float64'")
     return found
+
+
+def _check_kinds(options: Mapping[str, Any]) -> None:
+    """Refuse what would count as true, or be taken apart: a word for a bool, text for a list."""
+    skip = options.get('skip', ())
+    if not isinstance(skip, (list, tuple)) or not all(isinstance(glob, str) for glob in skip):
+        raise ValueError(
+            f"strategy.float8.skip={skip!r}: expected a list of globs, as ['*.down_proj']"
+        )
+    for key, expected in (('all_gather', 'True, False or None'), ('emulate', 'True or False')):
+        value = options.get(key, False)
+        if not isinstance(value, bool) and not (key == 'all_gather' and value is None):
+            raise ValueError(f'strategy.float8.{key}={value!r}: expected {expected}')
+
+
+def check_skip(model: nn.Module, options: Float8) -> None:
+    """Refuse globs of `skip` that leave nothing out.
+
+    Args:
+        model: Whole: a stage of a pipeline has not all layers.
+        options: See there.
+
+    Raises:
+        ValueError: With the glob and the nearest that would.
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for pattern in options.skip:
+        if any(fnmatchcase(name, pattern) for name in names):
+            continue
+        parts = [name.split('.') for name in names]
+        globs = {f'*.{".".join(part[i:])}' for part in parts for i in range(1, len(part))}
+        globs |= {f'{".".join(part[:i])}.*' for part in parts for i in range(1, len(part))}
+        hint = did_you_mean(pattern, sorted({*names, *globs}))
+        raise ValueError(f'strategy.float8.skip: {pattern!r} matches no linear layer.{hint}')
 
 
 def check_partners(tensor: int, fuse: bool) -> None:
@@ -194,8 +229,14 @@ def rounded_weights(model: nn.Module, options: Float8 | None) -> frozenset[str]:
     Args:
         model: Whole, as it is before `apply_float8`.
         options: See there; None for no float8.
+
+    Raises:
+        ValueError: See `check_skip`.
     """
-    if options is None or not options.gathers:
+    if options is None:
+        return frozenset()
+    check_skip(model, options)
+    if not options.gathers:
         return frozenset()
     chosen = {id(module) for module in _choose(model, options.skip)[0]}
     return frozenset(

@@ -18,7 +18,7 @@ from internlm_mm.parallel.adapters import (
 from internlm_mm.parallel.attention import apply_attention
 from internlm_mm.parallel.compiling import compile_layers
 from internlm_mm.parallel.data import allocate, shard_model
-from internlm_mm.parallel.float8 import Float8, apply_float8, check_partners
+from internlm_mm.parallel.float8 import Float8, apply_float8, check_partners, check_skip
 from internlm_mm.parallel.initialize import initialize_parameters
 from internlm_mm.parallel.kernels import Kernels, apply_kernels
 from internlm_mm.parallel.mesh import Layout, ParallelMesh
@@ -137,6 +137,7 @@ def place_model(
     """
     if techniques.float8 is not None:
         check_partners(layout.tensor, techniques.kernels.fuse)
+        check_skip(model, techniques.float8)
     check_adapters(model, techniques.kernels.fuse, techniques.float8 is not None)
     check_four_bit(
         model, layout, techniques.reshard, techniques.offload, techniques.param_dtype, elsewhere

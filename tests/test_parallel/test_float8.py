@@ -1,6 +1,7 @@
 """Products in 8 bits, computed in the wide dtype from rounded operands, which runs on a CPU."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,11 @@ from internlm_mm.parallel.float8 import (
     apply_float8,
     check_float8,
     check_partners,
+    check_skip,
     rounded_weights,
 )
+from internlm_mm.parallel.mesh import Layout
+from internlm_mm.parallel.place import Techniques, place_model
 from internlm_mm.utils.shards import local_tensor
 from tests.helpers import tiny_runner
 from tests.strategies import OPTIM, strategy
@@ -46,6 +50,18 @@ def model(**sizes: int) -> InternLM:
         ({'recipy': 'x'}, r"strategy\.float8\.recipy='x' is unknown.*'recipe'"),
         ({'recipe': 'tensorwize'}, r"strategy\.float8\.recipe='tensorwize'.*'tensorwise'"),
         ({'recipe': 'rowwise', 'all_gather': True}, r"works with recipe='tensorwise'"),
+        ({'recipe': 8}, r'strategy\.float8\.recipe=8\. Valid: rowwise, '),
+        (
+            {'skip': '*.down_proj'},
+            r"float8\.skip='\*\.down_proj': expected a list of globs, as \['",
+        ),
+        ({'skip': 7}, r'strategy\.float8\.skip=7: expected a list of globs'),
+        ({'skip': [3]}, r'strategy\.float8\.skip=\[3\]: expected a list of globs'),
+        ({'skip': None}, r'strategy\.float8\.skip=None: expected a list of globs'),
+        ({'emulate': 'no'}, r"strategy\.float8\.emulate='no': expected True or False"),
+        ({'emulate': None}, r'strategy\.float8\.emulate=None: expected True or False'),
+        ({'all_gather': 'maybe'}, r"float8\.all_gather='maybe': expected True, False or None"),
+        ({'all_gather': 1}, r'float8\.all_gather=1: expected True, False or None'),
     ],
 )
 def test_bad_options(options: dict, message: str) -> None:
@@ -60,8 +76,32 @@ def test_options() -> None:
     assert check_float8({}, torch.bfloat16) == Float8()
     assert Float8().gathers and not Float8(recipe='rowwise').gathers
     assert not Float8(all_gather=False).gathers
+    assert check_float8({'all_gather': None, 'skip': ['*.x']}, torch.bfloat16) == Float8(
+        skip=('*.x',)
+    )
     with pytest.raises(ValueError, match='float64'):
         check_float8({}, torch.float64)
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'near'),
+    [
+        ('*.dwn_proj', '*.down_proj'),
+        ('layers.0', 'layers.0.*'),
+        ('layer.1.*', 'layers.1.*'),
+        ('down_proj', '*.down_proj'),
+    ],
+)
+def test_a_glob_that_leaves_nothing_out(pattern: str, near: str) -> None:
+    options = Float8(skip=('layers.1.*', 'lm_head', pattern), all_gather=False, emulate=True)
+    message = rf"skip: '{re.escape(pattern)}' matches no linear layer.*'{re.escape(near)}'"
+    with pytest.raises(ValueError, match=message):
+        rounded_weights(model(), options)
+    with pytest.raises(ValueError, match=message):
+        place_model(
+            model(), Layout(), 0, None, Techniques(float8=options), CPU
+        )  # before torchao is asked for
+    check_skip(model(), Float8(skip=('layers.1.*', '*.mlp.*', 'layers.?.self_attn.q_proj')))
 
 
 def test_techniques_that_it_does_not_go_with() -> None:
