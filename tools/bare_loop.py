@@ -1,12 +1,12 @@
 """The same model and step in a bare loop: what the framework's overhead is measured against.
 
-Imports our model and nothing else of ours. Same shapes, fused AdamW, clip and finite check; no
+Imports our model and nothing else of ours. Same shapes, attention, AdamW, clip and finite check; no
 hooks, no data pipeline, no checkpoints. One process in fp32, or FSDP2 over all processes of the job
-in bf16, kept gathered over the step, with one fp32 reduction.
+in the framework's precision, kept gathered over the step, with one reduction.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,10 +24,12 @@ class BareLoop:
         model: Name of a class of `internlm_mm.models`, and its arguments as `options`.
         options: Sizes.
         device: Where to train.
-        lr: Learning rate.
+        optimizer: Options of AdamW.
         max_norm: Largest gradient norm.
-        sharded: Whether to shard over the job's processes and compute in bf16.
+        dtypes: What layers compute and gradients are summed in, to shard over the job's processes;
+            None for one process in fp32.
         compile: Whether to compile each layer.
+        attend: The attention of all layers; the model's own if None.
     """
 
     def __init__(
@@ -35,21 +37,23 @@ class BareLoop:
         model: str,
         options: dict[str, Any],
         device: torch.device,
-        lr: float,
+        optimizer: dict[str, Any],
         max_norm: float,
-        sharded: bool,
+        dtypes: tuple[torch.dtype, torch.dtype] | None,
         compile: bool,  # noqa: A002
+        attend: Callable[..., Any] | None = None,
     ) -> None:
         with torch.device('meta'):
             self.model: Any = getattr(models, model)(**options)
         for layer in self.model.layers.values():
+            layer.self_attn.attend = attend or layer.self_attn.attend
             if compile:
                 layer.compile()
-            if sharded:
-                self._shard(layer)
-        if sharded:
-            self._shard(self.model)
-        self.sharded, self.device, self.max_norm = sharded, device, max_norm
+            if dtypes:
+                self._shard(layer, *dtypes)
+        if dtypes:
+            self._shard(self.model, *dtypes)
+        self.sharded, self.device, self.max_norm = dtypes is not None, device, max_norm
         self.model.to_empty(device=device)
         for parameter in self.model.parameters():
             nn.init.normal_(parameter, std=0.006)
@@ -57,15 +61,14 @@ class BareLoop:
             {'params': [p for p in self.model.parameters() if p.ndim >= 2]},
             {'params': [p for p in self.model.parameters() if p.ndim < 2], 'weight_decay': 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(groups, **optimizer)
 
     @staticmethod
-    def _shard(module: Any) -> None:
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    def _shard(module: Any, param: torch.dtype, reduce: torch.dtype) -> None:
+        policy = MixedPrecisionPolicy(param, reduce, cast_forward_inputs=False)
         fully_shard(module, mp_policy=policy, reshard_after_forward=False)
         module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)  # which gloo has, too
 
     def step(self, batches: Sequence[Any]) -> float:
         """One optimizer step over micro-batches. Returns the mean loss of this rank's share."""
@@ -78,6 +81,7 @@ class BareLoop:
             last = index == len(batches) - 1
             if self.sharded:
                 self.model.set_requires_gradient_sync(last)
+                self.model.set_is_last_backward(last)
                 self.model.set_reshard_after_backward(last)
             loss = self.model(batch.to(self.device))['loss'] / divisor
             loss.backward()

@@ -13,6 +13,7 @@ from bare_loop import BareLoop  # beside this file
 from mmengine.config import Config
 
 from internlm_mm.engine.benchmark import FrameworkSteps, measure
+from internlm_mm.engine.benchmark_bare import attention_of, beyond_bare, check_bare
 from internlm_mm.engine.benchmark_memory import host_memory, reckon_memory, render_memory
 from internlm_mm.engine.benchmark_report import (
     add_breakdown,
@@ -64,15 +65,18 @@ def bare_step(framework: FrameworkSteps, config: Config) -> Callable[[], float]:
     """One step of the bare loop over batches of the same shapes."""
     model = dict(config.model)
     named = model.pop('type')
-    strategy = framework.runner.strategy
+    optimizer = dict(config.optim_wrapper.optimizer)
+    del optimizer['type']
+    runner, strategy = framework.runner, framework.runner.strategy
     loop = BareLoop(
         named if isinstance(named, str) else named.__name__,
         model,
         strategy.device,
-        lr=config.optim_wrapper.optimizer.lr,
+        optimizer=optimizer,
         max_norm=config.optim_wrapper.clip_grad.max_norm,
-        sharded=strategy.mesh is not None,
+        dtypes=strategy.mesh and (strategy.param_dtype, strategy.reduce_dtype),
         compile=strategy.techniques.compile,
+        attend=attention_of(runner.model),
     )
     batches = itertools.cycle(framework.sample(4))
     return lambda: loop.step(next(batches))
@@ -99,8 +103,6 @@ def read_config(args: argparse.Namespace) -> Config:
     config = load_config(args.config, parse_cfg_options(args.cfg_options))
     config.launcher = args.launcher
     adopt_model(config)
-    if args.against and config.model.get('adapter') is not None:
-        raise ValueError('--against bare: the bare loop knows no model.adapter')
     # Long enough for every step; nothing is saved, evaluated or resumed while the clock runs.
     config.train_cfg.max_iters = 1_000_000
     config.default_hooks.checkpoint = None
@@ -120,17 +122,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             config.work_dir = work_dir
             config.log_level = 'WARNING'  # no progress towards a last step that never comes
             check_config(config)
-            framework = FrameworkSteps(LLMRunner.from_cfg(config))
+            runner = LLMRunner.from_cfg(config)
+            if args.against:
+                check_bare(config, runner.strategy)
+            framework = FrameworkSteps(runner)
         except USER_ERRORS as error:
             tell_once(f'error: {error.args[0] if isinstance(error, KeyError) else error}')
             return MISTAKE_EXIT_CODE
         other = bare_step(framework, config) if args.against else None
         report = measure(framework, other, args.warmup, args.steps, args.blocks)
+        if args.against:
+            report['beyond_bare'] = beyond_bare(runner.model, runner.strategy.device)
         if args.breakdown:
-            report |= host_memory(framework.runner.strategy.device)
+            report |= host_memory(runner.strategy.device)
         found = framework.profile(args.profiled_steps) if args.breakdown else {}
         framework.close()
-    runner = framework.runner
     release_cached(runner.strategy.device)  # the products need a little, and may find none
     add_matmul_rate(report, rate_of_products(runner.strategy))
     if found:

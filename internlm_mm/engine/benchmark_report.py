@@ -245,6 +245,8 @@ def render(report: Mapping[str, Any]) -> str:
         blocks = ', '.join(f'{ratio:.4f}' for ratio in report['ratios'])
         lines.append(f'bare loop {bare["median"] * 1e3:,.1f} ms (spread {bare["spread"]:.1%})')
         lines.append(f'framework / bare = {report["ratio_to_bare"]:.4f} (blocks: {blocks})')
+        if report.get('beyond_bare'):
+            lines.append(f'the framework alone has {"; ".join(report["beyond_bare"])}')
     return '\n'.join(lines)
 
 

@@ -171,6 +171,15 @@ def test_products_in_8_bits_are_compared_with_such_products(
         assert honest_line(report).removesuffix(' reach here').endswith(end)
 
 
+def test_what_the_bare_loop_lacks_is_told_of() -> None:
+    report = speed_report(runner_of(), [2.0, 2.0], [outputs()] * 2)
+    report |= dict(bare=dict(median=1.0, spread=0.0), ratios=[2.0, 2.0], ratio_to_bare=2.0)
+    lines = render(report | {'beyond_bare': []}).splitlines()
+    assert lines[-1] == 'framework / bare = 2.0000 (blocks: 2.0000, 2.0000)'
+    lines = render(report | {'beyond_bare': ['this', 'that']}).splitlines()
+    assert lines[-1] == 'the framework alone has this; that'
+
+
 def test_parts_and_the_timed_step() -> None:
     report = {'framework': {'median': 0.9}}
     add_breakdown(report, {'parts_ms': {'matmul': 600.0, 'idle': 350.0}, 'step_ms': 950.0})

@@ -52,10 +52,25 @@ def test_products_in_8_bits_are_told_of(capsys: pytest.CaptureFixture[str]) -> N
     assert 'reach here' not in out  # none were measured
 
 
-def test_the_bare_loop_knows_no_adapters(capsys: pytest.CaptureFixture[str]) -> None:
-    adapter = ['--cfg-options', 'model.adapter.rank=4']
-    assert main([*COMMAND, '--no-records', '--against', 'bare', *adapter]) == 2
-    assert 'the bare loop knows no model.adapter' in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ('options', 'unknown'),
+    [
+        (['model.adapter.rank=4'], 'model.adapter'),
+        (['optim_wrapper.clip_grad=None'], 'optim_wrapper.clip_grad=None'),
+        (
+            ['optim_wrapper.optimizer.type=MuonAdamW', 'optim_wrapper.optimizer.fused=False'],
+            'optim_wrapper.optimizer.type=MuonAdamW',
+        ),
+    ],
+)
+def test_what_the_bare_loop_does_not_know_is_refused_first(
+    options: list[str], unknown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*COMMAND, '--no-records', '--against', 'bare', '--cfg-options', *options]
+    assert main(command) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f'error: --against bare: the bare loop knows no {unknown}\n'
+    assert not captured.out
 
 
 def test_a_mistake_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
