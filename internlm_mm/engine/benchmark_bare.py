@@ -1,17 +1,15 @@
 """Which runs `tools/bare_loop.py` has the step of, and what they have beyond it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import AdamW
 
-import internlm_mm.models as models
-from internlm_mm.ops.attention import Attend
 from internlm_mm.optim import DecayGroupsConstructor, HybridZeroOptimWrapper
 from internlm_mm.parallel.kernels import Kernels
 from internlm_mm.parallel.place import Techniques
@@ -44,7 +42,7 @@ def check_bare(config: Config, strategy: HybridParallelStrategy) -> None:
 
 def _of_model(model: Any) -> Iterator[str]:
     named = resolve_type(model.type, MODELS, 'model.type')
-    if getattr(models, named.__name__, None) is not named:
+    if not named.__module__.startswith('internlm_mm.models.'):
         yield f'model.type={named.__name__}'
     if model.get('adapter') is not None:
         yield 'model.adapter'
@@ -85,7 +83,7 @@ def _of_strategy(strategy: HybridParallelStrategy) -> Iterator[str]:
             yield f'strategy.parallel.{axis}={degree}'
 
 
-def attention_of(model: nn.Module) -> Attend | None:
+def attention_of(model: nn.Module) -> Callable[..., Tensor] | None:
     """The function that a model's layers attend by, which one placed model has one of."""
     return next((m.attend for m in model.modules() if hasattr(m, 'attend')), None)  # type: ignore[return-value]
 

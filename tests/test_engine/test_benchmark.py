@@ -11,6 +11,7 @@ import torch
 from internlm_mm.engine.benchmark import FrameworkSteps, measure, time_steps
 from internlm_mm.engine.benchmark_report import render
 from internlm_mm.engine.breakdown import KINDS
+from internlm_mm.parallel.place import Techniques
 from tests.helpers import tiny_runner
 
 CPU = torch.device('cpu')
@@ -29,7 +30,10 @@ class FakeSteps:
     def __init__(self, seconds: float, order: list[str]) -> None:
         self.runner = SimpleNamespace(
             strategy=SimpleNamespace(
-                device=CPU, param_dtype=torch.float32, reduce_dtype=torch.float32
+                device=CPU,
+                param_dtype=torch.float32,
+                reduce_dtype=torch.float32,
+                techniques=Techniques(),
             ),
             flops_per_token=None,  # a model without the usual sizes
             world_size=1,
