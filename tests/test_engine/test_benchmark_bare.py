@@ -1,8 +1,10 @@
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from internlm_mm.engine import benchmark_bare
@@ -11,6 +13,13 @@ from internlm_mm.ops.attention import reference_attention
 from internlm_mm.parallel.float8 import Float8
 from internlm_mm.parallel.mesh import Layout
 from tests.helpers import tiny_runner
+
+
+@pytest.fixture(autouse=True)
+def no_group_left_behind() -> Iterator[None]:
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def test_what_the_bare_loop_does_as_well(tmp_path: Path) -> None:
