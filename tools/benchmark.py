@@ -18,6 +18,7 @@ from internlm_mm.engine.benchmark_memory import host_memory, reckon_memory, rend
 from internlm_mm.engine.benchmark_report import (
     add_breakdown,
     add_matmul_rate,
+    check_records,
     config_hash,
     rate_of_products,
     render,
@@ -86,7 +87,7 @@ def check_numbers(args: argparse.Namespace) -> None:
     """Refuse what could not be measured or kept, before any step is made.
 
     Raises:
-        ValueError: Naming the option and its value.
+        ValueError: Naming the option and its value; OSError likewise.
     """
     for option, least in (('warmup', 0), ('steps', 1), ('blocks', 1), ('profiled_steps', 1)):
         value = getattr(args, option)
@@ -94,8 +95,8 @@ def check_numbers(args: argparse.Namespace) -> None:
             raise ValueError(f'--{option.replace("_", "-")} {value}: must be at least {least}')
     if args.steps * args.blocks < 2:
         raise ValueError(f'--steps {args.steps} --blocks {args.blocks}: measure at least 2 steps')
-    if not args.no_records and args.records.exists() and not args.records.is_dir():
-        raise ValueError(f'--records {args.records}: is no folder')
+    if not args.no_records:
+        check_records(args.records)
 
 
 def read_config(args: argparse.Namespace) -> Config:

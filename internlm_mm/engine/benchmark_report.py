@@ -5,6 +5,7 @@ import hashlib
 import json
 import resource
 import statistics
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -257,6 +258,31 @@ def _name_of(dtype: torch.dtype) -> str:
 def config_hash(config: Config) -> str:
     """sha256 of the resolved config: two records with equal hashes ran the same."""
     return hashlib.sha256(dump_config(config)[1].encode()).hexdigest()
+
+
+def check_records(folder: Path) -> None:
+    """Refuse a folder in which nothing could be kept, before anything is measured.
+
+    Nothing is left behind, and no folder is made: ranks of one job ask at once.
+
+    Args:
+        folder: Of records; what is missing of it will be made.
+
+    Raises:
+        PermissionError: With the system's reason.
+        NotADirectoryError: If the folder, or one around it, is a file.
+    """
+    path = folder.absolute()
+    existing = next(one for one in (path, *path.parents) if one.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f'--records {folder}: {existing} is no folder')
+    try:
+        with tempfile.NamedTemporaryFile(dir=existing, prefix='.write_test_'):
+            pass
+    except OSError as error:
+        raise PermissionError(
+            f'--records {folder}: nothing can be written into {existing}: {error.strerror}'
+        ) from error
 
 
 def save_record(

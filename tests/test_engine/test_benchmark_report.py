@@ -13,6 +13,7 @@ from internlm_mm.engine import benchmark_report
 from internlm_mm.engine.benchmark_report import (
     add_breakdown,
     add_matmul_rate,
+    check_records,
     config_hash,
     honest_line,
     peak_memory,
@@ -215,6 +216,19 @@ def test_records(tmp_path: Path) -> None:
         assert record['versions']['torch'] == torch.__version__
         assert record['config_sha256'] == 'ab' * 32
         assert record['date'].endswith('+00:00') and record['cpu']
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_records(tmp_path / 'a' / 'b')
+    check_records(tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    check_records(Path('work_dirs/benchmarks'))
+    (tmp_path / 'file').touch()
+    with pytest.raises(NotADirectoryError, match=r'--records file/a: /.*/file is no folder'):
+        check_records(Path('file/a'))
+    with pytest.raises(PermissionError, match=r'--records /proc/a/b: nothing .* into /proc: .'):
+        check_records(Path('/proc/a/b'))  # which the superuser cannot write into, either
 
 
 def test_a_record_without_a_config(tmp_path: Path) -> None:

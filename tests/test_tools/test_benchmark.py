@@ -90,7 +90,9 @@ def test_a_mistake_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
         (['--steps', '1'], '--steps 1 --blocks 1: measure at least 2 steps'),
         (['--warmup', '-1'], '--warmup -1: must be at least 0'),
         (['--breakdown', '--profiled-steps', '0'], '--profiled-steps 0: must be at least 1'),
-        (['--records', str(TINY)], 'is no folder'),
+        (['--records', str(TINY)], f'--records {TINY}: {TINY} is no folder'),
+        (['--records', f'{TINY}/a/b'], f'--records {TINY}/a/b: {TINY} is no folder'),
+        (['--records', '/proc/nowhere/x'], '/x: nothing can be written into /proc: '),
     ],
 )
 def test_what_cannot_be_measured_or_kept_is_refused_first(
