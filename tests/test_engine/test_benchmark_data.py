@@ -96,6 +96,19 @@ def test_a_whole_checkpoint_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not folder.exists()
 
 
+def test_the_first_save_of_each_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    monkeypatch.setattr(
+        benchmark_data,
+        'in_turns',
+        lambda *_: found.extend(path.name for path in (tmp_path / 'a').iterdir()) or {},
+    )
+    measure_saving(tmp_path / 'a', 1, 1)
+    assert found == ['iter_1']  # of the turn before the first; raw bytes were written before it
+
+
 def test_the_whole_of_it_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {}
     for name in ('tokenisation', 'loading'):

@@ -39,6 +39,48 @@ def test_a_part_alone(
     assert 'opening' in capsys.readouterr().err  # what there is
 
 
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ('--turns 0', '--turns 0: must be at least 1'),
+        ('--files 0', '--files 0: must be at least 1'),
+        ('--megabytes -5 --parts saving', '--megabytes -5: must be at least 1'),
+        ('--tokens-per-file 5', '--tokens-per-file 5: must be a multiple of 1,000, at least 1,000'),
+        (
+            '--files 4 --tokens-per-file 1000',
+            '--files 4 --tokens-per-file 1000: together they need 4,096 tokens, which is one row',
+        ),
+        ('--seconds -1', '--seconds -1: must be more than 0, and end'),
+        ('--seconds inf', '--seconds inf: must be more than 0, and end'),
+        ('--folder FOLDER/nowhere', '--folder FOLDER/nowhere: no such folder'),
+        ('--folder FOLDER/empty.txt', '--folder FOLDER/empty.txt: is no folder'),
+        ('--folder /proc', '--folder /proc: cannot be written: No such file or directory'),
+        (
+            '--records FOLDER/empty.txt/x',
+            '--records FOLDER/empty.txt/x: FOLDER/empty.txt is no folder',
+        ),
+        ('--texts FOLDER/nowhere.txt', '--texts: no file FOLDER/nowhere.txt'),
+        ('--texts FOLDER/empty.txt', '--texts: FOLDER/empty.txt has no text'),
+        ('--tokenizer FOLDER/nowhere', '--tokenizer: no tokenizer at FOLDER/nowhere; `python '),
+    ],
+)
+def test_what_cannot_be_measured_or_kept_is_refused_first(
+    options: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'empty.txt').touch()
+    words = options.replace('FOLDER', str(tmp_path)).split()
+    assert main(['benchmark_data', *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f'error: {message}'.replace('FOLDER', str(tmp_path)))
+    assert captured.err.count('\n') == 1 and not captured.out
+    assert [path.name for path in tmp_path.iterdir()] == ['empty.txt']
+
+
 def make_tokenizer(folder: Path) -> Path:
     path = folder / 'tokenizer'
     command = ['train_tokenizer', str(folder / 'texts.jsonl'), '--output', str(path)]
