@@ -99,15 +99,28 @@ def check_numbers(args: argparse.Namespace) -> None:
         check_records(args.records)
 
 
+def check_trains(config: Config, path: str) -> None:
+    """Raise ValueError if a config has no steps that could be measured, or is none."""
+    needed = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
+    missing = [key for key in needed if not isinstance(config.get(key), dict)]
+    if missing:
+        raise ValueError(
+            f'{path}: has no training steps to measure: it lacks '
+            f'{", ".join(f"{key}=dict(...)" for key in missing)}'
+        )
+
+
 def read_config(args: argparse.Namespace) -> Config:
     """The config with the command line's changes, for a run that is only to be timed."""
     config = load_config(args.config, parse_cfg_options(args.cfg_options))
     config.launcher = args.launcher
     adopt_model(config)
+    check_trains(config, args.config)
+    check_config(config)
     # Long enough for every step; nothing is saved, evaluated or resumed while the clock runs.
     config.train_cfg.max_iters = 1_000_000
-    config.default_hooks.checkpoint = None
-    config.default_hooks.evaluation = None
+    if config.get('default_hooks'):
+        config.default_hooks.update(checkpoint=None, evaluation=None)
     config.resume = False
     return config
 
@@ -122,7 +135,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             fingerprint = config_hash(config)
             config.work_dir = work_dir
             config.log_level = 'WARNING'  # no progress towards a last step that never comes
-            check_config(config)
             runner = LLMRunner.from_cfg(config)
             if args.against:
                 check_bare(config, runner.strategy)

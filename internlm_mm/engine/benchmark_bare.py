@@ -52,7 +52,7 @@ def _of_optimizer(wrapper: Any) -> Iterator[str]:
     places = (
         ('type', wrapper, OPTIM_WRAPPERS, HybridZeroOptimWrapper),
         ('constructor', wrapper, OPTIM_WRAPPER_CONSTRUCTORS, DecayGroupsConstructor),
-        ('optimizer.type', wrapper.optimizer, OPTIMIZERS, AdamW),
+        ('optimizer.type', wrapper.get('optimizer') or {}, OPTIMIZERS, AdamW),
     )
     for key, where, registry, known in places:
         key = f'optim_wrapper.{key}'

@@ -22,6 +22,9 @@ class DecayGroupsConstructor(DefaultOptimWrapperConstructor):
     Args:
         optim_wrapper_cfg: Config of the optimizer wrapper, with the optimizer's inside.
         paramwise_cfg: Refused: groups follow the rule above.
+
+    Raises:
+        ValueError: If there is `paramwise_cfg`, or no config of an optimizer.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -29,6 +32,11 @@ class DecayGroupsConstructor(DefaultOptimWrapperConstructor):
             raise ValueError(
                 'optim_wrapper.paramwise_cfg is not supported by DecayGroupsConstructor: register '
                 'a constructor of your own for other groups (docs/en/plugins.md)'
+            )
+        optimizer = optim_wrapper_cfg.get('optimizer')
+        if not isinstance(optimizer, dict):
+            raise ValueError(
+                f'optim_wrapper.optimizer={optimizer!r}: expected dict(type=AdamW, lr=...)'
             )
         super().__init__(optim_wrapper_cfg)
 

@@ -48,6 +48,13 @@ def test_frozen_parameters_are_in_no_group() -> None:
     assert groups_of(wrapper, module) == [(0.1, {'lm_head.weight'})]
 
 
+@pytest.mark.parametrize('options', [{}, {'optimizer': None}, {'optimizer': 'AdamW'}])
+def test_no_config_of_an_optimizer(options: dict) -> None:
+    message = rf'optim_wrapper\.optimizer={options.get("optimizer")!r}: expected dict\(type=AdamW'
+    with pytest.raises(ValueError, match=message):
+        DecayGroupsConstructor(options)
+
+
 def test_decay_pulls_a_matrix_and_leaves_a_bias() -> None:
     module = nn.Linear(2, 2)
     nn.init.ones_(module.weight)

@@ -57,6 +57,7 @@ def test_products_in_8_bits_are_told_of(capsys: pytest.CaptureFixture[str]) -> N
     [
         (['model.adapter.rank=4'], 'model.adapter'),
         (['optim_wrapper.clip_grad=None'], 'optim_wrapper.clip_grad=None'),
+        (['strategy.offload=True', 'optim_wrapper.optimizer=None'], 'strategy.offload=True'),
         (
             ['optim_wrapper.optimizer.type=MuonAdamW', 'optim_wrapper.optimizer.fused=False'],
             'optim_wrapper.optimizer.type=MuonAdamW',
@@ -77,10 +78,30 @@ def test_a_mistake_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     for option, message in (
         ('model.hiden_size=3', "Did you mean 'hidden_size'"),
         ('strategy.recompute=7', 'error: strategy.recompute=7'),
+        ('train_cfg=None', f'error: {TINY}: has no training steps to measure: it lacks train_cfg='),
+        ('train_cfg=3', f'error: {TINY}: has no training steps to measure: it lacks train_cfg='),
+        ('optim_wrapper=None', 'to measure: it lacks optim_wrapper=dict(...)'),
+        ('optim_wrapper.optimizer=None', 'error: optim_wrapper.optimizer=None: expected dict('),
+        ('default_hooks=[1]', 'error: default_hooks=[1]: expected a dict of hooks by role'),
     ):
         assert main([*COMMAND, '--no-records', '--cfg-options', option]) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
         assert message in line
+
+
+def test_a_file_that_is_no_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / 'a.py'
+    path.write_text('def f(): return 1\n')
+    assert main(['benchmark', str(path), '--no-records']) == 2
+    assert capsys.readouterr().err == (
+        f'error: {path}: has no training steps to measure: it lacks model=dict(...), '
+        'train_dataloader=dict(...), train_cfg=dict(...), optim_wrapper=dict(...)\n'
+    )
+
+
+def test_without_hooks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMMAND, '--no-records', '--cfg-options', 'default_hooks=None']) == 0
+    assert ' tokens/s/device (' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
