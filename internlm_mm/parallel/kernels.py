@@ -47,13 +47,13 @@ def check_kernels(options: Mapping[str, Any] | None) -> Kernels:
     found = Kernels(**(options or {}))
     for key, registry in (('norm', NORMS), ('cross_entropy', CROSS_ENTROPIES)):
         name = getattr(found, key)
-        if registry.get(name) is None:
+        if not isinstance(name, str) or registry.get(name) is None:
             raise ValueError(
                 f'strategy.kernels.{key}={name!r}.{did_you_mean(name, registry.module_dict)}'
             )
     if not isinstance(found.fuse, bool):
         raise ValueError(f'strategy.kernels.fuse={found.fuse!r}: expected True or False')
-    if found.fuse_accumulation not in (True, False, 'auto'):
+    if not isinstance(found.fuse_accumulation, bool) and found.fuse_accumulation != 'auto':
         raise ValueError(
             f'strategy.kernels.fuse_accumulation={found.fuse_accumulation!r}: expected True, False '
             "or 'auto'"

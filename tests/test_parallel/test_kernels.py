@@ -27,6 +27,12 @@ SIZES = {k: v for k, v in MODEL.items() if k != 'type'}
             {'fuse': True, 'fuse_accumulation': True},
             r'does not go with strategy\.kernels\.fuse=True',
         ),
+        ({'norm': 3}, r'strategy\.kernels\.norm=3\. Valid: apex, fused, liger, torch\.'),
+        ({'norm': None}, r'strategy\.kernels\.norm=None\. Valid: '),
+        ({'cross_entropy': [1]}, r'strategy\.kernels\.cross_entropy=\[1\]\. Valid: liger, torch'),
+        ({'fuse': True, 'fuse_accumulation': 1}, r'fuse_accumulation=1: expected True, False or'),
+        ({'fuse_accumulation': 0}, r'fuse_accumulation=0: expected True, False or'),
+        ({'fuse': 1}, r'kernels\.fuse=1: expected True or False'),
         ({'fuse_accumulation': 'on'}, r"fuse_accumulation='on': expected True, False or 'auto'"),
     ],
 )
