@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from internlm_mm.optim.numbers import check_numbers
 from internlm_mm.registry import OPTIMIZERS
 from internlm_mm.utils.apex import import_apex
 from internlm_mm.utils.shards import local_tensor, zeros_cut_like
@@ -30,6 +31,7 @@ class FusedAdam(Optimizer):
         bias_correction: Whether moments are corrected for their start at zero.
 
     Raises:
+        ValueError: If a number is out of range.
         ImportError: If apex is not installed, or another package of that name is.
     """
 
@@ -43,20 +45,13 @@ class FusedAdam(Optimizer):
         adam_w_mode: bool = True,
         bias_correction: bool = True,
     ) -> None:
-        self._apex = import_apex('optimizers', "optimizer.type='FusedAdam'")
+        self._apex = import_apex('optimizers', "optim_wrapper.optimizer.type='FusedAdam'")
         self._own: dict[Tensor, nn.Parameter] = {}
         self._inner: Optimizer | None = None
-        super().__init__(
-            params,
-            {
-                'lr': lr,
-                'betas': betas,
-                'eps': eps,
-                'weight_decay': weight_decay,
-                'adam_w_mode': adam_w_mode,
-                'bias_correction': bias_correction,
-            },
-        )
+        options = {'lr': lr, 'betas': betas, 'eps': eps, 'weight_decay': weight_decay}
+        check_numbers(options)
+        modes = {'adam_w_mode': adam_w_mode, 'bias_correction': bias_correction}
+        super().__init__(params, {**options, **modes})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from internlm_mm.optim.numbers import check_numbers
 from internlm_mm.registry import OPTIMIZERS
 from internlm_mm.utils.shards import local_tensor, zeros_cut_like
 from internlm_mm.utils.suggest import did_you_mean
@@ -113,23 +114,12 @@ class CompactAdamW(Optimizer):
     ) -> None:
         if state_dtype not in STATE_DTYPES:
             raise ValueError(
-                f'optimizer.state_dtype={state_dtype!r}.{did_you_mean(state_dtype, STATE_DTYPES)}'
+                f'optim_wrapper.optimizer.state_dtype={state_dtype!r}.'
+                f'{did_you_mean(state_dtype, STATE_DTYPES)}'
             )
-        if not (lr >= 0 and eps >= 0 and weight_decay >= 0 and all(0 <= b < 1 for b in betas)):
-            raise ValueError(
-                f'optimizer: lr={lr}, eps={eps} and weight_decay={weight_decay} must not be '
-                f'negative, betas={betas} lie in [0, 1)'
-            )
-        super().__init__(
-            params,
-            {
-                'lr': lr,
-                'betas': betas,
-                'eps': eps,
-                'weight_decay': weight_decay,
-                'state_dtype': state_dtype,
-            },
-        )
+        options = {'lr': lr, 'betas': betas, 'eps': eps, 'weight_decay': weight_decay}
+        check_numbers(options)
+        super().__init__(params, {**options, 'state_dtype': state_dtype})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, checked."""
@@ -231,7 +221,7 @@ def _check_blocks(parameter: Tensor) -> None:
     block = block_of(columns)
     if block and here % block:
         raise ValueError(
-            "optimizer.state_dtype='int8': strategy.parallel.tensor cuts rows of "
+            "optim_wrapper.optimizer.state_dtype='int8': strategy.parallel.tensor cuts rows of "
             f'{columns} numbers into parts of {here}, which blocks of {block} do not fill; '
             "state_dtype='bfloat16' needs none"
         )

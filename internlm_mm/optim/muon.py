@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
+from internlm_mm.optim.numbers import check_numbers
 from internlm_mm.optim.whole_matrices import Gathering, Matrix, MatrixDeal
 from internlm_mm.registry import OPTIMIZERS
 from internlm_mm.utils.device import dtype_of
@@ -98,18 +99,24 @@ class MuonAdamW(Optimizer):
     ) -> None:
         if adjust_lr not in ADJUSTMENTS:
             raise ValueError(
-                f'optimizer.adjust_lr={adjust_lr!r} is unknown.'
+                f'optim_wrapper.optimizer.adjust_lr={adjust_lr!r} is unknown.'
                 f'{did_you_mean(adjust_lr, ADJUSTMENTS)}'
             )
-        if not (0 <= momentum < 1 and 1 <= ns_steps < 100):
-            raise ValueError(
-                f'optimizer.momentum={momentum} must lie in [0, 1), '
-                f'optimizer.ns_steps={ns_steps} in [1, 99]'
-            )
-        if (matrix_lr or 0) < 0:
-            raise ValueError(f'optimizer.matrix_lr={matrix_lr} must not be negative')
+        if not 0 <= momentum < 1:
+            raise ValueError(f'optim_wrapper.optimizer.momentum={momentum!r} must lie in [0, 1)')
+        if not 1 <= ns_steps < 100:
+            raise ValueError(f'optim_wrapper.optimizer.ns_steps={ns_steps!r} must lie in [1, 99]')
+        check_numbers(
+            {
+                'lr': lr,
+                'matrix_lr': matrix_lr,
+                'weight_decay': weight_decay,
+                'betas': betas,
+                'eps': eps,
+            }
+        )
         if ns_dtype is not None:
-            dtype_of(ns_dtype, 'optimizer.ns_dtype')
+            dtype_of(ns_dtype, 'optim_wrapper.optimizer.ns_dtype')
         groups = list(params)
         if not any(isinstance(group, dict) and group.get('muon') for group in groups):
             raise ValueError(
@@ -227,7 +234,7 @@ class _Entry:
     def dtype(self) -> torch.dtype:
         """What the iteration computes in."""
         if self.group['ns_dtype'] is not None:
-            return dtype_of(self.group['ns_dtype'], 'optimizer.ns_dtype')
+            return dtype_of(self.group['ns_dtype'], 'optim_wrapper.optimizer.ns_dtype')
         is_wide = self.parameter.dtype == torch.float64
         return torch.float64 if is_wide else torch.bfloat16
 

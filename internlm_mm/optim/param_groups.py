@@ -7,6 +7,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 from torch.optim import Optimizer
 
+from internlm_mm.optim.numbers import check_numbers
 from internlm_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from internlm_mm.utils.resolve import resolve_type
 
@@ -41,14 +42,24 @@ class DecayGroupsConstructor(DefaultOptimWrapperConstructor):
         super().__init__(optim_wrapper_cfg)
 
     def __call__(self, model: nn.Module) -> Any:
-        """Build the optimizer over `model`'s trainable parameters, and its wrapper."""
+        """Build the optimizer over `model`'s trainable parameters, and its wrapper.
+
+        Raises:
+            ValueError: If the optimizer refuses its options.
+        """
         optimizer_cfg = dict(self.optimizer_cfg)
         named = resolve_type(optimizer_cfg.get('type'), OPTIMIZERS, 'optim_wrapper.optimizer.type')
         make_groups = getattr(named, 'parameter_groups', _decay_groups)
         optimizer_cfg['params'] = make_groups(model)
         wrapper_cfg = dict(self.optim_wrapper_cfg)
         wrapper_cfg.setdefault('type', 'HybridZeroOptimWrapper')
-        optimizer = OPTIMIZERS.build(optimizer_cfg)
+        check_numbers(optimizer_cfg)
+        try:
+            optimizer = OPTIMIZERS.build(optimizer_cfg)
+        except (ValueError, RuntimeError) as error:  # torch's messages name no key
+            if str(error).startswith('optim_wrapper.'):
+                raise
+            raise ValueError(f'optim_wrapper.optimizer: {error}') from error
         return OPTIM_WRAPPERS.build(wrapper_cfg, default_args={'optimizer': optimizer})
 
 

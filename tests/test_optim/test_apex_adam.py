@@ -176,5 +176,17 @@ def test_two_ranks_and_a_resume_from_adamw(two_ranks, apex: Path, tmp_path: Path
 
 
 def test_no_apex() -> None:
-    with pytest.raises(ImportError, match=r"type='FusedAdam' needs NVIDIA's apex.*APEX_CUDA_EXT=1"):
+    with pytest.raises(
+        ImportError, match=r"^optim_wrapper\.optimizer\.type='FusedAdam' needs .*APEX_CUDA"
+    ):
         FusedAdam([nn.Parameter(torch.ones(2))])
+
+
+@pytest.mark.usefixtures('apex')
+def test_numbers_out_of_range() -> None:
+    for options, message in (
+        ({'lr': -1.0}, r'^optim_wrapper\.optimizer\.lr=-1\.0 must not be negative$'),
+        ({'betas': (0.9, 2.0)}, r'^optim_wrapper\.optimizer\.betas=\(0\.9, 2\.0\): each must'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            FusedAdam([nn.Parameter(torch.ones(2))], **options)

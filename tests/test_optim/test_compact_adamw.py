@@ -192,9 +192,10 @@ def test_blocks_divide_rows(columns: int, block: int) -> None:
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'state_dtype': 'bf16'}, r"optimizer\.state_dtype='bf16'.*'bfloat16'"),
-        ({'lr': -1.0}, r'lr=-1\.0'),
-        ({'betas': (0.9, 1.0)}, r'betas=\(0\.9, 1\.0\)'),
+        ({'state_dtype': 'bf16'}, r"^optim_wrapper\.optimizer\.state_dtype='bf16'.*'bfloat16'"),
+        ({'lr': -1.0}, r'^optim_wrapper\.optimizer\.lr=-1\.0 must not be negative$'),
+        ({'eps': -1.0}, r'^optim_wrapper\.optimizer\.eps=-1\.0 must not be negative$'),
+        ({'betas': (0.9, 1.0)}, r'^optim_wrapper\.optimizer\.betas=\(0\.9, 1\.0\): each must'),
     ],
 )
 def test_bad_options(options: dict, message: str) -> None:

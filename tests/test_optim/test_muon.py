@@ -257,12 +257,17 @@ def test_frozen_and_unused_matrices_stay() -> None:
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'adjust_lr': 'match_rms_adam'}, r"adjust_lr='match_rms_adam'.*'match_rms_adamw'"),
+        (
+            {'adjust_lr': 'match_rms_adam'},
+            r"optim_wrapper\.optimizer\.adjust_lr='match_rms_adam'.*'match_rms_adamw'",
+        ),
+        ({'momentum': 1.5}, r'^optim_wrapper\.optimizer\.momentum=1\.5 must lie in \[0, 1\)$'),
         ({'momentum': 1.0}, r'momentum=1\.0 must lie in'),
-        ({'ns_steps': 0}, r'ns_steps=0'),
-        ({'matrix_lr': -0.1}, r'matrix_lr=-0\.1'),
-        ({'ns_dtype': 'bf16'}, r"optimizer\.ns_dtype='bf16'"),
-        ({'betas': (1.0, 0.9)}, 'beta'),
+        ({'ns_steps': 0}, r'^optim_wrapper\.optimizer\.ns_steps=0 must lie in \[1, 99\]$'),
+        ({'matrix_lr': -0.1}, r'^optim_wrapper\.optimizer\.matrix_lr=-0\.1 must not be negative'),
+        ({'lr': -0.1}, r'^optim_wrapper\.optimizer\.lr=-0\.1 must not be negative'),
+        ({'ns_dtype': 'bf16'}, r"optim_wrapper\.optimizer\.ns_dtype='bf16'"),
+        ({'betas': (1.0, 0.9)}, r'^optim_wrapper\.optimizer\.betas=\(1\.0, 0\.9\): each'),
     ],
 )
 def test_bad_options(options: dict, message: str) -> None:

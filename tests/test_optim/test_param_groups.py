@@ -55,6 +55,26 @@ def test_no_config_of_an_optimizer(options: dict) -> None:
         DecayGroupsConstructor(options)
 
 
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'lr': -1}, r'^optim_wrapper\.optimizer\.lr=-1 must not be negative$'),
+        ({'weight_decay': -1}, r'^optim_wrapper\.optimizer\.weight_decay=-1 must not'),
+        ({'eps': -1}, r'^optim_wrapper\.optimizer\.eps=-1 must not be negative$'),
+        ({'betas': (0.9, 2)}, r'^optim_wrapper\.optimizer\.betas=\(0\.9, 2\): each must lie in'),
+        ({'fused': True, 'foreach': True}, r'^optim_wrapper\.optimizer: `fused` and `foreach` '),
+        ({'type': torch.optim.SGD, 'momentum': -1}, r'^optim_wrapper\.optimizer: Invalid momentum'),
+        (
+            {'type': 'MuonAdamW', 'momentum': 1.5},
+            r'^optim_wrapper\.optimizer\.momentum=1\.5 must lie in \[0, 1\)$',
+        ),
+    ],
+)
+def test_options_that_an_optimizer_refuses(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DecayGroupsConstructor({'optimizer': ADAMW | options})(model())
+
+
 def test_decay_pulls_a_matrix_and_leaves_a_bias() -> None:
     module = nn.Linear(2, 2)
     nn.init.ones_(module.weight)
