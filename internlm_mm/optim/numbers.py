@@ -19,8 +19,7 @@ def check_numbers(options: Mapping[str, Any]) -> None:
         if isinstance(value, (int, float)) and not value >= 0:
             raise ValueError(f'optim_wrapper.optimizer.{key}={value!r} must not be negative')
     betas = options.get('betas')
-    for beta in betas if isinstance(betas, (list, tuple)) else ():
-        if isinstance(beta, (int, float)) and not 0 <= beta < 1:
-            raise ValueError(
-                f'optim_wrapper.optimizer.betas={tuple(betas)!r}: each must lie in [0, 1)'
-            )
+    if not isinstance(betas, (list, tuple)):
+        return
+    if any(isinstance(beta, (int, float)) and not 0 <= beta < 1 for beta in betas):
+        raise ValueError(f'optim_wrapper.optimizer.betas={tuple(betas)!r}: each must lie in [0, 1)')
