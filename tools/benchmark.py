@@ -32,7 +32,7 @@ from internlm_mm.engine.train_cli import MISTAKE_EXIT_CODE, USER_ERRORS
 from internlm_mm.utils.config import load_config, parse_cfg_options
 from internlm_mm.utils.config_check import check_config
 from internlm_mm.utils.device import release_cached
-from internlm_mm.utils.launch import LAUNCHERS
+from internlm_mm.utils.launch import LAUNCHERS, read_launch
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -99,6 +99,15 @@ def check_numbers(args: argparse.Namespace) -> None:
         check_records(args.records)
 
 
+def check_launcher(launcher: str) -> None:
+    """Raise ValueError if the launcher has not started this process; says how it would."""
+    try:
+        read_launch(launcher)
+    except ValueError as error:
+        own = str(error).replace('tools/train.py CONFIG', 'tools/benchmark.py CONFIG')
+        raise ValueError(own) from error
+
+
 def check_trains(config: Config, path: str) -> None:
     """Raise ValueError if a config has no steps that could be measured, or is none."""
     needed = ('model', 'train_dataloader', 'train_cfg', 'optim_wrapper')
@@ -131,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as work_dir:
         try:
             check_numbers(args)
+            check_launcher(args.launcher)
             config = read_config(args)
             fingerprint = config_hash(config)
             config.work_dir = work_dir

@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         launch = read_launch(args.launcher)
         device = pick_device(launch.local_rank)
-    except ValueError as error:
-        tell_once(f'error: {error}')
+    except ValueError as error:  # of a launcher, which says how training is started by it
+        tell_once(f'error: {str(error).replace("tools/train.py CONFIG", "tools/doctor.py")}')
         return 2
     if device.type == 'cuda':
         torch.cuda.set_device(device)

@@ -89,6 +89,17 @@ def test_a_mistake_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert message in line
 
 
+def test_a_launcher_that_started_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv('RANK', raising=False)
+    assert main([*COMMAND, '--no-records', '--launcher', 'pytorch']) == 2
+    assert capsys.readouterr().err == (
+        'error: --launcher pytorch: RANK is not set. Start with: torchrun --nproc-per-node N '
+        'tools/benchmark.py CONFIG --launcher pytorch\n'
+    )
+
+
 def test_a_file_that_is_no_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / 'a.py'
     path.write_text('def f(): return 1\n')

@@ -24,9 +24,16 @@ def test_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_launcher_that_started_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv('RANK', raising=False)
-    assert main(['doctor', '--launcher', 'pytorch']) == 2
-    assert 'error: --launcher pytorch: RANK is not set' in capsys.readouterr().err
+    for name in ('RANK', 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_RANK', 'PMI_RANK'):
+        monkeypatch.delenv(name, raising=False)
+    for launcher, message in (
+        ('pytorch', 'RANK is not set. Start with: torchrun --nproc-per-node N tools/doctor.py --'),
+        ('slurm', 'SLURM_STEP_NUM_TASKS is not set. Start with: srun python tools/doctor.py --'),
+        ('mpi', 'PMI_RANK is set. Start with: mpirun -n N python tools/doctor.py --launcher mpi'),
+    ):
+        assert main(['doctor', '--launcher', launcher]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith(f'error: --launcher {launcher}: ') and message in told
 
 
 @pytest.mark.slow
