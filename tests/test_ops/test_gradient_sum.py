@@ -15,7 +15,11 @@ from internlm_mm.ops.gradient_sum import (
     find_sums_with,
 )
 
-DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.gpu)]
+ON_CUDA = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device'),
+]
+DEVICES = ['cpu', pytest.param('cuda', marks=ON_CUDA)]
 
 
 class Sum:
