@@ -14,6 +14,7 @@ from internlm_mm.parallel import place
 from internlm_mm.parallel.float8 import Float8
 from internlm_mm.parallel.mesh import Layout, ParallelMesh
 from internlm_mm.parallel.place import Techniques, place_model
+from tests.strategies import strategy
 
 SIZES = dict(
     vocab_size=24, hidden_size=16, intermediate_size=20, num_layers=4, num_heads=2, max_seq_len=16
@@ -39,6 +40,15 @@ def one_rank() -> Iterator[None]:
 
 def recomputes(model: nn.Module) -> list[bool]:
     return ['forward' in vars(layer) for layer in model.layers.values()]
+
+
+def test_an_exchange_that_is_unknown_is_refused_also_where_none_is_made() -> None:
+    message = r"strategy\.context_attention='rng'.*'ring'"
+    with pytest.raises(ValueError, match=message):
+        Techniques(context_attention='rng')
+    with pytest.raises(ValueError, match=message):
+        strategy(context_attention='rng')
+    assert Techniques(context_attention='ring').context_attention == 'ring'
 
 
 def test_a_model_alone_is_left_as_it_is() -> None:
