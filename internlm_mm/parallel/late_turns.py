@@ -1,9 +1,9 @@
 """Weights are turned when backward needs them: what is changed in the graphs of layers in 8 bits.
 
-The product that gives the gradient of a layer's input reads its weight turned, and kernels of 8 bits
-want a copy for that. Such a copy needs nothing but the weight, so torch's partitioner is free to make
-it in forward and to keep it: it takes as much memory as the weight, whose own memory it does not know
-to stay anyway. Of the 7 matrices of a layer 4 were kept twice from forward to backward.
+The product that gives the gradient of a layer's input reads its weight turned, and kernels of 8
+bits want a copy for that. Such a copy needs nothing but the weight, so torch's partitioner is free
+to make it in forward and to keep it: it takes as much memory as the weight, whose own memory it
+does not know to stay anyway. Of the 7 matrices of a layer 4 were kept twice until backward.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
+from internlm_mm.parallel.whole_regions import is_gradient
+
 _VIEWS = (torch.ops.aten.permute.default, torch.ops.aten.t.default, torch.ops.aten.transpose.int)
 
 
 @torch.library.custom_op('internlm_mm::later', mutates_args=())
-def later(matrix: Tensor, gradient: Tensor) -> Tensor:
+def later(matrix: Tensor, gradient: Tensor) -> Tensor:  # noqa: ARG001  the operation's signature
     """The matrix itself, but for the compiler not before there is a gradient.
 
     Args:
@@ -29,7 +31,7 @@ def later(matrix: Tensor, gradient: Tensor) -> Tensor:
 
 
 @later.register_fake
-def _(matrix: Tensor, gradient: Tensor) -> Tensor:
+def _(matrix: Tensor, gradient: Tensor) -> Tensor:  # noqa: ARG001  the operation's signature
     return torch.empty_like(matrix)
 
 
@@ -42,7 +44,7 @@ class LateTurns(CustomGraphPass):
         Args:
             graph: Of aten's operations, before it is parted.
         """
-        gradient = next((node for node in graph.nodes if _is_gradient(node)), None)
+        gradient = next((node for node in graph.nodes if is_gradient(node)), None)
         if gradient is None:  # of inference
             return
         _tell_inductor()
@@ -60,11 +62,6 @@ class LateTurns(CustomGraphPass):
         return get_hash_for_files((__file__,))
 
 
-def _is_gradient(node: fx.Node) -> bool:
-    """Whether a node is a gradient that backward is given, by the name that torch gives it."""
-    return node.op == 'placeholder' and 'tangents' in str(node.target)
-
-
 def _is_turned_weight(node: fx.Node) -> bool:
     """Whether a node is a copy, in another order, of a matrix in 8 bits that the graph is given."""
     if node.target != torch.ops.aten.clone.default:
@@ -74,7 +71,7 @@ def _is_turned_weight(node: fx.Node) -> bool:
         return False
     while isinstance(source, fx.Node) and source.target in _VIEWS:
         source = source.args[0]
-    return isinstance(source, fx.Node) and source.op == 'placeholder' and not _is_gradient(source)
+    return isinstance(source, fx.Node) and source.op == 'placeholder' and not is_gradient(source)
 
 
 @cache  # once for a process
@@ -83,5 +80,5 @@ def _tell_inductor() -> None:
     register = torch._inductor.lowering.register_lowering
 
     @register(torch.ops.internlm_mm.later.default, type_promotion_kind=None)
-    def lower_later(matrix, gradient):  # TensorBoxes, of which torch has no public name
+    def lower_later(matrix, gradient):  # noqa: ARG001  TensorBoxes, which have no public name
         return matrix

@@ -4,7 +4,9 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import fx
 from torch._inductor import config
+from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from internlm_mm.parallel import compiling
 from internlm_mm.parallel.compiling import compile_layers
@@ -100,9 +102,28 @@ def test_what_layers_in_bytes_are_told_holds_for_both_passes(
 
 def test_layers_share_a_compiler() -> None:
     """Another function would be another program to dynamo."""
-    told = compiling._compiler('inductor', False, True)
-    assert callable(told) and told is compiling._compiler('inductor', False, True)
-    assert compiling._compiler('inductor', False, False) == 'inductor'
+    told = compiling._compiler('inductor', False, False, True)
+    assert callable(told) and told is compiling._compiler('inductor', False, False, True)
+    assert compiling._compiler('inductor', False, False, False) == 'inductor'
+
+
+def test_passes_run_in_turn_and_are_known_by_all_of_them() -> None:
+    seen: list[str] = []
+
+    class Pass(CustomGraphPass):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __call__(self, graph: fx.Graph) -> None:
+            seen.append(self.name)
+
+        def uuid(self) -> bytes:
+            return self.name.encode()
+
+    both = compiling._InTurn(Pass('a'), Pass('b'))
+    both(fx.Graph())
+    assert seen == ['a', 'b']
+    assert len({both.uuid(), compiling._InTurn(Pass('b'), Pass('a')).uuid(), b''}) == 3
 
 
 def test_a_torch_without_the_option_is_told_nothing() -> None:
