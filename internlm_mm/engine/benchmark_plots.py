@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from internlm_mm.engine.breakdown import KINDS
+from internlm_mm.utils.suggest import nearest_path
 
 GIB = 2**30
 
@@ -44,8 +45,11 @@ def read_record(path: Path, label: str | None = None) -> Measurement:
 
     Raises:
         FileNotFoundError: If it is not there.
+        OSError: If it cannot be read; with the system's reason.
         ValueError: If it is no record of a benchmark.
     """
+    if not path.exists():
+        raise FileNotFoundError(f'there is no record {path}{nearest_path(path)}')
     try:
         record = json.loads(path.read_text(encoding='utf-8'))
         speed, devices = record['tgs'], record['devices']
@@ -61,7 +65,9 @@ def read_record(path: Path, label: str | None = None) -> Measurement:
             held=record['peak_memory_bytes'] / GIB,
             taken=None if taken is None else taken / GIB,
         )
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise type(error)(f'record {path} cannot be read: {error.strerror}') from error
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError, ValueError) as error:
         raise ValueError(
             f'{path} is no record of tools/benchmark.py: {type(error).__name__}: {error}'
         ) from error
@@ -84,10 +90,13 @@ def draw_records(found: Sequence[Measurement], out: Path) -> Path:
 
     Args:
         found: What to draw.
-        out: The file to write.
+        out: The file to write; its folder is made.
 
     Returns:
         `out`.
+
+    Raises:
+        OSError: If it cannot be written; with the system's reason.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -106,8 +115,11 @@ def draw_records(found: Sequence[Measurement], out: Path) -> Path:
         axis.grid(axis='x', alpha=0.3)
         axis.set_axisbelow(True)
     figure.suptitle(', '.join(dict.fromkeys(one.device for one in found)), fontsize='medium')
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150, format='png')
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=150, format='png')
+    except OSError as error:
+        raise type(error)(f'--out {out} cannot be written: {error.strerror}') from error
     return out
 
 

@@ -50,10 +50,24 @@ def test_what_is_no_record(tmp_path: Path) -> None:
     path.write_text('{"tgs": ')
     with pytest.raises(ValueError, match=r'is no record of tools/benchmark.py: JSONDecodeError'):
         read_record(path)
-    with pytest.raises(FileNotFoundError):
+    path.write_bytes(b'\xff\xfe')
+    with pytest.raises(ValueError, match=r'is no record of tools/benchmark.py: UnicodeDecodeError'):
+        read_record(path)
+    with pytest.raises(FileNotFoundError, match=r'^there is no record .*/b\.json'):
         read_record(tmp_path / 'b.json')
+    with pytest.raises(IsADirectoryError, match=rf'^record {tmp_path} cannot be read: Is a dir'):
+        read_record(tmp_path)
     with pytest.raises(ValueError, match='--labels has 1 names for 2 records'):
         read_records([path, path], ['a'])
+
+
+def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
+    found = [read_record(write(tmp_path / 'a.json', RECORD))]
+    with pytest.raises(IsADirectoryError, match=rf'^--out {tmp_path} cannot be written: Is a dir'):
+        draw_records(found, tmp_path)
+    inside = tmp_path / 'a.json' / 'b' / 'c.png'
+    with pytest.raises(NotADirectoryError, match=rf'^--out {inside} cannot be written: Not a dir'):
+        draw_records(found, inside)
 
 
 def test_records_of_the_documentation_are_drawn(tmp_path: Path) -> None:
