@@ -277,7 +277,7 @@ def choose_attention(
 
     Raises:
         ValueError: If the name is unknown or the backend cannot serve what is asked; never for
-            'auto'.
+            'auto'. Backends of other packages are tried first, with their gradients.
     """
     if name == 'auto':
         kind = torch.device(device).type
@@ -286,6 +286,7 @@ def choose_attention(
         refused: list[str] = []
         for candidate in PREFERRED[packed]:
             found = attention_obstacles(candidate, device, dtype, packed, head_dim, elsewhere)
+            found = found or _faults(candidate, device, dtype, packed, head_dim, elsewhere)
             if not found:
                 reason = _REASONS[packed]
                 return candidate, '; '.join([reason, *refused])
@@ -301,6 +302,7 @@ def choose_attention(
         missing = missing_package(getattr(ATTENTIONS.get(name), 'needs', Needs()))
         found = [one for one in found if one not in missing]
         reason = '; on this machine it '.join([reason, *missing])
+    found = found or _faults(name, device, dtype, packed, head_dim, elsewhere)
     if found:
         raise ValueError(
             f"strategy.attention={name!r} {'; '.join(found)}; 'auto' picks one that runs"
@@ -328,6 +330,26 @@ def attention_obstacles(
     """
     needs = getattr(ATTENTIONS.get(name), 'needs', Needs())
     return obstacles(needs, device, dtype, packed=packed, head_dim=head_dim, elsewhere=elsewhere)
+
+
+def _faults(
+    name: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    packed: bool,
+    head_dim: int | None,
+    elsewhere: bool,
+) -> list[str]:
+    """What a trial on this machine finds against a backend of another package."""
+    device = torch.device(device)
+    needs = getattr(ATTENTIONS.get(name), 'needs', Needs())
+    is_here = device.type != 'cuda' or torch.cuda.is_available()
+    if needs.module is None or elsewhere or not is_here:
+        return []
+    from internlm_mm.ops.attention_trial import fault_of  # which imports this module
+
+    fault = fault_of(name, device, dtype, packed, head_dim)
+    return [] if fault is None else [fault]
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

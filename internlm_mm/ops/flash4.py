@@ -14,6 +14,9 @@ from torch import Tensor
 from internlm_mm.ops.attention import Documents, register_attention
 from internlm_mm.ops.needs import Needs
 
+# Of widths that are rounded up to a multiple of 16 which is none of 32 the gradients are wrong, by
+# as much as they are long: of queries always, and where heads share keys, of keys and values, too
+# (4.0.0b36 on sm_90, 8 to 128 channels; 24 and multiples of 32 are right).
 NEEDS = Needs(
     module='flash_attn.cute.interface',
     install="pip install 'internlm_mm[flash4]'",
@@ -21,6 +24,7 @@ NEEDS = Needs(
     half=True,
     capability=(9, 0),
     head_dim=128,
+    head_dim_multiple=32,
 )
 
 

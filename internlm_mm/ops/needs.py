@@ -21,7 +21,8 @@ class Needs:
         capability: The oldest compute capability that it runs on.
         majors: Major compute capabilities that it was written for; none for all of them.
         packed: Whether a row may hold several documents.
-        head_dim: The widest head it takes, a multiple of 8; None for any.
+        head_dim: The widest head it takes; None for any.
+        head_dim_multiple: Of what the width of a head is a multiple, where there is a widest.
     """
 
     module: str | None = None
@@ -32,6 +33,7 @@ class Needs:
     majors: tuple[int, ...] = ()
     packed: bool = True
     head_dim: int | None = None
+    head_dim_multiple: int = 8
 
 
 def obstacles(
@@ -63,9 +65,9 @@ def obstacles(
         found += _obstacles_of_gpu(needs, torch.cuda.get_device_capability(device))
     if packed and not needs.packed:
         found.append('takes one document a row')
-    wide = needs.head_dim
-    if head_dim is not None and wide is not None and (head_dim > wide or head_dim % 8):
-        found.append(f'takes heads of up to {wide} channels, a multiple of 8, not {head_dim}')
+    wide, unit = needs.head_dim, needs.head_dim_multiple
+    if head_dim is not None and wide is not None and (head_dim > wide or head_dim % unit):
+        found.append(f'takes heads of up to {wide} channels, a multiple of {unit}, not {head_dim}')
     return found + missing_package(needs)
 
 

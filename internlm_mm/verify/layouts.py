@@ -189,7 +189,12 @@ def deepest(cases: Iterable[Case]) -> int:
 
 
 def why_not(
-    case: Case, model: nn.Module, seq_len: int, micro_batches: int, processes: int
+    case: Case,
+    model: nn.Module,
+    seq_len: int,
+    micro_batches: int,
+    processes: int,
+    packed: bool = False,
 ) -> str | None:
     """Why a layout cannot run at all; None if nothing is known against it.
 
@@ -199,9 +204,12 @@ def why_not(
         seq_len: Tokens of a row.
         micro_batches: Micro-batches of a step on each rank.
         processes: Processes there are.
+        packed: Whether rows hold several documents.
     """
     if case.world_size > processes:
         return f'needs {case.world_size} processes, there are {processes}'
+    if packed and case.context_attention == 'ring':
+        return 'ring attention takes one document a row, and these rows are packed'
     options = case.options({}).get('pipeline')
     try:
         check_layout(Layout(**dict(case.degrees)), model, seq_len, micro_batches, options)

@@ -111,6 +111,7 @@ class Verification:
         fitting = [case for case in cases if case.world_size <= processes]
         self.small: Shrunk = shrink(config, fitting, device, random_data)
         init_default_scope('internlm_mm')
+        self._rows = self._build_rows()
         reasons = {case.name: self._why_not(case, processes) for case in cases}
         self.skipped = {name: reason for name, reason in reasons.items() if reason is not None}
         self.cases = [case for case in cases if case.name not in self.skipped]
@@ -124,21 +125,25 @@ class Verification:
         with torch.device('meta'):
             model = MODELS.build(deepcopy(self.small.model))
         seq_len = self.small.dataset['seq_len']
-        return why_not(case, model, seq_len, micro_batches(case), processes)
+        packed = self._rows[0].max_docs > 1
+        return why_not(case, model, seq_len, micro_batches(case), processes, packed)
 
     def _micro_rows(self, case: Case) -> int:
         return self.small.rows // case.data // micro_batches(case)
 
-    def _reference(self) -> Reference:
+    def _build_rows(self) -> Any:
         small = self.small
         rows = build_data_part(
             DATASETS, small.dataset['dataset'], 'train_dataloader.dataset', seed=small.seed
         )
         outer = {key: value for key, value in small.dataset.items() if key != 'dataset'}
-        wrapped = DATASETS.build(dict(outer, dataset=rows), default_args={'seed': small.seed})
+        return DATASETS.build(dict(outer, dataset=rows), default_args={'seed': small.seed})
+
+    def _reference(self) -> Reference:
+        small = self.small
         return train_reference(
             lambda: MODELS.build(deepcopy(small.model)),
-            wrapped,
+            self._rows,
             seed=small.seed,
             steps=STEPS,
             rows_of_a_step=small.rows,

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from internlm_mm.datasets.packing import collate_rows, pack_row
 from internlm_mm.doctor import attentions
-from internlm_mm.doctor.attentions import document_lengths, examine_attentions, make_rows
-from internlm_mm.ops.attention import make_documents, reference_attention
+from internlm_mm.doctor.attentions import examine_attentions
+from internlm_mm.ops.attention import reference_attention
+from internlm_mm.ops.attention_trial import document_lengths
 from internlm_mm.registry import ATTENTIONS
 
 CPU = torch.device('cpu')
@@ -59,20 +59,6 @@ def test_a_backend_that_is_wrong_or_fails_is_told(backend) -> None:
     for rows in ('dense', 'packed'):
         assert found['detached'][rows]['why'].startswith('its gradient of k is 1.0e+00 off')
     assert found['broken']['dense'] == {'works': False, 'why': 'no kernel image is available'}
-
-
-@pytest.mark.parametrize(('rows', 'seq'), [(2, 64), (1, 100), (2, 4096)])
-def test_packed_rows_are_those_of_a_batch(rows: int, seq: int) -> None:
-    lengths = torch.tensor(document_lengths(seq)).numpy()
-    assert lengths.sum() == seq and len(lengths) == 8 and lengths.min() > 0
-    ones = torch.ones(seq, dtype=torch.int64).numpy()
-    row = pack_row(ones, ones, lengths, seq_len=seq, max_docs=8)
-    expected = make_documents(collate_rows([row] * rows), need_mask=True)
-    made = make_rows(rows, seq, CPU)
-    assert made.max_seqlen == expected.max_seqlen
-    for name in ('document_ids', 'cu_seqlens', 'mask'):
-        left, right = getattr(made, name), getattr(expected, name)
-        assert left.dtype == right.dtype and torch.equal(left, right), name
 
 
 def test_rates_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

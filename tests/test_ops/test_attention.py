@@ -18,6 +18,7 @@ from internlm_mm.ops.attention import (
     needs_mask,
     varlen_between,
 )
+from internlm_mm.ops.attention_trial import try_attention
 from internlm_mm.registry import ATTENTIONS
 from tests.attention_cases import LENGTHS, oracle, packed_batch, qkv
 
@@ -133,19 +134,27 @@ def test_a_backend_that_cannot_run(name, device, dtype, packed, message):
         choose_attention(name, device, dtype, packed)
 
 
+# What torch's compiler looks at is no mistake of ours.
+ignore_dynamo = pytest.mark.filterwarnings(
+    'ignore:The .grad attribute of a Tensor that is not a leaf'
+)
+
+
+@ignore_dynamo
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.parametrize('width', [32, 64, 128])
 @pytest.mark.parametrize('kv_heads', [4, 2])
 @pytest.mark.parametrize('packed', [True, False], ids=['packed', 'dense'])
 @pytest.mark.parametrize('name', sorted(set(ATTENTIONS.module_dict) - {'reference'}))
-def test_cuda_kernels(name, packed, kv_heads):
+def test_cuda_kernels(name, packed, kv_heads, width):
     """Every backend that is installed here, values and all gradients."""
-    found = attention_obstacles(name, 'cuda', torch.bfloat16, packed, 64)
+    found = attention_obstacles(name, 'cuda', torch.bfloat16, packed, width)
     if found:
         pytest.skip(f'{name} {"; ".join(found)}')
     lengths = LENGTHS if packed else [[16]] * 3
     inputs = [
-        torch.randn(3, 16, h, 64, device='cuda', dtype=torch.bfloat16, requires_grad=True)
+        torch.randn(3, 16, h, width, device='cuda', dtype=torch.bfloat16, requires_grad=True)
         for h in (4, kv_heads, kv_heads)
     ]
     batch = packed_batch(lengths, max_docs=4 if packed else 1).to('cuda')
@@ -161,6 +170,17 @@ def test_cuda_kernels(name, packed, kv_heads):
         torch.testing.assert_close(grad.double(), want.double(), rtol=5e-2, atol=1e-1)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.parametrize('packed', [True, False], ids=['packed', 'dense'])
+@pytest.mark.parametrize('width', [*range(8, 136, 8), 192, 256])
+def test_what_auto_takes_on_cuda_is_right_for_every_width(width, packed):
+    """Of head sizes that a kernel does not say it cannot, some gave other gradients."""
+    name, _ = choose_attention('auto', 'cuda', torch.bfloat16, packed, width)
+    try_attention(ATTENTIONS.get(name), torch.device('cuda'), torch.bfloat16, packed, width)
+
+
+@ignore_dynamo
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
 @pytest.mark.parametrize('name', ['cudnn', 'flash2', 'flash3', 'flash4', 'flex', 'varlen'])
@@ -265,8 +285,9 @@ def test_a_package_that_is_missing_here_may_be_elsewhere(monkeypatch):
 def test_heads_that_a_backend_does_not_take():
     with pytest.raises(ValueError, match='up to 256 channels, a multiple of 8, not 320'):
         choose_attention('flash2', 'cuda', torch.bfloat16, True, 320)
-    with pytest.raises(ValueError, match='a multiple of 8, not 20'):
-        choose_attention('flash4', 'cuda', torch.bfloat16, True, 20)
+    for odd in (20, 48, 80, 112):
+        with pytest.raises(ValueError, match=f'a multiple of 32, not {odd}'):
+            choose_attention('flash4', 'cuda', torch.bfloat16, True, odd)
     with pytest.raises(
         ValueError, match=r"'cudnn' takes heads of up to 128 .*not 256.*'auto' picks"
     ):

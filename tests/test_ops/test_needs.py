@@ -62,6 +62,8 @@ def test_shapes() -> None:
     assert ask(Needs(head_dim=128), head_dim=128) == ''
     assert 'not 136' in ask(Needs(head_dim=128), head_dim=136)
     assert 'not 12' in ask(Needs(head_dim=128), head_dim=12)
+    assert ask(Needs(head_dim=128, head_dim_multiple=32), head_dim=96) == ''
+    assert 'of 32, not 48' in ask(Needs(head_dim=128, head_dim_multiple=32), head_dim=48)
 
 
 def test_packages(write, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def test_attention_that_cannot_be_shared(name: str, exchange: str, message: str)
 
 def test_the_width_of_heads_is_looked_up_in_the_model() -> None:
     module = InternLM(vocab_size=8, hidden_size=24, intermediate_size=8, num_layers=1, num_heads=2)
-    with pytest.raises(ValueError, match='a multiple of 8, not 12'):
+    with pytest.raises(ValueError, match='a multiple of 32, not 12'):
         apply_attention(module, 'flash4', CPU, torch.float32)
 
 

@@ -121,3 +121,14 @@ def test_why_a_layout_cannot_run(text: str, reason: str | None) -> None:
         )
     found = why_not(parse_case(text), model, seq_len=30, micro_batches=16, processes=8)
     assert found is None if reason is None else reason in found
+
+
+def test_the_ring_is_for_rows_of_one_document() -> None:
+    with torch.device('meta'):
+        model = InternLM(
+            vocab_size=8, hidden_size=16, intermediate_size=16, num_layers=2, num_heads=2
+        )
+    rings = [parse_case('context=2,context_attention=ring'), parse_case('context=2')]
+    for packed, expected in ((False, [False, False]), (True, [True, False])):
+        found = [why_not(case, model, 32, 4, 2, packed) for case in rings]
+        assert [reason is not None and 'packed' in reason for reason in found] == expected
