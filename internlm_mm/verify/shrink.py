@@ -63,6 +63,9 @@ class Shrunk:
         return self.config['randomness']['seed']
 
 
+_KERNEL_WIDTH = 32  # of heads, the least that every attention kernel takes
+
+
 def shrink(config: Config, cases: Sequence[Case], device: str, random_data: bool) -> Shrunk:
     """Shrink widths, depth and sequence, and the number of rows; keep everything else.
 
@@ -82,7 +85,7 @@ def shrink(config: Config, cases: Sequence[Case], device: str, random_data: bool
     notes: list[str] = []
     optimizer = _adamw(plain['optim_wrapper'])
     seq_len = _seq_len(plain, cases)
-    plain['model'] = shrink_model(plain['model'], cases, seq_len)
+    plain['model'] = shrink_model(plain['model'], cases, seq_len, device)
     plain['train_dataloader'] = _loader(plain, seq_len, random_data)
     rows = rows_of_a_step(cases)
     kept = {
@@ -138,11 +141,13 @@ def rows_of_a_step(cases: Sequence[Case]) -> int:
     return 2 * math.lcm(*(case.data * micro_batches(case) for case in cases))
 
 
-def shrink_model(model: dict[str, Any], cases: Sequence[Case], seq_len: int) -> dict[str, Any]:
+def shrink_model(
+    model: dict[str, Any], cases: Sequence[Case], seq_len: int, device: str = 'cpu'
+) -> dict[str, Any]:
     """The model's config with small widths and a depth of two layers a stage.
 
     Heads and inner widths divide by the same tensor degrees as the user's do, and as many heads
-    share keys, up to two.
+    share keys, up to two. On GPUs heads stay as wide as the kernels ask that the user's have.
     """
     small = dict(model)
     degrees = math.lcm(*(case.degree('tensor') for case in cases), 2)
@@ -157,6 +162,9 @@ def shrink_model(model: dict[str, Any], cases: Sequence[Case], seq_len: int) -> 
         if small.get('num_kv_heads'):
             small['num_kv_heads'] = small_kv
         width = 8 if small['num_heads'] >= 4 else 16
+        own = small.get('head_dim') or small.get('hidden_size', 0) // heads
+        if device == 'cuda' and own and own % _KERNEL_WIDTH == 0:
+            width = _KERNEL_WIDTH
         if small.get('head_dim'):
             small['head_dim'] = width
         if 'hidden_size' in small:

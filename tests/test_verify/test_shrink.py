@@ -111,6 +111,16 @@ def test_heads_divide_by_what_they_divided_by(heads: int, processes: int, small:
     assert found['num_heads'] == small
 
 
+@pytest.mark.parametrize(
+    ('own', 'device', 'small'), [(128, 'cuda', 32), (80, 'cuda', 8), (128, 'cpu', 8)]
+)
+def test_heads_on_a_gpu_go_through_the_kernels_that_the_model_takes(
+    own: int, device: str, small: int
+) -> None:
+    found = shrink_model({'hidden_size': 32 * own, 'num_heads': 32}, FOUR, 32, device)
+    assert found == {'hidden_size': 4 * small, 'num_heads': 4}
+
+
 def test_alike() -> None:
     assert [alike(11_008, 4, 86), alike(11_006, 4, 85), alike(7, 4, 30)] == [88, 86, 7]
 
