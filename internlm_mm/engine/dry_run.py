@@ -26,7 +26,7 @@ from internlm_mm.parallel.attention import (
     check_shared_attention,
     head_dim_of,
 )
-from internlm_mm.parallel.context import check_documents
+from internlm_mm.parallel.context import check_documents, check_exchange
 from internlm_mm.parallel.fit import check_layout
 from internlm_mm.parallel.float8 import (
     check_float8,
@@ -131,6 +131,7 @@ def _check_techniques(strategy: Mapping[str, Any], layout: Layout, model: nn.Mod
         check_reshard(plan, reshard)
     if layout.tensor > 1:
         check_tensor_plan(model, layout.tensor)
+    check_exchange(strategy.get('context_attention', 'all_gather'))
     if layout.context > 1:
         check_shared_attention(
             strategy.get('attention', 'auto'),

@@ -25,6 +25,7 @@ from internlm_mm.ops.attention import (
 )
 from internlm_mm.parallel.tensor import gather_tokens
 from internlm_mm.structures import Batch
+from internlm_mm.utils.suggest import did_you_mean
 
 
 def own_positions(seq_len: int, rank: int, ranks: int, device: Any = None) -> Tensor:
@@ -190,6 +191,13 @@ CONTEXT_ATTENTIONS: dict[str, Callable[[DeviceMesh, bool], Attend]] = {
     'ring': ring_attention,
 }
 """How ranks that share a sequence exchange keys and values."""
+
+
+def check_exchange(exchange: str) -> None:
+    """Raise ValueError if `strategy.context_attention` is no name in CONTEXT_ATTENTIONS."""
+    if exchange not in CONTEXT_ATTENTIONS:
+        hint = did_you_mean(exchange, CONTEXT_ATTENTIONS)
+        raise ValueError(f'strategy.context_attention={exchange!r}.{hint}')
 
 
 def check_documents(exchange: str, degree: int, max_docs: int, key: str) -> None:

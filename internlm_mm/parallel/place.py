@@ -17,7 +17,7 @@ from internlm_mm.parallel.adapters import (
 )
 from internlm_mm.parallel.attention import apply_attention
 from internlm_mm.parallel.compiling import compile_layers
-from internlm_mm.parallel.context import CONTEXT_ATTENTIONS
+from internlm_mm.parallel.context import check_exchange
 from internlm_mm.parallel.data import allocate, shard_model
 from internlm_mm.parallel.float8 import Float8, apply_float8, check_partners, check_skip
 from internlm_mm.parallel.initialize import initialize_parameters
@@ -34,7 +34,6 @@ from internlm_mm.parallel.pipeline_plan import (
 from internlm_mm.parallel.recompute import recompute_layers
 from internlm_mm.parallel.tensor import apply_tensor_parallel
 from internlm_mm.registry import SCHEDULES
-from internlm_mm.utils.suggest import did_you_mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +70,7 @@ class Techniques:
     pipeline: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.context_attention not in CONTEXT_ATTENTIONS:
-            hint = did_you_mean(self.context_attention, CONTEXT_ATTENTIONS)
-            raise ValueError(f'strategy.context_attention={self.context_attention!r}.{hint}')
+        check_exchange(self.context_attention)
 
     def needs_mesh(self, world_size: int) -> bool:
         """Whether FSDP2 shards, casts or moves parameters; else it would only cost time."""

@@ -194,11 +194,15 @@ def _walk(value: Any, path: tuple[str | int, ...]) -> Iterator[str]:
         )
 
 
+_CALLS = ('dataset', 'optimizer', 'adapter', 'objective')
+"""Keys below which a class is named, wherever they stand."""
+
+
 def _must_be_call(path: tuple[str | int, ...]) -> bool:
     """Whether a dict at `path` has to name a class."""
     if path == ('default_hooks',):
         return False
-    return len(path) == 1 or path[-1] in ('dataset', 'optimizer', 'adapter') or _is_member(path)
+    return len(path) == 1 or path[-1] in _CALLS or _is_member(path)
 
 
 def _is_member(path: tuple[str | int, ...]) -> bool:

@@ -101,6 +101,7 @@ def test_ramp_up_counts(tmp_path: Path) -> None:
         ({'optim_wrapper__clip_grad': {'max_norm': -1}}, 'max_norm'),
         ({'strategy__kernels': {'norm': 'tirch'}}, "kernels.norm='tirch'"),
         ({'strategy__float8': {'recipe': 'rows'}}, "float8.recipe='rows'"),
+        ({'strategy__context_attention': 'rng'}, "context_attention='rng'.*'ring'"),
         ({'strategy__float8': {}, 'strategy__kernels': {'fuse': True}}, 'float8 does not go with'),
         ({'strategy__float8': {}, 'model__adapter__rank': 4}, 'float8 does not go with model.adap'),
         (

@@ -106,6 +106,7 @@ def test_what_is_right_passes() -> None:
         ({'default_hooks__logger__intervall': 1}, "Did you mean 'interval'?"),
         ({'default_hooks__timer': dict(type='IterTimeHook')}, "Did you mean 'IterTimerHook'?"),
         ({'default_hooks__timer': dict(interval=1)}, 'default_hooks.timer has no type'),
+        ({'model__objective': dict(chunk_tokens=0)}, 'model.objective has no type'),
         (
             {'default_hooks__timer': dict(type='CheckpointHook', intervall=1)},
             "CheckpointHook has no option 'intervall'. Did you mean 'interval'?",
