@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from internlm_mm.ops.attention import Attend, choose_attention
+from internlm_mm.ops.attention import Attend
+from internlm_mm.ops.attention_choice import choose_attention
 from internlm_mm.ops.attention_trial import (
     document_lengths,
     draw_inputs,

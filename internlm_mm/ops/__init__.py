@@ -1,12 +1,7 @@
 """Arithmetic of the model: a torch reference first, kernels behind the same function."""
 
-from internlm_mm.ops.attention import (
-    Documents,
-    cached_attention,
-    choose_attention,
-    make_documents,
-    needs_mask,
-)
+from internlm_mm.ops.attention import Documents, cached_attention, make_documents, needs_mask
+from internlm_mm.ops.attention_choice import choose_attention
 from internlm_mm.ops.cross_entropy import (
     VocabularyShard,
     linear_cross_entropy,

@@ -17,10 +17,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 
-from internlm_mm.ops.needs import Needs, missing_package, obstacles
+from internlm_mm.ops.needs import Needs
 from internlm_mm.registry import ATTENTIONS
 from internlm_mm.structures import Batch
-from internlm_mm.utils.suggest import did_you_mean
 
 
 class Documents(NamedTuple):
@@ -62,14 +61,6 @@ _KERNELS_WITHOUT_PLANS = [
 # Torch's own kernels: Ampere or newer. FlashAttention-2 takes heads of up to 256 channels, cuDNN of
 # 128 on every GPU and release, and neither takes a number that 8 does not divide.
 _TORCH_KERNELS = Needs(cuda=True, half=True, capability=(8, 0), head_dim=256)
-
-PREFERRED: dict[bool, tuple[str, ...]] = {
-    False: ('flash4', 'cudnn'),
-    True: ('flash4', 'varlen'),
-}
-"""What 'auto' takes on CUDA in half precision, by whether rows are packed: the first that runs
-here, or 'sdpa'. A backend is put in front of the others here, once it was measured to be faster in
-whole training steps (docs/en/performance.md)."""
 
 Attend = Callable[[Tensor, Tensor, Tensor, Documents | None], Tensor]
 
@@ -251,105 +242,6 @@ def cached_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         with sdpa_kernel(_KERNELS_WITHOUT_PLANS):
             return _sdpa(q, k, v, mask)
     return _sdpa(q, k, v, mask)
-
-
-def choose_attention(
-    name: str,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    packed: bool,
-    head_dim: int | None = None,
-    elsewhere: bool = False,
-) -> tuple[str, str]:
-    """Resolve 'auto' to a backend and check that a named one can run.
-
-    Args:
-        name: A name in ATTENTIONS, or 'auto'.
-        device: Where the model runs.
-        dtype: Dtype of queries, keys and values.
-        packed: Whether a row may hold several documents.
-        head_dim: Width of a head, where that is known.
-        elsewhere: Whether the model will run on another machine: a package that a named backend
-            needs may be there, and its reason says that it is not here.
-
-    Returns:
-        The backend's name in ATTENTIONS, and why, for the log.
-
-    Raises:
-        ValueError: If the name is unknown or the backend cannot serve what is asked; never for
-            'auto'. Backends of other packages are tried first, with their gradients.
-    """
-    if name == 'auto':
-        kind = torch.device(device).type
-        if kind != 'cuda' or dtype not in (torch.float16, torch.bfloat16):
-            return 'sdpa', f'{kind} in {dtype}: torch picks the kernel'
-        refused: list[str] = []
-        for candidate in PREFERRED[packed]:
-            found = attention_obstacles(candidate, device, dtype, packed, head_dim, elsewhere)
-            found = found or _faults(candidate, device, dtype, packed, head_dim, elsewhere)
-            if not found:
-                reason = _REASONS[packed]
-                return candidate, '; '.join([reason, *refused])
-            refused.append(f'{candidate} {found[0]}')
-        return 'sdpa', '; '.join(refused)
-    if ATTENTIONS.get(name) is None:
-        choices = [*ATTENTIONS.module_dict, 'auto']
-        hint = did_you_mean(name, choices)
-        raise ValueError(f'strategy.attention={name!r} is unknown.{hint}')
-    found = attention_obstacles(name, device, dtype, packed, head_dim, elsewhere)
-    reason = 'named in the config'
-    if elsewhere:
-        missing = missing_package(getattr(ATTENTIONS.get(name), 'needs', Needs()))
-        found = [one for one in found if one not in missing]
-        reason = '; on this machine it '.join([reason, *missing])
-    found = found or _faults(name, device, dtype, packed, head_dim, elsewhere)
-    if found:
-        raise ValueError(
-            f"strategy.attention={name!r} {'; '.join(found)}; 'auto' picks one that runs"
-        )
-    return name, reason
-
-
-_REASONS = {
-    False: 'one document a row: the fastest here in half precision',
-    True: 'documents are packed: no work is done across boundaries',
-}
-
-
-def attention_obstacles(
-    name: str,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    packed: bool,
-    head_dim: int | None = None,
-    elsewhere: bool = False,
-) -> list[str]:
-    """Every reason why a backend cannot run here; arguments as `choose_attention`.
-
-    A plug-in that has no attribute `needs` is taken at its word: none.
-    """
-    needs = getattr(ATTENTIONS.get(name), 'needs', Needs())
-    return obstacles(needs, device, dtype, packed=packed, head_dim=head_dim, elsewhere=elsewhere)
-
-
-def _faults(
-    name: str,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    packed: bool,
-    head_dim: int | None,
-    elsewhere: bool,
-) -> list[str]:
-    """What a trial on this machine finds against a backend of another package."""
-    device = torch.device(device)
-    needs = getattr(ATTENTIONS.get(name), 'needs', Needs())
-    is_here = device.type != 'cuda' or torch.cuda.is_available()
-    if needs.module is None or elsewhere or not is_here:
-        return []
-    from internlm_mm.ops.attention_trial import fault_of  # which imports this module
-
-    fault = fault_of(name, device, dtype, packed, head_dim)
-    return [] if fault is None else [fault]
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

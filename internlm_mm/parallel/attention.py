@@ -4,13 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from internlm_mm.ops.attention import (
-    Attend,
-    Documents,
-    attention_obstacles,
-    choose_attention,
-    needs_mask,
-)
+from internlm_mm.ops.attention import Attend, Documents, needs_mask
+from internlm_mm.ops.attention_choice import attention_obstacles, choose_attention
 from internlm_mm.ops.needs import Needs
 from internlm_mm.parallel.context import CONTEXT_ATTENTIONS
 from internlm_mm.registry import ATTENTIONS

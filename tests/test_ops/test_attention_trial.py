@@ -6,13 +6,9 @@ import pytest
 import torch
 
 from internlm_mm.datasets.packing import collate_rows, pack_row
-from internlm_mm.ops import attention
-from internlm_mm.ops.attention import (
-    choose_attention,
-    make_documents,
-    reference_attention,
-    sdpa_attention,
-)
+from internlm_mm.ops import attention_choice
+from internlm_mm.ops.attention import make_documents, reference_attention, sdpa_attention
+from internlm_mm.ops.attention_choice import choose_attention
 from internlm_mm.ops.attention_trial import (
     document_lengths,
     fault_of,
@@ -98,15 +94,17 @@ def test_auto_passes_over_what_fails(foreign, monkeypatch: pytest.MonkeyPatch) -
         tried.append((name, device.type, head_dim))
         return fault_of(name, CPU, dtype, packed, head_dim)
 
-    monkeypatch.setattr('internlm_mm.ops.attention_trial.fault_of', on_the_cpu)
+    monkeypatch.setattr(attention_choice, 'fault_of', on_the_cpu)
     monkeypatch.setitem(
-        attention.PREFERRED, True, ('their_half_a_gradient', 'their_sdpa_attention', 'varlen')
+        attention_choice.PREFERRED,
+        True,
+        ('their_half_a_gradient', 'their_sdpa_attention', 'varlen'),
     )
     name, why = choose_attention('auto', 'cuda', torch.bfloat16, True, 96)
     assert name == 'their_sdpa_attention'
     assert 'their_half_a_gradient fails here: its gradient of q' in why
     assert tried == [(f'their_{n}', 'cuda', 96) for n in ('half_a_gradient', 'sdpa_attention')]
-    monkeypatch.setitem(attention.PREFERRED, True, ('their_broken', 'varlen'))
+    monkeypatch.setitem(attention_choice.PREFERRED, True, ('their_broken', 'varlen'))
     assert choose_attention('auto', 'cuda', torch.bfloat16, True, 96)[0] == 'varlen'
 
 

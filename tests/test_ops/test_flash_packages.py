@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from internlm_mm.ops.attention import attention_obstacles, make_documents
+from internlm_mm.ops.attention import make_documents
+from internlm_mm.ops.attention_choice import attention_obstacles
 from internlm_mm.registry import ATTENTIONS
 from tests import flash_standins
 from tests.attention_cases import LENGTHS, oracle, packed_batch, qkv

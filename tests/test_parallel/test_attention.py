@@ -6,13 +6,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from internlm_mm.models import InternLM
-from internlm_mm.ops.attention import (
-    PREFERRED,
-    choose_attention,
-    needs_mask,
-    reference_attention,
-    sdpa_attention,
-)
+from internlm_mm.ops.attention import needs_mask, reference_attention, sdpa_attention
+from internlm_mm.ops.attention_choice import PREFERRED, choose_attention
 from internlm_mm.parallel.attention import (
     apply_attention,
     check_packed_rows,
