@@ -257,6 +257,7 @@ def test_packages_that_only_the_job_has(tmp_path: Path, monkeypatch) -> None:
     for package in ('flash_attn', 'liger_kernel'):
         monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     options = {
+        'model__hidden_size': 128,  # heads of 32 channels, the least that flash4 takes
         'strategy__precision': dict(param='bfloat16'),
         'strategy__kernels': {'norm': 'liger'},
     }
