@@ -25,10 +25,43 @@ SMALLEST_BLOCK = 16
 """With fewer, scales would take too much: such a tensor keeps its moments as they are."""
 
 NUMBERS_AT_ONCE = 2**18
-"""About how many numbers a CPU updates together: 1 MB of each tensor."""
+"""About how many numbers each thread of a CPU updates together: 1 MB of each tensor."""
 
 
-def round_by_hash(values: Tensor, salt: int) -> Tensor:
+class Scratch:
+    """Memory for what is computed in between.
+
+    Args:
+        keeps: Whether memory under one name is the same each time. Large blocks that a CPU gives
+            back come anew from the system, page by page, which takes longer than the arithmetic;
+            GPUs have an allocator that keeps them.
+    """
+
+    def __init__(self, keeps: bool = False) -> None:
+        self._keeps = keeps
+        self._held: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor of the shape of another, not filled; it is the caller's until the next one.
+
+        Args:
+            name: What is lent twice at a time has two names.
+            like: Has the shape and device.
+            dtype: As that tensor's if None.
+        """
+        dtype = like.dtype if dtype is None else dtype
+        if not self._keeps:
+            return torch.empty(like.shape, dtype=dtype, device=like.device)
+        held = self._held.get((name, dtype))
+        if held is None or held.numel() < like.numel():
+            held = torch.empty(like.numel(), dtype=dtype, device=like.device)
+            self._held[name, dtype] = held
+        return held[: like.numel()].view(like.shape)
+
+
+def round_by_hash(
+    values: Tensor, salt: int, into: Tensor | None = None, scratch: Scratch | None = None
+) -> Tensor:
     """The bfloat16 below or above, at random, right on average.
 
     Rounding to the nearest would lose every change that is smaller than half a unit, and a moving
@@ -38,13 +71,18 @@ def round_by_hash(values: Tensor, salt: int) -> Tensor:
     Args:
         values: fp32, finite; left alone.
         salt: Differs from step to step.
+        into: Where the result goes; a new tensor if None.
+        scratch: Where to compute.
     """
-    bits = _hash(values, salt).bitwise_right_shift_(16).bitwise_and_(0xFFFF)
-    bits.add_(values.view(torch.int32)).bitwise_and_(-0x10000)
-    return bits.view(torch.float32).bfloat16()
+    into = torch.empty_like(values, dtype=torch.bfloat16) if into is None else into
+    bits = _hash(values, salt, scratch or Scratch()).bitwise_right_shift_(16).bitwise_and_(0xFFFF)
+    # The upper half of an fp32 number is a bfloat16.
+    bits.add_(values.view(torch.int32)).bitwise_right_shift_(16)
+    into.view(torch.int16).copy_(bits)
+    return into
 
 
-def to_levels(values: Tensor, levels: int, salt: int) -> Tensor:
+def to_levels(values: Tensor, levels: int, salt: int, scratch: Scratch | None = None) -> Tensor:
     """Numbers in [-1, 1] as `sign * (k / levels) ** 2`, k whole: finer where they are smaller.
 
     Of the two neighbours one is taken at random, right on average, as in `round_by_hash`.
@@ -53,23 +91,32 @@ def to_levels(values: Tensor, levels: int, salt: int) -> Tensor:
         values: fp32; left alone.
         levels: Largest k.
         salt: Differs from step to step.
+        scratch: Where to compute; what is returned is lent from it.
 
     Returns:
         k with the number's sign, fp32.
     """
-    exact = values.abs().clamp_(max=1.0).sqrt_().mul_(levels)
-    below = exact.floor()
-    share = exact.square_().sub_(below.square()).div_((2 * below).add_(1))
-    drawn = _hash(values, salt).bitwise_right_shift_(8).bitwise_and_(0xFFFFFF) * 2.0**-24
-    return below.add_(drawn < share).copysign_(values)
+    scratch = scratch or Scratch()
+    exact = torch.abs(values, out=scratch.take('exact', values))
+    exact.clamp_(max=1.0).sqrt_().mul_(levels)
+    below = torch.floor(exact, out=scratch.take('below', values))
+    other = torch.square(below, out=scratch.take('other', values))
+    share = exact.square_().sub_(other)
+    share.div_(torch.mul(below, 2, out=other).add_(1))
+    bits = _hash(values, salt, scratch).bitwise_right_shift_(8).bitwise_and_(0xFFFFFF)
+    drawn = other.copy_(bits).mul_(2.0**-24)
+    return below.add_(drawn.lt_(share)).copysign_(values)
 
 
-def _hash(values: Tensor, salt: int) -> Tensor:
+def _hash(values: Tensor, salt: int, scratch: Scratch) -> Tensor:
     """32 mixed bits of each number, after MurmurHash3's last steps; the upper ones are best."""
-    mixed = values.view(torch.int32) * -1640531535
-    mixed.add_((salt * 0x85EBCA6B + 2**31) % 2**32 - 2**31)
-    mixed.bitwise_xor_(mixed >> 15).mul_(-2048144789)
-    return mixed.bitwise_xor_(mixed >> 13).mul_(-1028477387)
+    mixed = scratch.take('mixed', values, torch.int32)
+    shifted = scratch.take('shifted', values, torch.int32)
+    start = torch.tensor((salt * 0x85EBCA6B + 2**31) % 2**32 - 2**31, dtype=torch.int32)
+    torch.add(start, values.view(torch.int32), alpha=-1640531535, out=mixed)
+    mixed.bitwise_xor_(torch.bitwise_right_shift(mixed, 15, out=shifted)).mul_(-2048144789)
+    mixed.bitwise_xor_(torch.bitwise_right_shift(mixed, 13, out=shifted)).mul_(-1028477387)
+    return mixed
 
 
 def block_of(columns: int) -> int:
@@ -147,13 +194,18 @@ class CompactAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        on_cpu, elsewhere = Scratch(keeps=True), Scratch()
         for group in self.param_groups:
             for parameter in group['params']:
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+                    is_here = local_tensor(parameter).device.type == 'cpu'
+                    scratch = on_cpu if is_here else elsewhere
+                    self._update(parameter, parameter.grad, group, scratch)
         return loss
 
-    def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _update(
+        self, parameter: Tensor, grad: Tensor, group: dict[str, Any], scratch: Scratch
+    ) -> None:
         state = self.state[parameter]
         if not state:
             self._begin(parameter, group['state_dtype'], state)
@@ -172,7 +224,7 @@ class CompactAdamW(Optimizer):
         for start in range(0, len(weight), rows):
             part = slice(start, start + rows)
             parts = {kind: value[part] for kind, value in held.items()}
-            _update_rows(weight[part], gradient[part], parts, step, group)
+            _update_rows(weight[part], gradient[part], parts, step, group, scratch)
 
     @staticmethod
     def _begin(parameter: Tensor, state_dtype: str, state: dict[str, Tensor]) -> None:
@@ -181,38 +233,48 @@ class CompactAdamW(Optimizer):
         dtype = torch.bfloat16 if is_matrix and state_dtype == 'bfloat16' else parameter.dtype
         state['step'] = torch.zeros(())
         for kind, codes in (('exp_avg', torch.int8), ('exp_avg_sq', torch.uint8)):
-            state[kind] = zeros_cut_like(parameter, shape, codes if block else dtype)
+            # Not `zeros_cut_like`: what is offloaded would be sent to the GPU and back.
+            state[kind] = torch.zeros_like(parameter, dtype=codes if block else dtype)
             if block:
                 scales = (*shape[:-1], shape[-1] // block)
                 state[f'{kind}_scale'] = zeros_cut_like(parameter, scales, torch.float32)
 
 
 def _rows_at_once(weight: Tensor) -> int:
-    """How many rows are updated together: on a GPU all.
-
-    What is computed in between is in new tensors. On a CPU large ones come from the system each
-    time, page by page, which takes much longer than the arithmetic; small ones stay in the caches.
-    """
+    """How many rows are updated together: on a GPU all, on a CPU what stays in its caches."""
     if weight.device.type != 'cpu':
         return len(weight)
-    return max(1, NUMBERS_AT_ONCE * len(weight) // weight.numel())
+    numbers = NUMBERS_AT_ONCE * torch.get_num_threads()
+    return max(1, numbers * len(weight) // weight.numel())
 
 
 def _update_rows(
-    weight: Tensor, gradient: Tensor, held: dict[str, Tensor], step: int, group: dict[str, Any]
+    weight: Tensor,
+    gradient: Tensor,
+    held: dict[str, Tensor],
+    step: int,
+    group: dict[str, Any],
+    scratch: Scratch,
 ) -> None:
     beta1, beta2 = group['betas']
-    first = _read(held, 'exp_avg', weight.dtype).lerp_(gradient, 1 - beta1)
-    second = _read(held, 'exp_avg_sq', weight.dtype)
-    if 'exp_avg_sq_scale' in held:
+    first = scratch.take('first', weight)
+    _read(held, 'exp_avg', first, scratch)
+    first.lerp_(gradient, 1 - beta1)
+    second = scratch.take('second', weight)
+    _read(held, 'exp_avg_sq', second, scratch)
+    holds_root = 'exp_avg_sq_scale' in held
+    if holds_root:
         second.square_()
     second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    root = second.sqrt()
-    _write(held, 'exp_avg_sq', root if 'exp_avg_sq_scale' in held else second, 2 * step + 1)
+    if not holds_root:
+        _write(held, 'exp_avg_sq', second, 2 * step + 1, scratch)
+    root = second.sqrt_()
+    if holds_root:
+        _write(held, 'exp_avg_sq', root, 2 * step + 1, scratch)
     root.div_(math.sqrt(1 - beta2**step)).add_(group['eps'])
     weight.mul_(1 - group['lr'] * group['weight_decay'])
     weight.addcdiv_(first, root, value=-group['lr'] / (1 - beta1**step))
-    _write(held, 'exp_avg', first, 2 * step)
+    _write(held, 'exp_avg', first, 2 * step, scratch)
 
 
 def _check_blocks(parameter: Tensor) -> None:
@@ -227,26 +289,30 @@ def _check_blocks(parameter: Tensor) -> None:
         )
 
 
-def _read(held: dict[str, Tensor], kind: str, dtype: torch.dtype) -> Tensor:
-    """A moment, in a new tensor."""
+def _read(held: dict[str, Tensor], kind: str, into: Tensor, scratch: Scratch) -> None:
+    """A moment as numbers."""
     codes = held[kind]
-    found = codes.to(dtype, copy=True)
+    into.copy_(codes)
     if f'{kind}_scale' in held:
-        found.mul_(found.abs())
+        into.mul_(torch.abs(into, out=scratch.take('other', into)))
         scale = held[f'{kind}_scale'] / torch.iinfo(codes.dtype).max ** 2
-        found.view(*scale.shape, found.shape[-1] // scale.shape[-1]).mul_(scale.unsqueeze(-1))
-    return found
+        into.view(*scale.shape, into.shape[-1] // scale.shape[-1]).mul_(scale.unsqueeze(-1))
 
 
-def _write(held: dict[str, Tensor], kind: str, values: Tensor, salt: int) -> None:
+def _write(held: dict[str, Tensor], kind: str, values: Tensor, salt: int, scratch: Scratch) -> None:
     codes = held[kind]
-    if f'{kind}_scale' in held:
-        scale = held[f'{kind}_scale']
-        blocks = values.float().view(*scale.shape, values.shape[-1] // scale.shape[-1])
-        scale.copy_(blocks.abs().amax(-1).clamp_(min=1e-30))
-        levels = torch.iinfo(codes.dtype).max
-        codes.copy_(to_levels(blocks / scale.unsqueeze(-1), levels, salt).view(codes.shape))
-    elif codes.dtype == torch.bfloat16:
-        codes.copy_(round_by_hash(values.float(), salt))
-    else:
+    if codes.dtype == values.dtype:
         codes.copy_(values)
+        return
+    if values.dtype != torch.float32:
+        values = scratch.take('values', values, torch.float32).copy_(values)
+    if codes.dtype == torch.bfloat16:
+        round_by_hash(values, salt, codes, scratch)
+        return
+    scale = held[f'{kind}_scale']
+    blocks = values.view(*scale.shape, values.shape[-1] // scale.shape[-1])
+    within = scratch.take('within', blocks)
+    scale.copy_(torch.abs(blocks, out=within).amax(-1).clamp_(min=1e-30))
+    torch.div(blocks, scale.unsqueeze(-1), out=within)
+    levels = torch.iinfo(codes.dtype).max
+    codes.copy_(to_levels(within, levels, salt, scratch).view(codes.shape))

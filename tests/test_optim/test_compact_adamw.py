@@ -7,14 +7,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.optim import AdamW
 
 from internlm_mm.checkpoint.storage import StoredTensors
 from internlm_mm.optim import CompactAdamW
-from internlm_mm.optim.compact_adamw import block_of, round_by_hash, to_levels
+from internlm_mm.optim.compact_adamw import Scratch, block_of, round_by_hash, to_levels
 from internlm_mm.utils.shards import local_tensor, part_of
 from tests.helpers import tiny_runner
 from tests.marks import slow
@@ -51,6 +51,42 @@ def test_sixteen_bits_are_right_on_average() -> None:
     assert ((found.mean(0) - exact).abs() <= FOUR_SIGMA * unit).all()
     whole = torch.tensor([0.0, 1.0, -1.5])
     assert torch.equal(round_by_hash(whole, 7).float(), whole)
+
+
+def signed(bits: int) -> int:
+    return (bits + 2**31) % 2**32 - 2**31
+
+
+def drawn(bits: int, salt: int) -> int:
+    """What is added below the upper half, in Python's integers."""
+    mixed = signed(bits * 2654435761 + salt * 0x85EBCA6B)
+    mixed = signed((mixed ^ (mixed >> 15)) * 2246822507)
+    return (mixed ^ (mixed >> 13)) * 3266489909 % 2**32 >> 16
+
+
+@pytest.mark.parametrize('salt', [0, 1, 12345, 2**31 + 7])
+def test_what_is_random_is_a_hash(salt: int) -> None:
+    """Checkpoints go on to the same bits for as long as it stays this one."""
+    values = torch.cat([torch.randn(40), torch.tensor([0.0, -0.0, 1e-40, 3e38, -1e-12])])
+    before = values.view(torch.int32).tolist()
+    expected = [signed((bits % 2**32 + drawn(bits, salt)) >> 16 << 16) for bits in before]
+    found = round_by_hash(values, salt)
+    assert found.dtype == torch.bfloat16
+    assert found.float().view(torch.int32).tolist() == expected
+
+
+def test_scratch_that_keeps_lends_the_same_memory() -> None:
+    keeping, other = Scratch(keeps=True), Scratch()
+    large, small = torch.zeros(4, 8), torch.zeros(3, 8)
+    first = keeping.take('a', large)
+    again = keeping.take('a', small)
+    assert (first.shape, again.shape) == (large.shape, small.shape)
+    assert again.data_ptr() == first.data_ptr()
+    assert keeping.take('b', small).data_ptr() != first.data_ptr()
+    assert keeping.take('a', small, torch.int32).dtype == torch.int32
+    assert keeping.take('a', torch.zeros(5, 8)).shape == (5, 8)  # more than there was
+    one, two = (other.take('a', large) for _ in range(2))
+    assert one.data_ptr() != two.data_ptr()
 
 
 @pytest.mark.parametrize('levels', [127, 255])
@@ -254,6 +290,25 @@ def same_on_ranks(state_dtype: str, placements: tuple) -> bool:
 )
 def test_every_layout_has_the_same_bits(two_ranks, state_dtype: str, placements: tuple) -> None:
     assert two_ranks(same_on_ranks, state_dtype, placements) == [True, True]
+
+
+@pytest.mark.parametrize('state_dtype', DTYPES)
+def test_moments_are_made_where_weights_are(state_dtype: str) -> None:
+    """Offloaded: from a mesh's device nothing comes to host memory, least of all from 'meta'."""
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    mesh = DeviceMesh('meta', [0])
+    options = dict(run_check=False, shape=torch.Size((4, 100)), stride=(100, 1))
+    there = DTensor.from_local(torch.zeros(4, 100), mesh, (Shard(0),), **options)
+    weight, gradient = (torch.ones_like(there, device='cpu') for _ in range(2))
+    weight = nn.Parameter(weight)
+    weight.grad = gradient
+    optimizer = CompactAdamW([weight], state_dtype=state_dtype)
+    optimizer.step()
+    for kind in ('exp_avg', 'exp_avg_sq'):
+        moment = optimizer.state[weight][kind]
+        assert (moment.shape, moment.placements) == (weight.shape, weight.placements)
+        assert local_tensor(moment).device.type == 'cpu'
+        assert (local_tensor(moment) > 0).all()
 
 
 def blocks_cut() -> str:
