@@ -1,15 +1,11 @@
 """The true norm of a gradient that is spread over ranks."""
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-
-WORTH_THREADS = 2**24
-"""With so many numbers in host memory, threads share the work: milliseconds of it for one."""
 
 
 @torch.no_grad()
@@ -88,31 +84,5 @@ def _sum_of_squares(tensors: list[Tensor], device: torch.device | None) -> Tenso
     if not filled:
         return torch.zeros((), dtype=torch.float64, device=device)
     dtype = torch.float64 if filled[0].dtype == torch.float64 else torch.float32
-    norms = torch.stack(_norms(filled, dtype))
+    norms = torch.stack(torch._foreach_norm(filled, 2, dtype=dtype))
     return norms.double().square().sum().to(device)
-
-
-def _norms(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor] | tuple[Tensor, ...]:
-    """Of each tensor, to the same bits whoever computes it.
-
-    On a CPU, torch reads a tensor for its norm with one thread, however large it is.
-    """
-    threads = min(torch.get_num_threads(), len(tensors))
-    in_host_memory = all(tensor.device.type == 'cpu' for tensor in tensors)
-    numbers = sum(tensor.numel() for tensor in tensors)
-    if threads == 1 or not in_host_memory or numbers < WORTH_THREADS:
-        return torch._foreach_norm(tensors, 2, dtype=dtype)
-    norms = list(tensors)
-    left = iter(sorted(range(len(tensors)), key=lambda index: -tensors[index].numel()))
-
-    @torch.no_grad()
-    def take_what_is_left() -> None:
-        for index in left:
-            norms[index] = torch._foreach_norm([tensors[index]], 2, dtype=dtype)[0]
-
-    with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(take_what_is_left) for _ in range(threads - 1)]
-        take_what_is_left()
-    for other in others:
-        other.result()  # raises what was raised there
-    return norms

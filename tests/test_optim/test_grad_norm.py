@@ -1,4 +1,3 @@
-import threading
 from unittest import mock
 
 import pytest
@@ -52,38 +51,6 @@ def test_one_bad_number_shows(bad: float) -> None:
     tensors = gradients()
     tensors[2][0, 1] = bad
     assert not gradient_norm(tensors).isfinite()
-
-
-def share_norms(monkeypatch: pytest.MonkeyPatch, threads: int, fails: bool = False) -> None:
-    """Have threads take norms, of which the first waits until another one takes one, too."""
-    compute, has_company = torch._foreach_norm, threading.Event()
-
-    def norms(*args, **options) -> tuple[Tensor, ...]:
-        if threading.current_thread() is threading.main_thread():
-            assert has_company.wait(60)
-        else:
-            has_company.set()
-            if fails:
-                raise MemoryError
-        return compute(*args, **options)
-
-    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
-    monkeypatch.setattr(torch, '_foreach_norm', norms)
-    monkeypatch.setattr('internlm_mm.optim.grad_norm.WORTH_THREADS', 1000)
-
-
-@pytest.mark.parametrize('threads', [2, 3, 64])
-def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
-    tensors = [torch.randn(size, 97) for size in (300, 1, 200, 50, 50, 400)]
-    alone = gradient_norm(tensors)
-    share_norms(monkeypatch, threads)
-    assert torch.equal(gradient_norm(tensors), alone)
-
-
-def test_what_a_thread_raises_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    share_norms(monkeypatch, 2, fails=True)
-    with pytest.raises(MemoryError):
-        gradient_norm([torch.randn(1000) for _ in range(8)])
 
 
 def test_no_gradient_at_all() -> None:
