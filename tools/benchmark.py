@@ -32,7 +32,7 @@ from internlm_mm.engine.train_cli import MISTAKE_EXIT_CODE, USER_ERRORS
 from internlm_mm.utils.config import load_config, parse_cfg_options
 from internlm_mm.utils.config_check import check_config
 from internlm_mm.utils.device import release_cached
-from internlm_mm.utils.launch import LAUNCHERS, read_launch
+from internlm_mm.utils.launch import LAUNCHERS, NotStarted, read_launch
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -103,9 +103,8 @@ def check_launcher(launcher: str) -> None:
     """Raise ValueError if the launcher has not started this process; says how it would."""
     try:
         read_launch(launcher)
-    except ValueError as error:
-        own = str(error).replace('tools/train.py CONFIG', 'tools/benchmark.py CONFIG')
-        raise ValueError(own) from error
+    except NotStarted as error:
+        raise ValueError(error.told('tools/benchmark.py CONFIG')) from error
 
 
 def check_trains(config: Config, path: str) -> None:

@@ -25,6 +25,7 @@ from internlm_mm.tokenizers.load import load_tokenizer
 from internlm_mm.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from internlm_mm.tokenizers.training import train_tokenizer
 from internlm_mm.utils.arguments import Arguments
+from internlm_mm.utils.folders import why_not_writable
 from internlm_mm.utils.suggest import nearest_path
 
 
@@ -106,10 +107,9 @@ def check_writable(folder: Path, option: str) -> None:
         raise FileNotFoundError(f'{option} {folder}: no such folder{nearest_path(folder)}')
     if not folder.is_dir():
         raise NotADirectoryError(f'{option} {folder}: is no folder')
-    try:
-        tempfile.TemporaryDirectory(dir=folder).cleanup()
-    except OSError as error:
-        raise PermissionError(f'{option} {folder}: cannot be written: {error.strerror}') from error
+    reason = why_not_writable(folder)
+    if reason is not None:
+        raise PermissionError(f'{option} {folder}: cannot be written: {reason}')
 
 
 def measure_all(args: argparse.Namespace) -> dict[str, Any]:

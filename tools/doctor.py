@@ -13,7 +13,7 @@ from internlm_mm.doctor.examination import examine, render_examination
 from internlm_mm.engine.last_words import JobParser, tell_once
 from internlm_mm.parallel.launch import join_process_group
 from internlm_mm.utils.device import pick_device
-from internlm_mm.utils.launch import LAUNCHERS, read_launch
+from internlm_mm.utils.launch import LAUNCHERS, NotStarted, read_launch
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -38,8 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         launch = read_launch(args.launcher)
         device = pick_device(launch.local_rank)
-    except ValueError as error:  # of a launcher, which says how training is started by it
-        tell_once(f'error: {str(error).replace("tools/train.py CONFIG", "tools/doctor.py")}')
+    except ValueError as error:
+        told = error.told('tools/doctor.py') if isinstance(error, NotStarted) else error
+        tell_once(f'error: {told}')
         return 2
     if device.type == 'cuda':
         torch.cuda.set_device(device)

@@ -5,7 +5,6 @@ import hashlib
 import json
 import resource
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -21,6 +20,7 @@ from internlm_mm.parallel.recompute import recomputed_layers
 from internlm_mm.parallel.strategy import HybridParallelStrategy
 from internlm_mm.utils.config import dump_config
 from internlm_mm.utils.device import peak_flops
+from internlm_mm.utils.folders import why_not_writable
 from internlm_mm.utils.rates import float8_matmul_rate, matmul_rate
 from internlm_mm.utils.system import builds, cpu_name, nvidia_smi, packages
 
@@ -276,13 +276,11 @@ def check_records(folder: Path) -> None:
     existing = next(one for one in (path, *path.parents) if one.exists())
     if not existing.is_dir():
         raise NotADirectoryError(f'--records {folder}: {existing} is no folder')
-    try:
-        with tempfile.NamedTemporaryFile(dir=existing, prefix='.write_test_'):
-            pass
-    except OSError as error:
+    reason = why_not_writable(existing)
+    if reason is not None:
         raise PermissionError(
-            f'--records {folder}: nothing can be written into {existing}: {error.strerror}'
-        ) from error
+            f'--records {folder}: nothing can be written into {existing}: {reason}'
+        )
 
 
 def save_record(

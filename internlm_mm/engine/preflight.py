@@ -1,6 +1,5 @@
 """What must fit together before any time is spent."""
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 from internlm_mm.parallel.fit import fitting_message
 from internlm_mm.parallel.mesh import LayoutError
 from internlm_mm.registry import DATASETS, MODELS
+from internlm_mm.utils.folders import why_not_writable
 from internlm_mm.utils.resolve import resolve_type
 from internlm_mm.utils.signatures import options_of
 
@@ -144,13 +144,12 @@ def check_writable(work_dir: Path) -> None:
     """
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
-        # A name of its own: ranks of several machines do this in one shared folder at once.
-        with tempfile.NamedTemporaryFile(dir=work_dir, prefix='.write_test_'):
-            pass
     except OSError as error:
-        raise PermissionError(
-            f'work_dir={str(work_dir)!r} cannot be written: {error.strerror}'
-        ) from error
+        reason = error.strerror
+    else:
+        reason = why_not_writable(work_dir)
+    if reason is not None:
+        raise PermissionError(f'work_dir={str(work_dir)!r} cannot be written: {reason}')
 
 
 @contextmanager

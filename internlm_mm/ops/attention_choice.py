@@ -49,14 +49,14 @@ def choose_attention(
         ValueError: If the name is unknown or the backend cannot serve what is asked; never for
             'auto'. Backends of other packages are tried first, with their gradients.
     """
+    asked = (device, dtype, packed, head_dim, elsewhere)
     if name == 'auto':
         kind = torch.device(device).type
         if kind != 'cuda' or dtype not in (torch.float16, torch.bfloat16):
             return 'sdpa', f'{kind} in {dtype}: torch picks the kernel'
         refused: list[str] = []
         for candidate in PREFERRED[packed]:
-            found = attention_obstacles(candidate, device, dtype, packed, head_dim, elsewhere)
-            found = found or _faults(candidate, device, dtype, packed, head_dim, elsewhere)
+            found = attention_obstacles(candidate, *asked) or _faults(candidate, *asked)
             if not found:
                 reason = _REASONS[packed]
                 return candidate, '; '.join([reason, *refused])
@@ -66,13 +66,13 @@ def choose_attention(
         choices = [*ATTENTIONS.module_dict, 'auto']
         hint = did_you_mean(name, choices)
         raise ValueError(f'strategy.attention={name!r} is unknown.{hint}')
-    found = attention_obstacles(name, device, dtype, packed, head_dim, elsewhere)
+    found = attention_obstacles(name, *asked)
     reason = 'named in the config'
     if elsewhere:
         missing = missing_package(getattr(ATTENTIONS.get(name), 'needs', Needs()))
         found = [one for one in found if one not in missing]
         reason = '; on this machine it '.join([reason, *missing])
-    found = found or _faults(name, device, dtype, packed, head_dim, elsewhere)
+    found = found or _faults(name, *asked)
     if found:
         raise ValueError(
             f"strategy.attention={name!r} {'; '.join(found)}; 'auto' picks one that runs"

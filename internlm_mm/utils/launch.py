@@ -20,11 +20,30 @@ _FIRST_PORT = 10_000
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 HINTS = {
-    'pytorch': 'torchrun --nproc-per-node N tools/train.py CONFIG --launcher pytorch',
-    'slurm': 'srun python tools/train.py CONFIG --launcher slurm',
-    'mpi': 'mpirun -n N python tools/train.py CONFIG --launcher mpi',
+    'pytorch': 'torchrun --nproc-per-node N {command} --launcher pytorch',
+    'slurm': 'srun python {command} --launcher slurm',
+    'mpi': 'mpirun -n N python {command} --launcher mpi',
 }
 """How each launcher is used, for messages."""
+
+
+class NotStarted(ValueError):
+    """A launcher that has not started this process.
+
+    Args:
+        launcher: One of HINTS.
+        reason: What shows it.
+    """
+
+    def __init__(self, launcher: str, reason: str) -> None:
+        self.launcher, self.reason = launcher, reason
+        super().__init__(self.told('tools/train.py CONFIG'))
+
+    def told(self, command: str) -> str:
+        """The message, with how `command` is started by the launcher."""
+        hint = HINTS[self.launcher].format(command=command)
+        return f'--launcher {self.launcher}: {self.reason}. Start with: {hint}'
+
 
 _ALLOCATOR_KEYS = ('PYTORCH_ALLOC_CONF', 'PYTORCH_CUDA_ALLOC_CONF', 'PYTORCH_HIP_ALLOC_CONF')
 
@@ -254,7 +273,7 @@ def _read_mpi(env: Mapping[str, str]) -> Launch:
     keys = next((keys for keys in _MPI_KEYS.values() if keys[0] in env), None)
     if keys is None:
         names = ' nor '.join(keys[0] for keys in _MPI_KEYS.values())
-        raise ValueError(f'--launcher mpi: neither {names} is set. Start with: {HINTS["mpi"]}')
+        raise NotStarted('mpi', f'neither {names} is set')
     rank_key, world_key, local_key, local_size_key = keys
     world_size = _number(env, world_key, 'mpi')
     address = env.get('MASTER_ADDR')
@@ -322,7 +341,7 @@ def _resolves(host: str) -> bool:
 def _number(env: Mapping[str, str], key: str, launcher: str) -> int:
     value = env.get(key)
     if value is None:
-        raise ValueError(f'--launcher {launcher}: {key} is not set. Start with: {HINTS[launcher]}')
+        raise NotStarted(launcher, f'{key} is not set')
     if not value.isdigit():
         raise ValueError(f'--launcher {launcher}: {key}={value!r} is not a number')
     return int(value)

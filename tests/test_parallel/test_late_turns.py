@@ -1,7 +1,5 @@
 """Weights that are turned in backward: the same bits, and no copy of a weight is kept for it."""
 
-import importlib.util
-
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -13,14 +11,8 @@ from internlm_mm.parallel import compiling, float8
 from internlm_mm.parallel.compiling import compile_layers
 from internlm_mm.parallel.float8 import Float8, apply_float8
 from internlm_mm.parallel.late_turns import LateTurns, later
-from tests.test_parallel.test_float8 import model, train
+from tests.test_parallel.test_float8 import has_torchao, model, quiet, train
 from tests.test_parallel.test_recompute import BATCH
-
-has_torchao = pytest.mark.skipif(
-    importlib.util.find_spec('torchao') is None, reason='torchao is not installed'
-)
-# torchao warns of its own use of torch, and of kernels that it was not built with.
-quiet = pytest.mark.filterwarnings('ignore')
 
 
 class Nothing(CustomGraphPass):

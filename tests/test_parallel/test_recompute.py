@@ -28,8 +28,8 @@ def model(num_layers: int = 4) -> InternLM:
     ).double()
 
 
-def gradients(module: nn.Module) -> tuple[float, dict[str, torch.Tensor], int]:
-    """Loss, gradients and the bytes of activations that forward kept."""
+def run_forward(module: nn.Module) -> tuple[torch.Tensor, int]:
+    """The loss, and the bytes of activations that forward kept."""
     kept = {}
     weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
 
@@ -40,9 +40,14 @@ def gradients(module: nn.Module) -> tuple[float, dict[str, torch.Tensor], int]:
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = module(BATCH)['loss']
+        return module(BATCH)['loss'], sum(kept.values())
+
+
+def gradients(module: nn.Module) -> tuple[float, dict[str, torch.Tensor], int]:
+    """Loss, gradients and the bytes of activations that forward kept."""
+    loss, kept = run_forward(module)
     loss.backward()
-    return loss.item(), {n: p.grad for n, p in module.named_parameters()}, sum(kept.values())
+    return loss.item(), {n: p.grad for n, p in module.named_parameters()}, kept
 
 
 @pytest.mark.parametrize('fraction', [0.25, 0.5, 1.0])

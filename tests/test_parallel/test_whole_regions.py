@@ -3,14 +3,13 @@
 import pytest
 import torch
 from torch import fx, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import CheckpointPolicy
 
 from internlm_mm.ops.gradient_sum import AddingLinear
 from internlm_mm.parallel.compiling import compile_layers
 from internlm_mm.parallel.recompute import recompute_layers
 from internlm_mm.parallel.whole_regions import WholeRegions
-from tests.test_parallel.test_recompute import BATCH, model
+from tests.test_parallel.test_recompute import model, run_forward
 
 
 def joint(marked: bool) -> tuple[fx.Graph, dict[str, fx.Node]]:
@@ -73,18 +72,7 @@ def kept(recompute: float, adding: bool) -> int:
                     linear.gradient_anchor = anchor
     recompute_layers(module, recompute, compiled=True)
     compile_layers(module, recompute)
-    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    sizes = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        module(BATCH)
-    return sum(sizes.values())
+    return run_forward(module)[1]
 
 
 # Dynamo looks for gradients everywhere.
