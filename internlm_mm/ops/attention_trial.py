@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 
 import torch
@@ -31,7 +32,9 @@ def fault_of(
         head_dim: Width of a head, where that is known.
     """
     try:
-        try_attention(ATTENTIONS.get(name), device, dtype, packed, head_dim)
+        with warnings.catch_warnings():  # of its compiler; no fault, where warnings are errors
+            warnings.simplefilter('ignore')
+            try_attention(ATTENTIONS.get(name), device, dtype, packed, head_dim)
     except Exception as error:  # whatever a package of others raises
         told = str(error).strip().partition('\n')[0]
         return f'fails here: {told or type(error).__name__}'

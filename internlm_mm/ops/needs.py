@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -94,7 +95,9 @@ def missing_package(needs: Needs) -> list[str]:
     try:
         if find_spec(package) is None:
             return [f'is not installed: {install}']
-        importlib.import_module(module)
+        with warnings.catch_warnings():  # an error, where the caller turns warnings into errors
+            warnings.simplefilter('ignore')
+            importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and module.startswith(error.name):
             return [f'is not installed: {install}']

@@ -9,6 +9,7 @@ from torch import fx, nn
 from torch._functorch import config as partition
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
+from internlm_mm.parallel.apart_turns import ApartTurns
 from internlm_mm.parallel.data import layers_of
 from internlm_mm.parallel.kept_scales import KeptScales
 from internlm_mm.parallel.late_turns import LateTurns
@@ -23,16 +24,6 @@ _ELEMENTWISE_AGAIN: dict[str, Any] = {
 """What torch's partitioner is told, beside to keep least: that elementwise operations may be
 computed again although a matrix product of backward reads their result, as norms' and gates'. By
 default it lets those be kept. Products, attention and sums are never computed again."""
-
-_IN_BYTES = {
-    'triton.mix_order_reduction': False,
-    'post_grad_custom_pre_pass': KeptScales(),
-}
-"""What inductor is told where matrices are rounded and turned. Left alone it fuses sums over rows
-and over columns into one kernel, one of a norm's backward pass, and with them the writing of a
-turned matrix that reads the same rows: a byte here and a byte there, which for Llama-3-8B in 8 bits
-took a tenth of a step on an H200 (docs/en/performance.md).
-What the pass is for is said in its module, as of those below."""
 
 _JOINT = 'joint_custom_pre_pass'
 """What inductor calls before it parts forward from backward."""
@@ -50,6 +41,17 @@ class _InTurn(CustomGraphPass):
 
     def uuid(self) -> bytes:
         return b''.join(str(one.uuid()).encode() for one in self._passes)
+
+
+_IN_BYTES = {
+    'triton.mix_order_reduction': False,
+    'post_grad_custom_pre_pass': _InTurn(KeptScales(), ApartTurns()),
+}
+"""What inductor is told where matrices are rounded and turned. Left alone it fuses sums over rows
+and over columns into one kernel, one of a norm's backward pass, and with them the writing of a
+turned matrix that reads the same rows: a byte here and a byte there, which for Llama-3-8B in 8 bits
+took a tenth of a step on an H200 (docs/en/performance.md).
+What the passes are for is said in their modules, as of those below."""
 
 
 def compile_layers(

@@ -109,6 +109,7 @@ def test_cuda_kernels(name, packed, kv_heads, width):
     found = attention_obstacles(name, 'cuda', torch.bfloat16, packed, width)
     if found:
         pytest.skip(f'{name} {"; ".join(found)}')
+    torch._dynamo.reset()  # it compiles for 8 shapes, and these are more
     lengths = LENGTHS if packed else [[16]] * 3
     inputs = [
         torch.randn(3, 16, h, width, device='cuda', dtype=torch.bfloat16, requires_grad=True)
@@ -137,6 +138,7 @@ def test_cuda_kernels_in_a_compiled_graph(name):
     found = attention_obstacles(name, 'cuda', torch.bfloat16, packed, 64)
     if found:
         pytest.skip(f'{name} {"; ".join(found)}')
+    torch._dynamo.reset()
     lengths = [[100, 28, 128]] * 2 if packed else [[256]] * 2
     documents = make_documents(packed_batch(lengths, 3 if packed else 1).to('cuda'), False)
     attend = ATTENTIONS.get(name)

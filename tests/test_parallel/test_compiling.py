@@ -10,7 +10,6 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from internlm_mm.parallel import compiling
 from internlm_mm.parallel.compiling import compile_layers
-from internlm_mm.parallel.kept_scales import KeptScales
 from internlm_mm.parallel.recompute import recompute_layers, recomputed_layers
 from tests.test_parallel.test_recompute import BATCH, gradients, model
 
@@ -84,7 +83,7 @@ def test_what_layers_in_bytes_are_told_holds_for_both_passes(
             'post_grad_custom_post_pass': lambda graph: seen.append(
                 (
                     config.triton.mix_order_reduction,
-                    isinstance(config.post_grad_custom_pre_pass, KeptScales),
+                    isinstance(config.post_grad_custom_pre_pass, compiling._InTurn),
                 )
             ),
             'triton.mix_order_reduction': True,
