@@ -4,6 +4,7 @@ The counts follow the model's code: which tensors autograd keeps, each storage o
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from internlm_mm.planner.sizes import Adapters, ModelSizes, RunSizes
 
@@ -18,6 +19,11 @@ def layer_bytes(sizes: ModelSizes, run: RunSizes, layer: int = 0) -> int:
     """
     if sizes.adapters is not None:
         return _adapted_layer_bytes(sizes, sizes.adapters, run, layer)
+    if run.compiled and run.rounded:
+        # Backward rounds what norms and gates gave, with other elementwise work: the compiler
+        # computes that again by itself.
+        mask = run.mask * run.tokens * run.seq_len
+        return recomputed_bytes(sizes, replace(run, selective=True), layer) + mask
     p, tokens = run.param_bytes, run.tokens
     hidden, inner = sizes.hidden_size, sizes.intermediate_size
     own = tokens // run.tensor  # sequence parallelism: norms see a share of the tokens

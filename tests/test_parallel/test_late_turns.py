@@ -1,5 +1,7 @@
 """Weights that are turned in backward: the same bits, and no copy of a weight is kept for it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -7,10 +9,13 @@ from torch._inductor import config
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch.autograd.graph import saved_tensors_hooks
 
+from internlm_mm.engine.rehearse_memory import model_sizes
 from internlm_mm.parallel import compiling, float8
 from internlm_mm.parallel.compiling import compile_layers
 from internlm_mm.parallel.float8 import Float8, apply_float8
 from internlm_mm.parallel.late_turns import LateTurns, later
+from internlm_mm.planner.activations import layer_bytes
+from internlm_mm.planner.sizes import RunSizes
 from tests.test_parallel.test_float8 import has_torchao, model, quiet, train
 from tests.test_parallel.test_recompute import BATCH
 
@@ -24,7 +29,7 @@ class Nothing(CustomGraphPass):
         return b'nothing'
 
 
-def in_bytes() -> nn.Module:
+def in_bytes(**sizes: int) -> nn.Module:
     """A model with weights in 8 bits, as FSDP2 hands them to its layers."""
     from torchao.float8.float8_linear import Float8Linear
     from torchao.float8.float8_training_tensor import (
@@ -33,7 +38,7 @@ def in_bytes() -> nn.Module:
     )
 
     torch.manual_seed(3)
-    module = model().to(torch.bfloat16)
+    module = model(**sizes).to(torch.bfloat16)
     apply_float8(module, Float8(), torch.device('cpu'), torch.bfloat16, False)
     for linear in module.modules():
         if isinstance(linear, Float8Linear):
@@ -139,3 +144,47 @@ def test_what_comes_later_is_a_copy() -> None:
 
 def test_the_cache_of_compiled_graphs_knows_the_pass() -> None:
     assert LateTurns().uuid() == LateTurns().uuid() != b''
+
+
+def kept_in_forward(num_layers: int) -> int:
+    """Bytes of a step's activations that a compiled model in 8 bits keeps, masks with them."""
+    torch._dynamo.reset()
+    module = in_bytes(num_layers=num_layers)
+    compile_layers(module, 0.0, turns=True)
+    plain = [getattr(parameter, '_data', parameter) for parameter in module.parameters()]
+    weights = {tensor.untyped_storage().data_ptr() for tensor in plain}
+    kept = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = getattr(tensor, '_data', tensor).untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor), config.patch(fx_graph_cache=False):
+        module(BATCH)
+    return sum(kept.values())
+
+
+@has_torchao
+@quiet
+@pytest.mark.slow
+def test_what_a_layer_keeps_is_what_the_planner_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding in backward lets the compiler compute norms and gates again, as if selective."""
+    monkeypatch.setattr(float8, 'float8_obstacles', lambda *_args, **_options: [])
+    found = kept_in_forward(3) - kept_in_forward(2)
+    module = model()
+    run = RunSizes(
+        seq_len=16,
+        micro_batch_size=2,
+        micro_batches=1,
+        stages=((0,),),
+        param_bytes=2,
+        compiled=True,
+        rounded=True,
+        mask=2,
+    )
+    expected = layer_bytes(model_sizes(module), run)
+    assert 0 <= found - expected <= 64  # a scale for each rounded matrix
+    without = layer_bytes(model_sizes(module), replace(run, rounded=False))
+    assert without - expected == 32 * 2 * (2 * 32 + 48)

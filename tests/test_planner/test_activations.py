@@ -117,3 +117,12 @@ def test_a_compiled_layer_that_keeps_its_products_by_hand() -> None:
     assert recomputed_bytes(SIZES, run) == 32 * per_token
     # Norms' outputs and the gates' product are what it does without.
     assert layer_bytes(SIZES, run) - recomputed_bytes(SIZES, run) == 32 * 2 * (2 * 32 + 48)
+
+
+def test_a_compiled_layer_that_rounds_computes_as_much_again() -> None:
+    """What norms and gates gave is rounded in backward, and made there."""
+    run = run_of(compiled=True, param_bytes=2)
+    saved = layer_bytes(SIZES, run) - layer_bytes(SIZES, replace(run, rounded=True))
+    assert saved == 32 * 2 * (2 * 32 + 48)
+    eager = replace(run, compiled=False)
+    assert layer_bytes(SIZES, replace(eager, rounded=True)) == layer_bytes(SIZES, eager)
