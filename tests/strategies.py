@@ -1,8 +1,8 @@
 """Strategies to test parts of the package with."""
 
-import atexit
 import shutil
 import tempfile
+from multiprocessing.util import Finalize
 
 from torch.optim import AdamW
 
@@ -20,9 +20,15 @@ OPTIM = dict(
 )
 
 
-def strategy(**options) -> HybridParallelStrategy:
+def scratch_folder() -> str:
+    """A folder that goes with its process, also with one that `multiprocessing` started."""
     folder = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    Finalize(None, shutil.rmtree, args=(folder,), kwargs={'ignore_errors': True}, exitpriority=0)
+    return folder
+
+
+def strategy(**options) -> HybridParallelStrategy:
+    folder = scratch_folder()
     options.setdefault('env_kwargs', {'launcher': 'none', 'randomness': {'seed': 3}})
     return HybridParallelStrategy(
         work_dir=folder,

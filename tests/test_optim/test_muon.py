@@ -1,9 +1,6 @@
 """Muon against torch's own on one process, and a loop in float64 on every layout."""
 
-import atexit
 import math
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +27,7 @@ from internlm_mm.utils.config_reader import shipped_configs
 from tests.helpers import tiny_runner
 from tests.marks import slow
 from tests.ranks import Ranks
+from tests.strategies import scratch_folder
 
 SIZES = dict(
     vocab_size=24, hidden_size=16, intermediate_size=20, num_layers=2, num_heads=2, max_seq_len=16
@@ -119,8 +117,7 @@ def by_hand(steps: int, **options) -> dict[str, Tensor]:
 
 
 def strategy_of(options: dict, precision: str) -> HybridParallelStrategy:
-    folder = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = scratch_folder()
     return HybridParallelStrategy(
         work_dir=folder,
         experiment_name=folder.replace('/', '_'),
