@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
+import internlm_mm.parallel.late_turns  # noqa: F401  whose operation stands around weights
+
 _aten = torch.ops.aten
 _VIEWS = frozenset(
     (

@@ -111,6 +111,17 @@ def test_a_matrix_that_is_given(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.slow
+def test_rows_of_any_number() -> None:
+    """One graph for all numbers of rows, but for one row, which lies as its turned copy does."""
+    torch._dynamo.reset()
+    with config.patch(post_grad_custom_pre_pass=ApartTurns(), fx_graph_cache=False):
+        function = torch.compile(lambda x: both_ways(normed(x)), dynamic=True)
+        for rows in (64, 32, 1, 128):
+            matrix, turned_one = function(torch.randn(rows, 48))
+            assert torch.equal(turned_one.view(torch.uint8), matrix.view(torch.uint8).t())
+
+
+@pytest.mark.slow
 def test_other_copies_are_left_alone() -> None:
     inputs = torch.randn(64, 48), torch.randn(4, 8, 6).to(torch.float8_e4m3fn)
     found, seen = compiled(
