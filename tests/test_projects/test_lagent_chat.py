@@ -492,6 +492,12 @@ def test_a_model_that_never_answers(call_, said, kept, tmp_path: Path, capsys) -
     assert roles(records(tmp_path)[0]['messages']) == f'{kept}ua'
 
 
+def test_an_empty_answer_is_told(tmp_path: Path, capsys) -> None:
+    line = terminal(tmp_path, Script(asks('add', {'a': 1, 'b': 2}), ' ', 'Fine.'), 'Go', 'Again')
+    assert '  | 3\n \n! an empty answer\nFine.\n' in capsys.readouterr().out
+    assert line.status == 'answer'
+
+
 def test_ctrl_c_while_the_model_writes(tmp_path: Path, capsys) -> None:
     stop = KeyboardInterrupt()
     model = Script(
@@ -724,6 +730,10 @@ def test_one_question(chat, tmp_path: Path, capsys) -> None:
         run[-1] = str(tmp_path / 'b')
         assert chat([*run, *ARGUMENTS, '--ask', 'Hi']) == 1
         assert 'does not mend its call' in capsys.readouterr().out
+        server.lines = ({'content': ''},)
+        run[-1] = str(tmp_path / 'c')
+        assert chat([*run, '--ask', 'Hi']) == 1
+        assert capsys.readouterr().out == '! an empty answer\n'
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,8 @@ class AgentTerminal(CommandLine):
 
     Attributes:
         dialogue: What was said.
-        status: How the last answer ended, as in `Trace`; 'stopped' by Ctrl-C.
+        status: How the last answer ended, as in `Trace`; 'empty' if it says nothing; 'stopped' by
+            Ctrl-C.
     """
 
     def __init__(
@@ -79,6 +80,9 @@ class AgentTerminal(CommandLine):
                 for event in self._loop.events(trace):
                     screen.show(event)
                 self.status = trace.status
+                if self.status == 'answer' and not screen.text.strip():
+                    self.status = 'empty'
+                    screen.note('an empty answer')
             except KeyboardInterrupt:
                 self.status = 'stopped'
                 screen.note('stopped')
