@@ -75,11 +75,15 @@ def _apportion(shares: Sequence[float], total: int) -> list[int]:
 def check_names(
     names: Mapping[str, float] | Sequence[str], domains: Sequence[str], key: str
 ) -> None:
-    """Refuse names that are not among `domains`.
+    """Refuse names that are not among `domains`, and no names at all.
 
     Raises:
-        ValueError: Naming the key, the unknown name and the nearest domain.
+        ValueError: Naming the key, the unknown name and the nearest domain; or if there are none.
     """
+    if not names:
+        raise ValueError(f'{key}={names!r} names no domain; there are {", ".join(domains)}')
+    if isinstance(names, str):  # its letters would be taken for names
+        raise ValueError(f'{key}={names!r}: expected a list of domains, as [{names!r}]')
     for name in names:
         if name not in domains:
             raise ValueError(

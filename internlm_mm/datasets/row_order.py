@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
@@ -24,7 +25,7 @@ class RowOrder:
         seed: Another seed, another order.
 
     Raises:
-        ValueError: If `weights` are given and `shuffle` is False.
+        ValueError: See `check_order`.
     """
 
     def __init__(
@@ -66,10 +67,16 @@ class RowOrder:
 
 
 def check_order(weights: Mapping[str, float] | None, shuffle: bool) -> None:
-    """Refuse a mixture that is not to be shuffled.
+    """Refuse a mixture that is none, or is not to be shuffled.
 
     Raises:
-        ValueError: If both are asked for.
+        ValueError: With the key, and the domain and its share if that is wrong.
     """
+    if weights is not None and not isinstance(weights, Mapping):
+        raise ValueError(f'weights={weights!r}: expected a share for each domain, as dict(code=1)')
+    for domain, share in (weights or {}).items():
+        is_number = isinstance(share, (int, float)) and not isinstance(share, bool)
+        if not (is_number and 0 < share < math.inf):
+            raise ValueError(f'weights[{domain!r}]={share!r} must be a positive number')
     if weights is not None and not shuffle:
         raise ValueError('weights mix domains, which shuffle=False would not; give one of them')
