@@ -65,6 +65,7 @@ LATE = {
     ('__main__.py', 'internlm_mm.engine.last_words'): 'seconds that a misspelt command saves',
     ('cross_entropy.py', 'internlm_mm.ops.softmax_gradient'): 'a module for where Triton is',
     ('reducing.py', 'internlm_mm.ops.wide_add'): 'likewise',
+    ('apart_turns.py', 'internlm_mm.ops.turned'): 'likewise',
 }
 
 # Sources without a test file of their own, and why.

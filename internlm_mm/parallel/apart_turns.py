@@ -47,7 +47,7 @@ def turned(matrix: Tensor) -> Tensor:
         [columns, rows].
     """
     if matrix.is_cuda:
-        from internlm_mm.ops.turned import turn  # needs Triton
+        from internlm_mm.ops.turned import turn
 
         return turn(matrix)
     bytes_ = matrix.view(torch.uint8)
