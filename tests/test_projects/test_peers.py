@@ -1,5 +1,6 @@
 """What the peers are measured with, on a model of two small blocks."""
 
+import itertools
 import json
 import os
 import runpy
@@ -7,20 +8,31 @@ import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 from tests.runs import REPOSITORY
 
 needs_peft = pytest.mark.skipif(find_spec('peft') is None, reason='PEFT is not installed')
-PROGRAM = REPOSITORY / 'projects' / 'peers' / 'lora_peft.py'
+PEERS = REPOSITORY / 'projects' / 'peers'
+PROGRAM = PEERS / 'lora_peft.py'
 SMALL = ['--size', 'tiny', '--seq-len', '16', '--rows', '4', '--warmup', '1', '--steps', '2']
 
 
-def measure(*options: str) -> subprocess.CompletedProcess:
+def measure(
+    *options: str, program: str = 'lora_peft.py', processes: int = 1
+) -> subprocess.CompletedProcess:
+    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}']
     return subprocess.run(
-        [sys.executable, str(PROGRAM), *SMALL, *options],
+        [
+            sys.executable,
+            *(launcher if processes > 1 else []),
+            str(PEERS / program),
+            *SMALL,
+            *options,
+        ],
         env=os.environ | {'PYTHONPATH': str(REPOSITORY), 'CUDA_VISIBLE_DEVICES': ''},
         capture_output=True,
         text=True,
@@ -65,6 +77,7 @@ def test_missing_packages_are_named(monkeypatch, capsys, package, options, text)
         monkeypatch.setitem(sys.modules, 'peft', ModuleType('peft'))
         sys.modules['peft'].__spec__ = ModuleSpec('peft', None)
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not there
+    monkeypatch.syspath_prepend(PEERS)
     main = runpy.run_path(str(PROGRAM))['main']
     for argv, code in (([*SMALL, *options], 2), (['--help'], 0)):
         with pytest.raises(SystemExit) as left:
@@ -72,3 +85,81 @@ def test_missing_packages_are_named(monkeypatch, capsys, package, options, text)
         assert left.value.code == code
     printed = capsys.readouterr()
     assert text in printed.err and '--four-bit' in printed.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('processes', [1, 2])
+def test_whole_models_by_transformers(processes: int, tmp_path) -> None:
+    pytest.importorskip('accelerate')
+    options = ['--json', '--records', str(tmp_path)]
+    done = measure(*options, program='pretrain_transformers.py', processes=processes)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report['devices'] == processes and not report['is_sharded']  # on GPUs alone
+    assert report['tokens_per_second'] == pytest.approx(4 * 16 / report['framework']['median'])
+    assert report['tgs'] == pytest.approx(report['tokens_per_second'] / processes)
+    # Two tables, and in each of two blocks seven matrices, four biases and two norms; a norm.
+    block = 4 * 64 * 64 + 3 * 64 * 96 + 4 * 64 + 2 * 64
+    assert report['trained_weights'] == 2 * 512 * 64 + 2 * block + 64
+    assert report['loss'] == pytest.approx(6.2383, abs=0.1)  # log 512
+    assert len(list(tmp_path.glob('peer_transformers_tiny_*.json'))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('options', 'text'),
+    [
+        (['--micro-batch', '3'], '--rows 4 is no multiple of --micro-batch 3'),
+        (['--micro-batch', '0'], '--micro-batch 0 must be at least 1'),
+        (['--seq-len', '1'], '--seq-len 1 must be at least 2'),
+        (['--size', '70b'], "invalid choice: '70b'"),
+    ],
+)
+@pytest.mark.parametrize('name', ['pretrain_transformers', 'pretrain_torchtitan'])
+def test_wrong_options_of_whole_models(monkeypatch, capsys, name, options, text) -> None:
+    monkeypatch.syspath_prepend(PEERS)
+    main = runpy.run_path(str(PEERS / f'{name}.py'))['main']
+    with pytest.raises(SystemExit) as left:
+        main([*SMALL, *options])
+    assert left.value.code == 2 and text in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('package', ['torchtitan', 'tyro'])
+def test_what_torchtitan_needs_is_named(monkeypatch, capsys, package: str) -> None:
+    monkeypatch.syspath_prepend(PEERS)
+    main = runpy.run_path(str(PEERS / 'pretrain_torchtitan.py'))['main']
+    for name in ('torchtitan', 'torchdata', 'tyro', 'torchao'):
+        there = ModuleType(name)
+        there.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, None if name == package else there)
+    with pytest.raises(SystemExit):
+        main(SMALL)
+    assert f'{package} is not installed: see projects/peers/README' in capsys.readouterr().err
+
+
+def test_torchtitan_is_told_the_same_work(monkeypatch) -> None:
+    monkeypatch.syspath_prepend(PEERS)
+    parts = runpy.run_path(str(PEERS / 'pretrain_torchtitan.py'))
+    options = dict(
+        warmup=1, steps=2, micro_batch=2, rows=8, seq_len=16, checkpointing='none', gathered=True
+    )
+    args = SimpleNamespace(**options, no_compile=False, fp8=True)
+    words = parts['flags_of'](args, 'folder')
+    said = dict(itertools.pairwise(words))
+    assert said['--training.steps'] == '3' and said['--training.global_batch_size'] == '8'
+    assert said['--parallelism.fsdp_reshard_after_forward'] == 'never'
+    assert said['--model.converters'] == 'quantize.linear.float8'
+    assert '--compile.enable' in words
+    args.fp8 = args.gathered = False
+    args.no_compile = True
+    words = parts['flags_of'](args, 'folder')
+    assert not {'--compile.enable', '--model.converters'} & set(words)
+    for inner, width in ((11_008, 4096), (14_336, 4096), (96, 64)):  # as it works out gates
+        factor = parts['gate_factor'](inner, width)
+        hidden = int(factor * int(2 * 4 * width / 3))
+        assert inner * ((hidden + inner - 1) // inner) == inner
+    stream = parts['TokenStream'](50, 16)
+    first, labels = next(iter(stream))
+    assert first['input'].shape == labels.shape == (16,)
+    assert torch.equal(first['input'][1:], labels[:-1])
