@@ -4,32 +4,24 @@ python projects/peers/lora_peft.py --liger --compile blocks
 """
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 
 import torch
 from measuring import (  # beside this file
-    SIZES,
-    RandomTokens,
     StepClock,
     add_options,
     check_options,
-    command_of,
-    describe,
+    llama_config,
+    read_job,
     report_of,
+    run_trainer,
+    tell,
 )
 from torch import nn
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    Trainer,
-    TrainingArguments,
-    default_data_collator,
-)
+from transformers import LlamaForCausalLM
 
-from internlm_mm.engine.benchmark_report import save_record
 from internlm_mm.utils.arguments import Arguments
 
 TARGETS = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
@@ -67,16 +59,7 @@ def build_model(args: argparse.Namespace, device: torch.device) -> nn.Module:
     """The frozen model in bf16 with random weights, and adapters over all layers of its blocks."""
     from peft import LoraConfig, get_peft_model
 
-    sizes = SIZES[args.size] | ({'num_hidden_layers': args.layers} if args.layers else {})
-    config = LlamaConfig(
-        **sizes,
-        max_position_embeddings=args.seq_len,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
-        use_cache=False,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    config = llama_config(args)
     with device:
         model = LlamaForCausalLM._from_config(
             config, dtype=torch.bfloat16, attn_implementation=args.attention
@@ -125,46 +108,23 @@ def train(args: argparse.Namespace, model: nn.Module, clock: StepClock, folder: 
     if args.compile == 'blocks':
         for block in model.get_base_model().model.layers:
             block.compile()
-    config = model.get_base_model().config
-    options = TrainingArguments(
-        output_dir=folder,
-        max_steps=args.warmup + args.steps,
-        per_device_train_batch_size=args.micro_batch,
-        gradient_accumulation_steps=args.rows // args.micro_batch,
-        bf16=True,
-        optim='adamw_torch_fused',
+    run_trainer(
+        args,
+        model,
+        clock,
+        folder,
         learning_rate=2e-4,
         weight_decay=0.0,
-        adam_beta2=0.95,
-        max_grad_norm=1.0,
-        lr_scheduler_type='constant',
         gradient_checkpointing=args.checkpointing,
         gradient_checkpointing_kwargs={'use_reentrant': False} if args.checkpointing else None,
-        use_liger_kernel=args.liger,
         torch_compile=args.compile == 'whole',
-        logging_steps=args.warmup + args.steps,
-        logging_nan_inf_filter=False,
-        save_strategy='no',
-        report_to='none',
-        disable_tqdm=True,
-        dataloader_num_workers=0 if args.size == 'tiny' else 2,
-        use_cpu=not torch.cuda.is_available(),
-        seed=1,
     )
-    trainer = Trainer(
-        model=model,
-        args=options,
-        train_dataset=RandomTokens(config.vocab_size, args.seq_len),
-        data_collator=default_data_collator,
-        callbacks=[clock],
-    )
-    trainer.train()
 
 
 def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) -> int:
     """Run the command."""
     args = parse_args(argv)
-    device = torch.device('cuda', 0) if torch.cuda.is_available() else torch.device('cpu')
+    device = read_job().device
     torch.manual_seed(1)
     model = build_model(args, device)
     clock = StepClock(device, args.warmup)
@@ -172,10 +132,7 @@ def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) 
         train(args, model, clock, folder)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     report = report_of(vars(args), clock.seconds, clock.loss, trained, device)
-    report['command'] = command_of('lora_peft.py', argv)
-    say(json.dumps(report) if args.json else describe(report))
-    if args.records is not None:
-        save_record(args.records, report, f'peer_lora_{args.size}')
+    tell(args, report, 'lora_peft', argv, say)
     return 0
 
 

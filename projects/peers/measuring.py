@@ -2,20 +2,27 @@
 
 import argparse
 import importlib.util
+import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import TrainerCallback
+from transformers import (
+    LlamaConfig,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
 
-from internlm_mm.engine.benchmark_report import peak_memory, summarise
+from internlm_mm.engine.benchmark_report import peak_memory, save_record, summarise
 from internlm_mm.utils.device import synchronize
 from internlm_mm.utils.system import cpu_name
 
@@ -187,6 +194,75 @@ class StepClock(TrainerCallback):
         self.loss = (logs or {}).get('loss', self.loss)
 
 
+def llama_config(args: argparse.Namespace, **options: Any) -> LlamaConfig:
+    """What transformers calls the model that the options name; `options` are further ones of it."""
+    sizes = SIZES[args.size] | ({'num_hidden_layers': args.layers} if args.layers else {})
+    return LlamaConfig(
+        **sizes,
+        max_position_embeddings=args.seq_len,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=False,
+        use_cache=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        **options,
+    )
+
+
+def run_trainer(
+    args: argparse.Namespace,
+    model: nn.Module,
+    clock: StepClock,
+    folder: str,
+    processes: int = 1,
+    **options: Any,
+) -> Trainer:
+    """Run the steps through transformers' Trainer on random rows.
+
+    Args:
+        args: The program's.
+        model: Trained in place.
+        clock: Told of every step.
+        folder: For what Trainer writes.
+        processes: That train.
+        **options: Of TrainingArguments, beside those that all programs have.
+
+    Returns:
+        The trainer, when all is done.
+    """
+    steps = args.warmup + args.steps
+    arguments = TrainingArguments(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=args.micro_batch,
+        gradient_accumulation_steps=args.rows // args.micro_batch // processes,
+        bf16=True,
+        optim='adamw_torch_fused',
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        lr_scheduler_type='constant',
+        use_liger_kernel=args.liger,
+        logging_steps=steps,
+        logging_nan_inf_filter=False,
+        save_strategy='no',
+        report_to='none',
+        disable_tqdm=True,
+        dataloader_num_workers=0 if args.size == 'tiny' else 2,
+        use_cpu=not torch.cuda.is_available(),
+        seed=1,
+        **options,
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=RandomTokens(SIZES[args.size]['vocab_size'], args.seq_len),
+        data_collator=default_data_collator,
+        callbacks=[clock],
+    )
+    trainer.train()
+    return trainer
+
+
 def report_of(
     settings: dict[str, Any],
     seconds: Sequence[float],
@@ -231,9 +307,27 @@ def report_of(
     return report
 
 
-def command_of(program: str, argv: Sequence[str] | None) -> list[str]:
-    """What was typed, for a record."""
-    return [f'projects/peers/{program}', *(sys.argv[1:] if argv is None else argv)]
+def tell(
+    args: argparse.Namespace,
+    report: dict[str, Any],
+    program: str,
+    argv: Sequence[str] | None,
+    say: Callable[[str], None],
+) -> None:
+    """Print a report, and keep it if that was asked for.
+
+    Args:
+        args: The program's.
+        report: From `report_of`; gets the command.
+        program: Its file's name.
+        argv: What was typed, None for the process's own.
+        say: Prints.
+    """
+    typed = sys.argv[1:] if argv is None else argv
+    report['command'] = [f'projects/peers/{program}.py', *typed]
+    say(json.dumps(report) if args.json else describe(report))
+    if args.records is not None:
+        save_record(args.records, report, f'peer_{program}_{args.size}')
 
 
 def describe(report: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ torchrun --nproc-per-node 2 projects/peers/pretrain_torchtitan.py --gathered --f
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -17,15 +16,13 @@ from measuring import (  # beside this file
     RandomTokens,
     add_options,
     check_options,
-    command_of,
-    describe,
     read_job,
     report_of,
+    tell,
 )
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from internlm_mm.engine.benchmark_report import save_record
 from internlm_mm.utils.arguments import Arguments
 from internlm_mm.utils.device import synchronize
 
@@ -190,10 +187,7 @@ def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) 
         seconds, loss, trained = train(args, device, folder)
     if rank == 0:
         report = report_of(vars(args), seconds, loss, trained, device, processes)
-        report['command'] = command_of('pretrain_torchtitan.py', argv)
-        say(json.dumps(report) if args.json else describe(report))
-        if args.records is not None:
-            save_record(args.records, report, f'peer_torchtitan_{args.size}')
+        tell(args, report, 'pretrain_torchtitan', argv, say)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return 0

@@ -4,7 +4,6 @@ torchrun --nproc-per-node 2 projects/peers/pretrain_transformers.py --liger --ga
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -13,26 +12,19 @@ from collections.abc import Callable, Sequence
 import torch
 from measuring import (  # beside this file
     SIZES,
-    RandomTokens,
     StepClock,
     add_options,
     check_options,
-    command_of,
-    describe,
+    llama_config,
     read_job,
     report_of,
+    run_trainer,
+    tell,
 )
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    Trainer,
-    TrainingArguments,
-    default_data_collator,
-)
+from transformers import LlamaForCausalLM
 
-from internlm_mm.engine.benchmark_report import save_record
 from internlm_mm.utils.arguments import Arguments
 
 PACKAGES = {'accelerate': None, 'liger_kernel': 'liger'}
@@ -65,17 +57,7 @@ def parse_args(argv: Sequence[str] | None, processes: int) -> argparse.Namespace
 
 def build_model(args: argparse.Namespace, device: torch.device) -> nn.Module:
     """The model in fp32 with random weights; Trainer shards it."""
-    sizes = SIZES[args.size] | ({'num_hidden_layers': args.layers} if args.layers else {})
-    config = LlamaConfig(
-        **sizes,
-        max_position_embeddings=args.seq_len,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=False,
-        use_cache=False,
-        bos_token_id=1,
-        eos_token_id=2,
-        attn_implementation=args.attention,
-    )
+    config = llama_config(args, attn_implementation=args.attention)
     with device:
         return LlamaForCausalLM(config)
 
@@ -98,40 +80,19 @@ def train(
         'cpu_ram_efficient_loading': False,
         'activation_checkpointing': args.checkpointing,
     }
-    options = TrainingArguments(
-        output_dir=folder,
-        max_steps=args.warmup + args.steps,
-        per_device_train_batch_size=args.micro_batch,
-        gradient_accumulation_steps=args.rows // args.micro_batch // processes,
-        bf16=True,
-        fsdp=processes > 1,
-        fsdp_config=sharding if processes > 1 else None,
-        optim='adamw_torch_fused',
+    trainer = run_trainer(
+        args,
+        model,
+        clock,
+        folder,
+        processes,
         learning_rate=3e-4,
         weight_decay=0.1,
-        adam_beta2=0.95,
-        max_grad_norm=1.0,
-        lr_scheduler_type='constant',
+        fsdp=processes > 1,
+        fsdp_config=sharding if processes > 1 else None,
         gradient_checkpointing=args.checkpointing and processes == 1,
-        use_liger_kernel=args.liger,
         torch_compile=args.compile,
-        logging_steps=args.warmup + args.steps,
-        logging_nan_inf_filter=False,
-        save_strategy='no',
-        report_to='none',
-        disable_tqdm=True,
-        dataloader_num_workers=0 if args.size == 'tiny' else 2,
-        use_cpu=not torch.cuda.is_available(),
-        seed=1,
     )
-    trainer = Trainer(
-        model=model,
-        args=options,
-        train_dataset=RandomTokens(model.config.vocab_size, args.seq_len),
-        data_collator=default_data_collator,
-        callbacks=[clock],
-    )
-    trainer.train()
     return any(isinstance(weight, DTensor) for weight in trainer.model_wrapped.parameters())
 
 
@@ -148,10 +109,7 @@ def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) 
     if rank == 0:
         report = report_of(vars(args), clock.seconds, clock.loss, trained, device, processes)
         report['is_sharded'] = is_sharded
-        report['command'] = command_of('pretrain_transformers.py', argv)
-        say(json.dumps(report) if args.json else describe(report))
-        if args.records is not None:
-            save_record(args.records, report, f'peer_transformers_{args.size}')
+        tell(args, report, 'pretrain_transformers', argv, say)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return 0

@@ -53,7 +53,7 @@ def test_steps_are_timed_under_the_keys_of_our_benchmark(options: list[str], tmp
     # Rank 16 over four matrices of 64 x 64 and three of 64 x 96 in each of two blocks.
     assert report['trained_weights'] == 2 * 16 * (4 * (64 + 64) + 3 * (64 + 96))
     assert report['loss'] == pytest.approx(6.2383, abs=0.1)  # log 512: nothing is learnt of chance
-    (record,) = tmp_path.glob('peer_lora_tiny_*.json')
+    (record,) = tmp_path.glob('peer_lora_peft_tiny_*.json')
     assert json.loads(record.read_text())['tgs'] == report['tgs']
 
 
@@ -102,7 +102,7 @@ def test_whole_models_by_transformers(processes: int, tmp_path) -> None:
     block = 4 * 64 * 64 + 3 * 64 * 96 + 4 * 64 + 2 * 64
     assert report['trained_weights'] == 2 * 512 * 64 + 2 * block + 64
     assert report['loss'] == pytest.approx(6.2383, abs=0.1)  # log 512
-    assert len(list(tmp_path.glob('peer_transformers_tiny_*.json'))) == 1
+    assert len(list(tmp_path.glob('peer_pretrain_transformers_tiny_*.json'))) == 1
 
 
 @pytest.mark.slow
