@@ -80,7 +80,7 @@ def check_names(
     Raises:
         ValueError: Naming the key, the unknown name and the nearest domain; or if there are none.
     """
-    if not names:
+    if len(names) == 0:
         raise ValueError(f'{key}={names!r} names no domain; there are {", ".join(domains)}')
     if isinstance(names, str):  # its letters would be taken for names
         raise ValueError(f'{key}={names!r}: expected a list of domains, as [{names!r}]')

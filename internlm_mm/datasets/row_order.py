@@ -6,6 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from numbers import Real
 
 from internlm_mm.datasets.mixture import Mixture
 from internlm_mm.datasets.permutation import Permutation
@@ -75,7 +76,7 @@ def check_order(weights: Mapping[str, float] | None, shuffle: bool) -> None:
     if weights is not None and not isinstance(weights, Mapping):
         raise ValueError(f'weights={weights!r}: expected a share for each domain, as dict(code=1)')
     for domain, share in (weights or {}).items():
-        is_number = isinstance(share, (int, float)) and not isinstance(share, bool)
+        is_number = isinstance(share, Real) and not isinstance(share, bool)
         if not (is_number and 0 < share < math.inf):
             raise ValueError(f'weights[{domain!r}]={share!r} must be a positive number')
     if weights is not None and not shuffle:

@@ -129,7 +129,7 @@ def run_sizes(
         recompute=1.0 if selective else float(techniques.recompute),  # type: ignore[arg-type]
         selective=selective,
         compiled=techniques.compile,
-        rounded=techniques.float8 is not None,
+        rounded=techniques.float8 is not None and techniques.float8.rounds_inputs_again,
         schedule=plan.schedule if plan else '1f1b',
         mask=param if masked else 0,
         context_kernel=has_kernel,

@@ -34,17 +34,19 @@ def turn(matrix: Tensor) -> Tensor:
     Raises:
         ValueError: If it is not such a matrix.
     """
-    if matrix.ndim != 2 or matrix.itemsize != 1 or not matrix.is_contiguous():
+    is_such = matrix.is_cuda and matrix.ndim == 2 and matrix.itemsize == 1
+    if not (is_such and matrix.is_contiguous()):
         raise ValueError(
-            f'{matrix.dtype} of shape {list(matrix.shape)} and strides {matrix.stride()}: '
-            'expected a contiguous matrix of bytes'
+            f'{matrix.dtype} on {matrix.device} of shape {list(matrix.shape)} and strides '
+            f'{matrix.stride()}: expected a contiguous matrix of bytes on a GPU'
         )
     rows, columns = matrix.shape
     found = matrix.new_empty(columns, rows)
     if matrix.numel():
         grid = (triton.cdiv(columns, _COLUMNS), triton.cdiv(rows, _ROWS))
-        _turn[grid](
-            matrix.view(torch.uint8), found.view(torch.uint8), rows, columns,
-            ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=_WARPS,
-        )  # fmt: skip
+        with torch.cuda.device(matrix.device):  # Triton launches on the current one
+            _turn[grid](
+                matrix.view(torch.uint8), found.view(torch.uint8), rows, columns,
+                ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=_WARPS,
+            )  # fmt: skip
     return found

@@ -56,6 +56,11 @@ class Float8:
     emulate: bool = False
 
     @property
+    def rounds_inputs_again(self) -> bool:
+        """Whether backward, too, rounds what a layer read, for the gradient of its weight."""
+        return self.recipe != 'rowwise_with_gw_hp'
+
+    @property
     def gathers(self) -> bool:
         """`all_gather`, its default filled in."""
         return self.recipe == 'tensorwise' if self.all_gather is None else self.all_gather

@@ -4,7 +4,6 @@ The counts follow the model's code: which tensors autograd keeps, each storage o
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from internlm_mm.planner.sizes import Adapters, ModelSizes, RunSizes
 
@@ -19,16 +18,14 @@ def layer_bytes(sizes: ModelSizes, run: RunSizes, layer: int = 0) -> int:
     """
     if sizes.adapters is not None:
         return _adapted_layer_bytes(sizes, sizes.adapters, run, layer)
-    if run.compiled and run.rounded:
-        # Backward rounds what norms and gates gave, with other elementwise work: the compiler
-        # computes that again by itself.
-        mask = run.mask * run.tokens * run.seq_len
-        return recomputed_bytes(sizes, replace(run, selective=True), layer) + mask
     p, tokens = run.param_bytes, run.tokens
     hidden, inner = sizes.hidden_size, sizes.intermediate_size
     own = tokens // run.tensor  # sequence parallelism: norms see a share of the tokens
+    # Where backward rounds what norms and gates gave, with other elementwise work, the compiler
+    # computes that again by itself.
+    is_made_again = run.compiled and run.rounded
     # What the projections read; under tensor parallelism gathered to all tokens.
-    kept = 2 * tokens * hidden * p
+    kept = 0 if is_made_again else 2 * tokens * hidden * p
     kept += attention_bytes(sizes, run)
     if sizes.qk_norm:
         kept += head_norm_bytes(sizes, run)
@@ -36,7 +33,7 @@ def layer_bytes(sizes: ModelSizes, run: RunSizes, layer: int = 0) -> int:
         # The compiler's cut keeps what a matrix product of backward reads, and computes the rest
         # again: the residual before each norm, gate and up, and their product.
         kept += 2 * own * (hidden * p + 4)
-        kept += 3 * tokens * inner * p // run.tensor
+        kept += (2 if is_made_again else 3) * tokens * inner * p // run.tensor
     else:
         kept += 2 * norm_bytes(sizes, run, own)
         # gate, silu(gate), up, and the product that down_proj reads.

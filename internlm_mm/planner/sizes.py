@@ -101,7 +101,7 @@ class RunSizes:
         recompute: Share of a rank's layers, the first ones, that keep only their inputs.
         selective: Whether these also keep what matrix products and attention gave.
         compiled: Whether layers are compiled.
-        rounded: Whether their matrix products round what they read, to numbers of one byte.
+        rounded: Whether their matrix products, also those of backward, round what they read.
         schedule: Name of the pipeline's schedule.
         mask: Bytes of the attention mask that each layer keeps, per pair of tokens of a row; 0
             where kernels need none.

@@ -52,6 +52,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     check_options(parser, args, PACKAGES)
+    if read_job().processes > 1:
+        parser.error('one GPU is measured: start it without torchrun')
     return args
 
 

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import math
 import os
 import sys
 import time
@@ -263,6 +264,12 @@ def run_trainer(
     return trainer
 
 
+def peaks_of(device: torch.device) -> tuple[int, int]:
+    """The most bytes that were allocated, and taken by the allocator, since that was reset."""
+    reserved = torch.cuda.max_memory_reserved(device) if device.type == 'cuda' else 0
+    return peak_memory(device), reserved
+
+
 def report_of(
     settings: dict[str, Any],
     seconds: Sequence[float],
@@ -270,6 +277,7 @@ def report_of(
     trained: int,
     device: torch.device,
     devices: int = 1,
+    memory: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """What was measured, under the keys that `tools/benchmark.py --json` writes.
 
@@ -281,7 +289,9 @@ def report_of(
         trained: Weights that were trained, all devices together.
         device: This one.
         devices: How many trained.
+        memory: From `peaks_of`, where that was asked before; None asks now.
     """
+    allocated, reserved = memory or peaks_of(device)
     measured = list(seconds[settings['warmup'] :])
     times = summarise(measured)
     speed = settings['rows'] * settings['seq_len'] / times.median
@@ -298,12 +308,12 @@ def report_of(
         'dtype': 'bfloat16',
         'threads': torch.get_num_threads(),
         'torch': torch.__version__,
-        'peak_memory_bytes': peak_memory(device),
+        'peak_memory_bytes': allocated,
         'trained_weights': trained,
         'loss': loss,
     }
     if device.type == 'cuda':
-        report['reserved_memory_bytes'] = torch.cuda.max_memory_reserved(device)
+        report['reserved_memory_bytes'] = reserved
     return report
 
 
@@ -339,5 +349,5 @@ def describe(report: dict[str, Any]) -> str:
         f'(median of {times["steps"]}, spread {times["spread"]:.1%}), first step '
         f'{report["first_step_seconds"]:.1f} s\n'
         f'{report["tgs"]:,.0f} tokens/s{each} | {report["peak_memory_bytes"] / 2**30:.2f} GiB | '
-        f'{report["trained_weights"]:,} weights trained | loss {report["loss"]:.3f}'
+        f'{report["trained_weights"]:,} weights trained | loss {report["loss"] or math.nan:.3f}'
     )

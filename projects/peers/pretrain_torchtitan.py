@@ -16,6 +16,7 @@ from measuring import (  # beside this file
     RandomTokens,
     add_options,
     check_options,
+    peaks_of,
     read_job,
     report_of,
     tell,
@@ -140,7 +141,7 @@ def train(args: argparse.Namespace, device: torch.device, folder: str) -> tuple[
     """Run the steps through torchtitan's trainer.
 
     Returns:
-        Seconds of every step, the last loss, and how many weights were trained.
+        Seconds of every step, the last loss, how many weights were trained, the peaks of memory.
     """
     from torchtitan.config import ConfigManager
     from torchtitan.tools.logging import init_logger
@@ -164,10 +165,12 @@ def train(args: argparse.Namespace, device: torch.device, folder: str) -> tuple[
     register_model(args)
     trainer = TimedTrainer(ConfigManager().parse_args(flags_of(args, folder)))
     losses: list[float] = []
+    peaks: list[tuple[int, int]] = []
     log = trainer.metrics_processor.log
 
     def noting(step: int, loss: float, *rest: Any, **options: Any) -> None:
         losses.append(float(loss))
+        peaks.append(peaks_of(device))  # which torchtitan resets whenever it logs
         log(step, loss, *rest, **options)
 
     trainer.metrics_processor.log = noting
@@ -176,7 +179,7 @@ def train(args: argparse.Namespace, device: torch.device, folder: str) -> tuple[
     finally:
         trainer.close()
     weights = [weight for part in trainer.model_parts for weight in part.parameters()]
-    return seconds, losses[-1] if losses else None, sum(weight.numel() for weight in weights)
+    return seconds, losses[-1], sum(weight.numel() for weight in weights), peaks[-1]
 
 
 def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) -> int:
@@ -184,9 +187,9 @@ def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) 
     rank, processes, device = read_job()
     args = parse_args(argv, processes)
     with tempfile.TemporaryDirectory() as folder:
-        seconds, loss, trained = train(args, device, folder)
+        seconds, loss, trained, peaks = train(args, device, folder)
     if rank == 0:
-        report = report_of(vars(args), seconds, loss, trained, device, processes)
+        report = report_of(vars(args), seconds, loss, trained, device, processes, peaks)
         tell(args, report, 'pretrain_torchtitan', argv, say)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

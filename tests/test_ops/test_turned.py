@@ -33,11 +33,16 @@ def test_more_bytes_than_32_bits_count() -> None:
     assert found.sum(dtype=torch.int64) == 7
 
 
-@pytest.mark.parametrize('of', ['halves', 'columns', 'cube'])
+@pytest.mark.parametrize('of', ['halves', 'columns', 'cube', 'host'])
 def test_what_is_no_matrix_of_bytes(of: str) -> None:
     from internlm_mm.ops.turned import turn
 
     matrix = torch.zeros(4, 6, dtype=torch.uint8, device='cuda')
-    wrong = {'halves': matrix.half(), 'columns': matrix.t(), 'cube': matrix[None]}[of]
+    wrong = {
+        'halves': matrix.half(),
+        'columns': matrix.t(),
+        'cube': matrix[None],
+        'host': matrix.cpu(),
+    }[of]
     with pytest.raises(ValueError, match='expected a contiguous matrix of bytes'):
         turn(wrong)

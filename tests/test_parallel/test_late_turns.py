@@ -1,7 +1,5 @@
 """Weights that are turned in backward: the same bits, and no copy of a weight is kept for it."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -12,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from internlm_mm.engine.rehearse_memory import model_sizes
 from internlm_mm.parallel import compiling, float8
 from internlm_mm.parallel.compiling import compile_layers
-from internlm_mm.parallel.float8 import Float8, apply_float8
+from internlm_mm.parallel.float8 import RECIPES, Float8, apply_float8
 from internlm_mm.parallel.late_turns import LateTurns, later
 from internlm_mm.planner.activations import layer_bytes
 from internlm_mm.planner.sizes import RunSizes
@@ -146,10 +144,9 @@ def test_the_cache_of_compiled_graphs_knows_the_pass() -> None:
     assert LateTurns().uuid() == LateTurns().uuid() != b''
 
 
-def kept_in_forward(num_layers: int) -> int:
+def kept_in_forward(module: nn.Module) -> int:
     """Bytes of a step's activations that a compiled model in 8 bits keeps, masks with them."""
     torch._dynamo.reset()
-    module = in_bytes(num_layers=num_layers)
     compile_layers(module, 0.0, turns=True)
     plain = [getattr(parameter, '_data', parameter) for parameter in module.parameters()]
     weights = {tensor.untyped_storage().data_ptr() for tensor in plain}
@@ -166,14 +163,17 @@ def kept_in_forward(num_layers: int) -> int:
     return sum(kept.values())
 
 
-@has_torchao
-@quiet
-@pytest.mark.slow
-def test_what_a_layer_keeps_is_what_the_planner_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rounding in backward lets the compiler compute norms and gates again, as if selective."""
-    monkeypatch.setattr(float8, 'float8_obstacles', lambda *_args, **_options: [])
-    found = kept_in_forward(3) - kept_in_forward(2)
-    module = model()
+def rounding(num_layers: int, recipe: str) -> nn.Module:
+    """A model whose layers round operands, and compute in bf16."""
+    torch.manual_seed(3)
+    module = model(num_layers=num_layers).to(torch.bfloat16)
+    options = Float8(recipe=recipe, emulate=True)
+    apply_float8(module, options, torch.device('cpu'), torch.bfloat16, False)
+    return module
+
+
+def planned(rounded: bool) -> int:
+    """What a layer keeps, as the planner says."""
     run = RunSizes(
         seq_len=16,
         micro_batch_size=2,
@@ -181,10 +181,28 @@ def test_what_a_layer_keeps_is_what_the_planner_says(monkeypatch: pytest.MonkeyP
         stages=((0,),),
         param_bytes=2,
         compiled=True,
-        rounded=True,
+        rounded=rounded,
         mask=2,
     )
-    expected = layer_bytes(model_sizes(module), run)
-    assert 0 <= found - expected <= 64  # a scale for each rounded matrix
-    without = layer_bytes(model_sizes(module), replace(run, rounded=False))
-    assert without - expected == 32 * 2 * (2 * 32 + 48)
+    return layer_bytes(model_sizes(model()), run)
+
+
+@has_torchao
+@quiet
+@pytest.mark.slow
+def test_what_a_layer_keeps_is_what_the_planner_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding in backward lets the compiler compute norms and gates again, as if selective."""
+    monkeypatch.setattr(float8, 'float8_obstacles', lambda *_args, **_options: [])
+    found = kept_in_forward(in_bytes(num_layers=3)) - kept_in_forward(in_bytes(num_layers=2))
+    assert 0 <= found - planned(True) <= 64  # a scale for each rounded matrix
+
+
+@has_torchao
+@quiet
+@pytest.mark.slow
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_what_recipes_keep_is_what_the_planner_says(recipe: str) -> None:
+    rounded = Float8(recipe=recipe).rounds_inputs_again
+    found = kept_in_forward(rounding(3, recipe)) - kept_in_forward(rounding(2, recipe))
+    assert 0 <= found - planned(rounded) <= 64
+    assert planned(False) - planned(True) == 32 * 2 * (2 * 32 + 48)

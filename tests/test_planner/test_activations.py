@@ -124,5 +124,8 @@ def test_a_compiled_layer_that_rounds_computes_as_much_again() -> None:
     run = run_of(compiled=True, param_bytes=2)
     saved = layer_bytes(SIZES, run) - layer_bytes(SIZES, replace(run, rounded=True))
     assert saved == 32 * 2 * (2 * 32 + 48)
+    shared = replace(run, context=2, context_kernel=True)
+    saved = layer_bytes(SIZES, shared) - layer_bytes(SIZES, replace(shared, rounded=True))
+    assert saved == 16 * 2 * (2 * 32 + 48)
     eager = replace(run, compiled=False)
     assert layer_bytes(SIZES, replace(eager, rounded=True)) == layer_bytes(SIZES, eager)

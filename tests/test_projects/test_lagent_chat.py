@@ -496,6 +496,8 @@ def test_an_empty_answer_is_told(tmp_path: Path, capsys) -> None:
     line = terminal(tmp_path, Script(asks('add', {'a': 1, 'b': 2}), ' ', 'Fine.'), 'Go', 'Again')
     assert '  | 3\n \n! an empty answer\nFine.\n' in capsys.readouterr().out
     assert line.status == 'answer'
+    losses = [m.get('loss') for m in records(tmp_path)[0]['messages'] if m['role'] == 'assistant']
+    assert losses == [None, False, None]
 
 
 def test_ctrl_c_while_the_model_writes(tmp_path: Path, capsys) -> None:

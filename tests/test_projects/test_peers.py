@@ -1,5 +1,6 @@
 """What the peers are measured with, on a model of two small blocks."""
 
+import importlib
 import itertools
 import json
 import os
@@ -19,6 +20,16 @@ needs_peft = pytest.mark.skipif(find_spec('peft') is None, reason='PEFT is not i
 PEERS = REPOSITORY / 'projects' / 'peers'
 PROGRAM = PEERS / 'lora_peft.py'
 SMALL = ['--size', 'tiny', '--seq-len', '16', '--rows', '4', '--warmup', '1', '--steps', '2']
+
+
+@pytest.fixture
+def peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `python projects/peers/...` does to the search path.
+
+    transformers' Trainer is imported with it, before a test takes packages away.
+    """
+    monkeypatch.syspath_prepend(PEERS)
+    importlib.import_module('measuring')
 
 
 def measure(
@@ -72,12 +83,11 @@ def test_rows_that_do_not_divide_are_refused() -> None:
         ('bitsandbytes', ['--four-bit'], 'bitsandbytes is not installed, which --four-bit needs'),
     ],
 )
-def test_missing_packages_are_named(monkeypatch, capsys, package, options, text) -> None:
+def test_missing_packages_are_named(peers, monkeypatch, capsys, package, options, text) -> None:
     if package != 'peft':
         monkeypatch.setitem(sys.modules, 'peft', ModuleType('peft'))
         sys.modules['peft'].__spec__ = ModuleSpec('peft', None)
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not there
-    monkeypatch.syspath_prepend(PEERS)
     main = runpy.run_path(str(PROGRAM))['main']
     for argv, code in (([*SMALL, *options], 2), (['--help'], 0)):
         with pytest.raises(SystemExit) as left:
@@ -116,8 +126,7 @@ def test_whole_models_by_transformers(processes: int, tmp_path) -> None:
     ],
 )
 @pytest.mark.parametrize('name', ['pretrain_transformers', 'pretrain_torchtitan'])
-def test_wrong_options_of_whole_models(monkeypatch, capsys, name, options, text) -> None:
-    monkeypatch.syspath_prepend(PEERS)
+def test_wrong_options_of_whole_models(peers, capsys, name, options, text) -> None:
     main = runpy.run_path(str(PEERS / f'{name}.py'))['main']
     with pytest.raises(SystemExit) as left:
         main([*SMALL, *options])
@@ -126,8 +135,7 @@ def test_wrong_options_of_whole_models(monkeypatch, capsys, name, options, text)
 
 @pytest.mark.slow
 @pytest.mark.parametrize('package', ['torchtitan', 'tyro'])
-def test_what_torchtitan_needs_is_named(monkeypatch, capsys, package: str) -> None:
-    monkeypatch.syspath_prepend(PEERS)
+def test_what_torchtitan_needs_is_named(peers, monkeypatch, capsys, package: str) -> None:
     main = runpy.run_path(str(PEERS / 'pretrain_torchtitan.py'))['main']
     for name in ('torchtitan', 'torchdata', 'tyro', 'torchao'):
         there = ModuleType(name)
@@ -138,8 +146,7 @@ def test_what_torchtitan_needs_is_named(monkeypatch, capsys, package: str) -> No
     assert f'{package} is not installed: see projects/peers/README' in capsys.readouterr().err
 
 
-def test_torchtitan_is_told_the_same_work(monkeypatch) -> None:
-    monkeypatch.syspath_prepend(PEERS)
+def test_torchtitan_is_told_the_same_work(peers) -> None:
     parts = runpy.run_path(str(PEERS / 'pretrain_torchtitan.py'))
     options = dict(
         warmup=1, steps=2, micro_batch=2, rows=8, seq_len=16, checkpointing='none', gathered=True

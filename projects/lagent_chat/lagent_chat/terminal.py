@@ -87,6 +87,8 @@ class AgentTerminal(CommandLine):
                 self.status = 'stopped'
                 screen.note('stopped')
             settle(trace.messages, screen.text)
+            if self.status == 'empty':  # nothing to learn from
+                trace.messages[-1]['loss'] = False
         except BaseException as error:
             self.dialogue.messages = before
             screen.end()
