@@ -2,8 +2,8 @@
 
 Products of 8 bits read an operand turned. Inductor writes a turned copy where it computes the
 matrix, in tiles that reach half of memory's speed; and in a norm's backward, in a kernel that goes
-along rows to sum them, a byte here and a byte there. So matrices are written as they lie, and
-turned apart at the speed of memory, where that is no more to read and write:
+along rows to sum them, a byte here and a byte there. To write matrices as they lie and to turn them
+apart reads a byte more for each number, but at the speed of memory. So are turned:
 
 - what a graph is given, as weights are;
 - what is needed both ways, but for gates, whose exponentials take the time;

@@ -344,10 +344,11 @@ def describe(report: dict[str, Any]) -> str:
     """The report in two lines for a person."""
     times = report['framework']
     each = ' a GPU' if report['devices'] > 1 else ''
+    loss = math.nan if report['loss'] is None else report['loss']
     return (
         f'{report["device"]}, torch {report["torch"]}: step {times["median"] * 1e3:,.1f} ms '
         f'(median of {times["steps"]}, spread {times["spread"]:.1%}), first step '
         f'{report["first_step_seconds"]:.1f} s\n'
         f'{report["tgs"]:,.0f} tokens/s{each} | {report["peak_memory_bytes"] / 2**30:.2f} GiB | '
-        f'{report["trained_weights"]:,} weights trained | loss {report["loss"] or math.nan:.3f}'
+        f'{report["trained_weights"]:,} weights trained | loss {loss:.3f}'
     )

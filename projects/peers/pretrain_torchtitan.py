@@ -6,7 +6,6 @@ torchrun --nproc-per-node 2 projects/peers/pretrain_torchtitan.py --gathered --f
 import argparse
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from measuring import (  # beside this file
     SIZES,
     RandomTokens,
+    StepClock,
     add_options,
     check_options,
     peaks_of,
@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from internlm_mm.utils.arguments import Arguments
-from internlm_mm.utils.device import synchronize
 
 NAME = 'internlm_peer'
 PACKAGES = ('torchtitan', 'torchdata', 'tyro', 'torchao')
@@ -137,39 +136,34 @@ def flags_of(args: argparse.Namespace, folder: str) -> list[str]:
     return words
 
 
-def train(args: argparse.Namespace, device: torch.device, folder: str) -> tuple[Any, ...]:
+def train(
+    args: argparse.Namespace, clock: StepClock, device: torch.device, folder: str
+) -> tuple[int, tuple[int, int]]:
     """Run the steps through torchtitan's trainer.
 
     Returns:
-        Seconds of every step, the last loss, how many weights were trained, the peaks of memory.
+        How many weights were trained, and the peaks of memory.
     """
     from torchtitan.config import ConfigManager
     from torchtitan.tools.logging import init_logger
     from torchtitan.train import Trainer
 
-    seconds: list[float] = []
-
     class TimedTrainer(Trainer):
         """torchtitan's, with a clock that waits for the device after each step."""
 
         def train_step(self, data_iterator: Any) -> None:
-            synchronize(device)
-            start = time.perf_counter()
+            clock.on_train_begin()
             super().train_step(data_iterator)
-            synchronize(device)
-            seconds.append(time.perf_counter() - start)
-            if len(seconds) == args.warmup and device.type == 'cuda':
-                torch.cuda.reset_peak_memory_stats(device)
+            clock.on_step_end()
 
     init_logger()
     register_model(args)
     trainer = TimedTrainer(ConfigManager().parse_args(flags_of(args, folder)))
-    losses: list[float] = []
     peaks: list[tuple[int, int]] = []
     log = trainer.metrics_processor.log
 
     def noting(step: int, loss: float, *rest: Any, **options: Any) -> None:
-        losses.append(float(loss))
+        clock.loss = float(loss)
         peaks.append(peaks_of(device))  # which torchtitan resets whenever it logs
         log(step, loss, *rest, **options)
 
@@ -179,17 +173,18 @@ def train(args: argparse.Namespace, device: torch.device, folder: str) -> tuple[
     finally:
         trainer.close()
     weights = [weight for part in trainer.model_parts for weight in part.parameters()]
-    return seconds, losses[-1], sum(weight.numel() for weight in weights), peaks[-1]
+    return sum(weight.numel() for weight in weights), peaks[-1]
 
 
 def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) -> int:
     """Run the command."""
     rank, processes, device = read_job()
     args = parse_args(argv, processes)
+    clock = StepClock(device, args.warmup)
     with tempfile.TemporaryDirectory() as folder:
-        seconds, loss, trained, peaks = train(args, device, folder)
+        trained, peaks = train(args, clock, device, folder)
     if rank == 0:
-        report = report_of(vars(args), seconds, loss, trained, device, processes, peaks)
+        report = report_of(vars(args), clock.seconds, clock.loss, trained, device, processes, peaks)
         tell(args, report, 'pretrain_torchtitan', argv, say)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -15,7 +15,7 @@ from internlm_mm.parallel.late_turns import LateTurns, later
 from internlm_mm.planner.activations import layer_bytes
 from internlm_mm.planner.sizes import RunSizes
 from tests.test_parallel.test_float8 import has_torchao, model, quiet, train
-from tests.test_parallel.test_recompute import BATCH
+from tests.test_parallel.test_recompute import BATCH, run_forward
 
 
 class Nothing(CustomGraphPass):
@@ -148,19 +148,8 @@ def kept_in_forward(module: nn.Module) -> int:
     """Bytes of a step's activations that a compiled model in 8 bits keeps, masks with them."""
     torch._dynamo.reset()
     compile_layers(module, 0.0, turns=True)
-    plain = [getattr(parameter, '_data', parameter) for parameter in module.parameters()]
-    weights = {tensor.untyped_storage().data_ptr() for tensor in plain}
-    kept = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = getattr(tensor, '_data', tensor).untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor), config.patch(fx_graph_cache=False):
-        module(BATCH)
-    return sum(kept.values())
+    with config.patch(fx_graph_cache=False):
+        return run_forward(module)[1]
 
 
 def rounding(num_layers: int, recipe: str) -> nn.Module:

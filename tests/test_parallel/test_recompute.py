@@ -28,13 +28,18 @@ def model(num_layers: int = 4) -> InternLM:
     ).double()
 
 
+def storage_of(tensor: torch.Tensor) -> torch.UntypedStorage:
+    """Its memory, also where it stands around another tensor, as torchao's do."""
+    return getattr(tensor, '_data', tensor).untyped_storage()
+
+
 def run_forward(module: nn.Module) -> tuple[torch.Tensor, int]:
     """The loss, and the bytes of activations that forward kept."""
     kept = {}
-    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    weights = {storage_of(p).data_ptr() for p in module.parameters()}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
+        storage = storage_of(tensor)
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
