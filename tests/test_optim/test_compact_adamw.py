@@ -14,7 +14,7 @@ from torch.optim import AdamW
 
 from internlm_mm.checkpoint.storage import StoredTensors
 from internlm_mm.optim import CompactAdamW
-from internlm_mm.optim.compact_adamw import Scratch, block_of, round_by_hash, to_levels
+from internlm_mm.optim.compact_adamw import block_of
 from internlm_mm.utils.shards import local_tensor, part_of
 from tests.helpers import tiny_runner
 from tests.marks import slow
@@ -28,87 +28,6 @@ def no_process_group() -> Iterator[None]:
     yield
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-# ---------------------------------------------------------------------------------- rounding
-
-
-SAMPLES = 4000
-FOUR_SIGMA = 4 * 0.5 / SAMPLES**0.5
-"""Of the mean of so many draws of two neighbours, in units: what lies between them."""
-
-
-def test_sixteen_bits_are_right_on_average() -> None:
-    values = torch.cat([torch.randn(50), torch.tensor([0.0, 1.0, -1.5, 1e-20, -3e8])])
-    before = values.clone()
-    found = torch.stack([round_by_hash(values, salt) for salt in range(SAMPLES)]).double()
-    assert torch.equal(values, before)
-    exact = values.double()
-    unit = 2.0 ** torch.floor(torch.log2(exact.abs().clamp(min=1e-30))) / 2**7
-    below = torch.trunc(exact / unit) * unit
-    neighbours = torch.stack([below, below + exact.sign() * unit])
-    assert ((found[:, None] - neighbours[None]).abs().amin(1) == 0).all()
-    assert ((found.mean(0) - exact).abs() <= FOUR_SIGMA * unit).all()
-    whole = torch.tensor([0.0, 1.0, -1.5])
-    assert torch.equal(round_by_hash(whole, 7).float(), whole)
-
-
-def signed(bits: int) -> int:
-    return (bits + 2**31) % 2**32 - 2**31
-
-
-def drawn(bits: int, salt: int) -> int:
-    """What is added below the upper half, in Python's integers."""
-    mixed = signed(bits * 2654435761 + salt * 0x85EBCA6B)
-    mixed = signed((mixed ^ (mixed >> 15)) * 2246822507)
-    return (mixed ^ (mixed >> 13)) * 3266489909 % 2**32 >> 16
-
-
-@pytest.mark.parametrize('salt', [0, 1, 12345, 2**31 + 7])
-def test_what_is_random_is_a_hash(salt: int) -> None:
-    """Checkpoints go on to the same bits for as long as it stays this one."""
-    values = torch.cat([torch.randn(40), torch.tensor([0.0, -0.0, 1e-40, 3e38, -1e-12])])
-    before = values.view(torch.int32).tolist()
-    expected = [signed((bits % 2**32 + drawn(bits, salt)) >> 16 << 16) for bits in before]
-    found = round_by_hash(values, salt)
-    assert found.dtype == torch.bfloat16
-    assert found.float().view(torch.int32).tolist() == expected
-
-
-def test_scratch_that_keeps_lends_the_same_memory() -> None:
-    keeping, other = Scratch(keeps=True), Scratch()
-    large, small = torch.zeros(4, 8), torch.zeros(3, 8)
-    first = keeping.take('a', large)
-    again = keeping.take('a', small)
-    assert (first.shape, again.shape) == (large.shape, small.shape)
-    assert again.data_ptr() == first.data_ptr()
-    assert keeping.take('b', small).data_ptr() != first.data_ptr()
-    assert keeping.take('a', small, torch.int32).dtype == torch.int32
-    assert keeping.take('a', torch.zeros(5, 8)).shape == (5, 8)  # more than there was
-    one, two = (other.take('a', large) for _ in range(2))
-    assert one.data_ptr() != two.data_ptr()
-
-
-@pytest.mark.parametrize('levels', [127, 255])
-def test_eight_bits_are_right_on_average(levels: int) -> None:
-    values = torch.cat([torch.rand(50) * 2 - 1, torch.tensor([0.0, 1.0, -1.0, 1e-9, 0.25])])
-    before = values.clone()
-    codes = torch.stack([to_levels(values, levels, salt) for salt in range(SAMPLES)]).double()
-    assert torch.equal(values, before)
-    table = (torch.arange(levels + 1).double() / levels).square()
-    place = torch.searchsorted(table, values.double().abs(), right=True).clamp(max=levels)
-    assert ((codes.abs() - place).abs() <= 1).all() and (codes * values >= 0).all()
-    found = codes.sign() * table[codes.abs().long()]
-    unit = table[place] - table[place - 1]
-    assert ((found.mean(0) - values.double()).abs() <= FOUR_SIGMA * unit + 1e-7).all()
-    assert codes[:, 50].abs().max() == 0 and (codes[:, 51] == levels).all()
-
-
-def test_neighbouring_numbers_round_independently() -> None:
-    """Numbers that are nearly equal, as moments of alike parameters are."""
-    values = 1 + torch.arange(4096) * 2.0**-23
-    up = round_by_hash(values, 3) > 1
-    assert up[2048:].float().mean() == pytest.approx(3072 / 65536, abs=4 * 0.22 / 2048**0.5)
 
 
 @pytest.mark.parametrize('state_dtype', DTYPES)
@@ -194,7 +113,7 @@ def test_rows_at_once_change_no_bit(monkeypatch: pytest.MonkeyPatch, state_dtype
     """Rows of a matrix in parts that do not divide them, single rows that are longer, a scalar."""
     found = []
     for numbers in (10**9, 300):
-        monkeypatch.setattr('internlm_mm.optim.compact_adamw.NUMBERS_AT_ONCE', numbers)
+        monkeypatch.setattr('internlm_mm.optim.compact_update.AT_ONCE', numbers)
         draws = torch.Generator().manual_seed(1)
         shapes = [(7, 128), (3, 2, 512), (1000,), ()]
         weights = [nn.Parameter(torch.randn(shape, generator=draws)) for shape in shapes]
