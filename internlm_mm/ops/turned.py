@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_ROWS, _COLUMNS, _WARPS = 128, 256, 8  # a tile, long enough both ways to be read and written whole
+_ROWS, _COLUMNS, _WARPS = 128, 128, 8  # a tile, long enough both ways to be read and written whole
 
 
 @triton.jit

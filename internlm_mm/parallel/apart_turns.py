@@ -12,8 +12,6 @@ apart reads a byte more for each number, but at the speed of memory. So are turn
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
@@ -35,7 +33,7 @@ _VIEWS = frozenset(
     )
 )
 _SUMS = frozenset((_aten.sum.dim_IntList, _aten.mean.dim))
-EXPONENTIALS = frozenset((_aten.exp.default, _aten.sigmoid.default, _aten.tanh.default))
+_EXPONENTIALS = frozenset((_aten.exp.default, _aten.sigmoid.default, _aten.tanh.default))
 
 
 @torch.library.custom_op('internlm_mm::turned', mutates_args=())
@@ -71,10 +69,10 @@ class ApartTurns(CustomGraphPass):
             graph: Of aten's operations.
         """
         for node in list(graph.nodes):
-            if not is_turned_copy(node):
+            if not _is_turned_copy(node):
                 continue
             source = node.args[0]
-            if not _is_better_apart(node):
+            if not _is_better_apart(source):
                 continue
             with graph.inserting_before(node):
                 back = graph.call_function(_aten.permute.default, (source, [1, 0]))
@@ -89,7 +87,7 @@ class ApartTurns(CustomGraphPass):
         return get_hash_for_files((__file__,))
 
 
-def is_turned_copy(node: fx.Node) -> bool:
+def _is_turned_copy(node: fx.Node) -> bool:
     """Whether a node is a contiguous copy of a contiguous matrix of bytes that is read turned."""
     if node.target != _aten.clone.default or not isinstance(node.args[0], fx.Node):
         return False
@@ -99,26 +97,20 @@ def is_turned_copy(node: fx.Node) -> bool:
     return made.is_contiguous() and source.t().is_contiguous() and not source.is_contiguous()
 
 
-def _is_better_apart(turned_copy: fx.Node) -> bool:
-    node, is_needed_both_ways = as_it_lies(turned_copy)
+def _is_better_apart(turned_matrix: fx.Node) -> bool:
+    node, is_needed_as_it_lies = turned_matrix, False
+    while node.target in _VIEWS or node.target == torch.ops.internlm_mm.later.default:
+        node = node.args[0]  # type: ignore[assignment]  # of views the first argument is a node
+        is_needed_as_it_lies |= len(node.users) > 1
     if node.op == 'placeholder':
         return True
-    makers = makers_of(node)
+    makers = _made_of(node)
     if any(_is_of_rows(one) for one in makers):
         return True
-    return is_needed_both_ways and EXPONENTIALS.isdisjoint(one.target for one in makers)
+    return is_needed_as_it_lies and not any(one.target in _EXPONENTIALS for one in makers)
 
 
-def as_it_lies(turned_copy: fx.Node) -> tuple[fx.Node, bool]:
-    """The matrix of a turned copy, and whether something else reads it."""
-    node, is_needed_both_ways = cast(fx.Node, turned_copy.args[0]), False
-    while node.target in _VIEWS or node.target == torch.ops.internlm_mm.later.default:
-        node = cast(fx.Node, node.args[0])  # of views the first argument is one
-        is_needed_both_ways |= len(node.users) > 1
-    return node, is_needed_both_ways
-
-
-def makers_of(node: fx.Node) -> set[fx.Node]:
+def _made_of(node: fx.Node) -> set[fx.Node]:
     """What computes a node number by number, sums on the way, and what that begins with."""
     seen: set[fx.Node] = set()
     waiting = [node]

@@ -11,7 +11,6 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from internlm_mm.parallel.apart_turns import ApartTurns
 from internlm_mm.parallel.data import layers_of
-from internlm_mm.parallel.kept_gates import KeptGates
 from internlm_mm.parallel.kept_scales import KeptScales
 from internlm_mm.parallel.late_turns import LateTurns
 from internlm_mm.parallel.recompute import SELECTIVE
@@ -46,7 +45,7 @@ class _InTurn(CustomGraphPass):
 
 _IN_BYTES = {
     'triton.mix_order_reduction': False,
-    'post_grad_custom_pre_pass': _InTurn(KeptScales(), KeptGates(), ApartTurns()),
+    'post_grad_custom_pre_pass': _InTurn(KeptScales(), ApartTurns()),
 }
 """What inductor is told where matrices are rounded and turned. Left alone it fuses sums over rows
 and over columns into one kernel, one of a norm's backward pass, and with them the writing of a

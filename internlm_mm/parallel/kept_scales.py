@@ -38,27 +38,18 @@ class KeptScales(CustomGraphPass):
         Args:
             graph: Of aten's operations.
         """
+        _tell_inductor()
         for node in list(graph.nodes):
-            if _is_scale(node):
-                keep(graph, node)
+            if not _is_scale(node):
+                continue
+            with graph.inserting_after(node):
+                scale = graph.call_function(torch.ops.internlm_mm.kept.default, (node,))
+            scale.meta.update(node.meta)
+            node.replace_all_uses_with(scale, lambda user, scale=scale: user is not scale)
 
     def uuid(self) -> bytes:
         """For inductor's cache of compiled graphs."""
         return get_hash_for_files((__file__,))
-
-
-def keep(graph: fx.Graph, node: fx.Node) -> None:
-    """Have inductor write what a node computes to memory, for all that use it.
-
-    Args:
-        graph: Changed in place, while inductor is at work on it.
-        node: One of its nodes.
-    """
-    _tell_inductor()
-    with graph.inserting_after(node):
-        held = graph.call_function(torch.ops.internlm_mm.kept.default, (node,))
-    held.meta.update(node.meta)
-    node.replace_all_uses_with(held, lambda user: user is not held)
 
 
 def _is_scale(node: fx.Node) -> bool:

@@ -10,7 +10,6 @@ from torch._inductor import config
 
 from internlm_mm.parallel import compiling, float8
 from internlm_mm.parallel.apart_turns import ApartTurns, turned
-from internlm_mm.parallel.kept_gates import KeptGates
 from internlm_mm.parallel.kept_scales import KeptScales
 from tests.test_parallel.test_float8 import has_torchao, quiet
 from tests.test_parallel.test_late_turns import step
@@ -148,8 +147,7 @@ def test_a_step_keeps_its_bits(monkeypatch: pytest.MonkeyPatch, recompute: float
     with torch.library._scoped_library('internlm_mm', 'IMPL') as library:
         library.impl('turned', counting, 'CPU', allow_override=True)
         found, _ = step(recompute)
-    others = compiling._InTurn(KeptScales(), KeptGates())
-    plain_options = {**compiling._IN_BYTES, 'post_grad_custom_pre_pass': others}
+    plain_options = {**compiling._IN_BYTES, 'post_grad_custom_pre_pass': KeptScales()}
     monkeypatch.setattr(compiling, '_IN_BYTES', plain_options)
     compiling._compiler.cache_clear()
     plain, _ = step(recompute)
