@@ -10,6 +10,8 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from internlm_mm.utils.inductor import known_options
+
 WIDTH = 64
 """Numbers in a row of what is compiled, where no blocks say so: rows of whole vectors."""
 
@@ -218,7 +220,10 @@ def _parts(tensors: dict[str, Tensor], compiled: bool) -> Iterator[dict[str, Ten
 
 @cache
 def _compiled() -> Callable[..., None]:
-    return torch.compile(update_rows, dynamic=True, fullgraph=True)
+    # What vectors this processor and its compiler know, inductor tries in processes of their own,
+    # each time anew: 10 s and more. Whether they work is seen when these rows are tried.
+    options = known_options({'cpp.vec_isa_ok': True})
+    return torch.compile(update_rows, dynamic=True, fullgraph=True, options=options)
 
 
 @cache

@@ -7,6 +7,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+ROW = 2**14
+"""Of how many numbers in host memory squares are added up in fp32."""
+
 
 @torch.no_grad()
 def gradient_norm(gradients: Iterable[Tensor], groups: Sequence[dist.ProcessGroup] = ()) -> Tensor:
@@ -84,5 +87,20 @@ def _sum_of_squares(tensors: list[Tensor], device: torch.device | None) -> Tenso
     if not filled:
         return torch.zeros((), dtype=torch.float64, device=device)
     dtype = torch.float64 if filled[0].dtype == torch.float64 else torch.float32
-    norms = torch.stack(torch._foreach_norm(filled, 2, dtype=dtype))
+    if filled[0].device.type == 'cpu':
+        norms = torch.cat([norm for tensor in filled for norm in _norms_of_rows(tensor, dtype)])
+    else:
+        norms = torch.stack(torch._foreach_norm(filled, 2, dtype=dtype))
     return norms.double().square().sum().to(device)
+
+
+def _norms_of_rows(tensor: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Norms of the parts of a tensor in host memory, each [parts].
+
+    A CPU takes the norm of a whole tensor on one core, and adds up in fp32 until squares are less
+    than half of a sum's last bit: of 45 M numbers it is 0.35 % too small. Rows it shares out.
+    """
+    flat = tensor.reshape(-1)
+    whole = flat.numel() // ROW * ROW
+    parts = (flat[:whole].view(-1, ROW), flat[whole:].view(1, -1))
+    return [torch.linalg.vector_norm(part, dim=1, dtype=dtype) for part in parts if part.numel()]

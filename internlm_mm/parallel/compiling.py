@@ -15,6 +15,7 @@ from internlm_mm.parallel.kept_scales import KeptScales
 from internlm_mm.parallel.late_turns import LateTurns
 from internlm_mm.parallel.recompute import SELECTIVE
 from internlm_mm.parallel.whole_regions import WholeRegions
+from internlm_mm.utils.inductor import known_options
 
 _ELEMENTWISE_AGAIN: dict[str, Any] = {
     'ban_recompute_used_far_apart': False,
@@ -76,7 +77,7 @@ def compile_layers(
 def _compiler(
     backend: str, selective: bool, shares: bool, turns: bool
 ) -> str | Callable[[fx.GraphModule, Any], Any]:
-    told = _known(_IN_BYTES) if turns else {}
+    told = known_options(_IN_BYTES) if turns else {}
     passes = [*([WholeRegions()] if shares else []), *([LateTurns()] if turns else [])]
     if passes:
         told[_JOINT] = _InTurn(*passes)
@@ -89,17 +90,3 @@ def _compiler(
             return torch._dynamo.lookup_backend(backend)(graph, inputs, **options)
 
     return compile_as_told
-
-
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    """Those that this torch's inductor has, by their dotted names."""
-    # An attribute that torch imports when it is asked for.
-    return {name: options[name] for name in options if _has(torch._inductor.config, name)}
-
-
-def _has(config: Any, name: str) -> bool:
-    for part in name.split('.'):
-        if not hasattr(config, part):
-            return False
-        config = getattr(config, part)
-    return True

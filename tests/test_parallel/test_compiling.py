@@ -123,8 +123,3 @@ def test_passes_run_in_turn_and_are_known_by_all_of_them() -> None:
     both(fx.Graph())
     assert seen == ['a', 'b']
     assert len({both.uuid(), compiling._InTurn(Pass('b'), Pass('a')).uuid(), b''}) == 3
-
-
-def test_a_torch_without_the_option_is_told_nothing() -> None:
-    assert compiling._known({'triton.no_such_option': 1, 'no_such_group.x': 2}) == {}
-    assert compiling._known({'triton.mix_order_reduction': False})
