@@ -102,7 +102,7 @@ class CompactAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         given = [p for group in self.param_groups for p in group['params'] if p.grad is not None]
-        # Whole tensors are counted, so that every layout computes the same bits.
+        # Whole tensors are counted, so that what they are cut into changes no bit.
         on_cpu = sum(p.numel() for p in given if local_tensor(p).device.type == 'cpu')
         for group in self.param_groups:
             rates: dict[tuple[int, torch.device, torch.dtype], Rates] = {}
