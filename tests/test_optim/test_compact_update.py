@@ -175,6 +175,7 @@ def test_a_kernel_on_a_gpu_computes_it(
 @pytest.mark.slow
 def test_parts_of_a_tensor_have_the_bits_of_the_whole() -> None:
     """A kernel's vectors and what is left of them; what lies on another rank changes nothing."""
+    compact_update._can_be_compiled.cache_clear()
     for kind, columns in (('bfloat16', 64), ('int8', 32), ('float32', 1)):
         shape = (101, columns)
         draws = torch.Generator().manual_seed(5)
