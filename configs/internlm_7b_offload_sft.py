@@ -17,6 +17,8 @@ optim_wrapper.optimizer = dict(
     type=CompactAdamW, state_dtype='bfloat16', lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0
 )
 strategy.update(
-    offload=True, recompute='selective', kernels=dict(fuse_accumulation='auto')
-)  # gradients of micro-batches add up on the GPU
+    offload=True,
+    recompute='selective',
+    kernels=dict(fuse_accumulation='auto'),  # micro-batches' gradients add up in their products
+)
 train_cfg.update(global_batch_size=16)

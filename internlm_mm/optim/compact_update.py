@@ -209,7 +209,8 @@ def update(
         given = part.pop('weight'), part.pop('gradient'), part, rates
         try:
             run(*given)
-        except torch._dynamo.exc.FailOnRecompileLimitHit:  # before it wrote anything
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:  # before it wrote anything
+            _tell(weight.device, _first_line(error))
             update_rows(*given)
 
 
@@ -254,15 +255,21 @@ def _can_be_compiled(kind: _Kind) -> bool:
     except Exception as error:  # whatever a compiler raises
         # What vectors there are was taken for granted here; others are to ask.
         getattr(torch._inductor.cpu_vec_isa.valid_vec_isa_list, 'cache_clear', lambda: None)()
-        told = str(error).strip().partition('\n')[0]
-        # On every rank: copies of a model that compute otherwise drift apart in the last bits.
-        warnings.warn(
-            f'CompactAdamW is not compiled on {kind.device}: {told or type(error).__name__}. '
-            'Its updates take several times as long',
-            stacklevel=2,
-        )
+        _tell(kind.device, _first_line(error))
         return False
     return True
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition('\n')[0] or type(error).__name__
+
+
+def _tell(device: torch.device, why: str) -> None:
+    # On every rank: copies of a model that compute otherwise drift apart in the last bits.
+    warnings.warn(
+        f'CompactAdamW is not compiled on {device}: {why}. Its updates take several times as long',
+        stacklevel=3,
+    )
 
 
 def _few_rows(kind: _Kind) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
