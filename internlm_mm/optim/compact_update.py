@@ -229,8 +229,10 @@ def _parts(tensors: dict[str, Tensor], compiled: bool) -> Iterator[dict[str, Ten
 @cache
 def _compiled() -> Callable[..., None]:
     # What vectors this processor and its compiler know, inductor tries in processes of their own,
-    # each time anew: 10 s and more. Whether they work is seen when these rows are tried.
-    options = known_options({'cpp.vec_isa_ok': True})
+    # each time anew: 10 s and more. Whether they work is seen when these rows are tried. And the
+    # few rows of the trial are too little work for many threads: inductor would write a kernel for
+    # one, and keep it for all that comes.
+    options = known_options({'cpp.vec_isa_ok': True, 'cpp.dynamic_threads': True})
     return torch.compile(update_rows, dynamic=True, fullgraph=True, options=options)
 
 

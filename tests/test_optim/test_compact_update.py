@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 
 from internlm_mm.optim import CompactAdamW, compact_update
 from internlm_mm.optim.compact_update import Rates, round_by_hash, salt_of, to_levels, update
@@ -195,6 +196,24 @@ def test_parts_of_a_tensor_have_the_bits_of_the_whole() -> None:
             found.append([own, *held.values()])
         assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
     assert compact_update._can_be_compiled.cache_info().currsize == 3  # and none was refused
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.int8], ids=str)
+def test_a_kernel_is_for_all_threads(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """However many: a trial of a few rows would be too little work to share out."""
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 256)
+    fp32, unsigned = torch.float32, torch.uint8 if dtype == torch.int8 else dtype
+    scales = (fp32, fp32) if dtype == torch.int8 else ()
+    dtypes = (fp32, fp32, dtype, unsigned, *scales)
+    kind = compact_update._Kind(torch.device('cpu'), dtypes, (compact_update._ROWS, 64))
+    compact_update._can_be_compiled.cache_clear()
+    torch._dynamo.reset()
+    with torch._inductor.config.patch(fx_graph_cache=False):
+        can, codes = run_and_get_code(compact_update._can_be_compiled, kind)
+    compact_update._can_be_compiled.cache_clear()
+    assert can and codes
+    assert all('#pragma omp for' in code for code in codes)
 
 
 @pytest.mark.parametrize('fault', ['raises', 'computes something else'])
