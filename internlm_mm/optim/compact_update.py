@@ -23,8 +23,10 @@ HELD = ('exp_avg', 'exp_avg_sq', 'exp_avg_scale', 'exp_avg_sq_scale')
 AT_ONCE = 2**16
 """About how many numbers a thread of a CPU updates at once, operation by operation."""
 
-AT_ONCE_COMPILED = 2**18
-"""Likewise in a kernel, which holds less in between: caches hold it."""
+AT_ONCE_IN_BLOCKS = 2**18
+"""Likewise in kernels for 8 bits, which hold less in between: caches hold it. A kernel for others
+holds nothing in between, and threads that wait for each other less often lose less to whatever
+else wants a core."""
 
 AT_ONCE_ON_GPU = 2**26
 """About how many numbers a GPU updates at once, operation by operation."""
@@ -217,10 +219,13 @@ def update(
 def _parts(tensors: dict[str, Tensor], compiled: bool) -> Iterator[dict[str, Tensor]]:
     """The same rows of all tensors, as many as are updated at once."""
     weight = tensors['weight']
-    if weight.device.type == 'cpu':
-        at_once = torch.get_num_threads() * (AT_ONCE_COMPILED if compiled else AT_ONCE)
-    else:
-        at_once = weight.numel() if compiled else AT_ONCE_ON_GPU
+    at_once = weight.numel()
+    if weight.device.type != 'cpu':
+        at_once = at_once if compiled else AT_ONCE_ON_GPU
+    elif not compiled:
+        at_once = torch.get_num_threads() * AT_ONCE
+    elif 'exp_avg_scale' in tensors:
+        at_once = torch.get_num_threads() * AT_ONCE_IN_BLOCKS
     rows = max(1, at_once * len(weight) // weight.numel())
     for start in range(0, len(weight), rows):
         yield {name: x[start : start + rows] for name, x in tensors.items()}

@@ -161,7 +161,7 @@ CASES = [
 def test_a_kernel_computes_what_operations_do(
     monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype, shape: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(compact_update, 'AT_ONCE_COMPILED', 2000)  # some rows at a time
+    monkeypatch.setattr(compact_update, 'AT_ONCE_IN_BLOCKS', 2000)  # some rows at a time
     check_kernel(kind, dtype, shape, 'cpu')
 
 
