@@ -14,11 +14,13 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from internlm_mm.engine.alignment import check_alignment, check_reference
+from internlm_mm.engine.held import beyond_this_machine, held_bytes
 from internlm_mm.engine.load_from import check_base
 from internlm_mm.engine.preflight import build_data_part, check_run
 from internlm_mm.engine.start import check_start, check_start_vocabulary, choose_start
 from internlm_mm.engine.stock_hooks import check_hook
 from internlm_mm.engine.task_evaluation import build_tasks, check_evaluation, check_objective
+from internlm_mm.parallel.accumulation import against_accumulation, check_accumulation
 from internlm_mm.parallel.adapters import check_adapters, check_four_bit
 from internlm_mm.parallel.attention import (
     apply_attention,
@@ -32,7 +34,6 @@ from internlm_mm.parallel.float8 import (
     check_float8,
     check_partners,
     float8_obstacles,
-    rounded_weights,
 )
 from internlm_mm.parallel.kernels import apply_kernels, check_kernels
 from internlm_mm.parallel.mesh import Layout, resolve_layout
@@ -50,7 +51,7 @@ from internlm_mm.registry import (
     PARAM_SCHEDULERS,
     TOKENIZERS,
 )
-from internlm_mm.utils.device import dtype_of, pick_device
+from internlm_mm.utils.device import pick_device
 from internlm_mm.utils.flops import model_flops
 from internlm_mm.utils.resolve import resolve_type
 
@@ -90,7 +91,10 @@ def dry_run(config: Config) -> str:
     built = build_tasks(tasks, tokenizer, model.max_seq_len) if tasks else []
     strategy = config.get('strategy', {})
     check_objective(built, model, check_kernels(strategy.get('kernels')).cross_entropy)
-    hooks = _check_parts(config, model)
+    for key, loader in loaders.items():  # before what this machine lacks: that may be elsewhere
+        max_docs = getattr(loader.dataset, 'max_docs', 1)
+        check_packed_rows(strategy.get('attention', 'auto'), max_docs, key)
+    hooks, optimizer = _check_parts(config, model)
     check_alignment(model, loaders, layout, hooks, _val_loop(config))
     for key, loader in loaders.items():
         for count in getattr(loader, 'micro_batch_counts', [None]):
@@ -99,19 +103,24 @@ def dry_run(config: Config) -> str:
         exchange = strategy.get('context_attention', 'all_gather')
         max_docs = getattr(loader.dataset, 'max_docs', 1)
         check_documents(exchange, layout.context, max_docs, key)
-        check_packed_rows(strategy.get('attention', 'auto'), max_docs, key)
     _check_techniques(strategy, layout, model)
     next(iter(train))  # reads one step: truncated or foreign files show here
+    memory, beyond = _memory_lines(strategy, layout, model, optimizer)
+    refused = [*beyond, *_float8_lines(strategy)]
+    left = _budget_lines(strategy)
+    fits = 'all else fits' if refused or left else 'everything fits'
     lines = [
         *_model_lines(model, train.dataset.seq_len),
         *_start_lines(config, model, tokenizer, loaders, hooks),
-        *_layout_lines(config, layout, model),
-        *_float8_lines(strategy),
+        *_layout_lines(strategy, layout),
+        *memory,
+        *refused,
+        *left,
         *_data_lines(config, loaders),
         *(f'task       {task.name}: {len(task):,} samples' for task in built),
         *_tokenizer_lines(config, tokenizer),
         *_run_lines(config, train),
-        'dry run: everything fits together, nothing was trained',
+        f'dry run: {fits} together, nothing was trained',
     ]
     return '\n'.join(lines)
 
@@ -121,6 +130,7 @@ def _check_techniques(strategy: Mapping[str, Any], layout: Layout, model: nn.Mod
     reshard = strategy.get('reshard', 'step')
     dtype, _ = check_options(strategy.get('precision'), reshard)
     check_four_bit(model, layout, reshard, strategy.get('offload', False), dtype)
+    plan = None
     if layout.pipeline > 1:
         plan = plan_pipeline(
             layer_names(model),
@@ -129,6 +139,9 @@ def _check_techniques(strategy: Mapping[str, Any], layout: Layout, model: nn.Mod
             strategy.get('compile', False),
         )
         check_reshard(plan, reshard)
+    kernels = check_kernels(strategy.get('kernels'))
+    obstacles = against_accumulation(layout, kernels.fuse, plan)
+    check_accumulation(kernels.fuse_accumulation, obstacles)
     if layout.tensor > 1:
         check_tensor_plan(model, layout.tensor)
     check_exchange(strategy.get('context_attention', 'all_gather'))
@@ -166,8 +179,11 @@ def _loader(config: Config, key: str, layout: Layout, train_cfg: dict | None = N
     return DATALOADERS.build(loader, default_args=options)
 
 
-def _check_parts(config: Config, model: nn.Module) -> list[Any]:
-    """Build what needs no data: strategy options, optimizer, schedules, hooks. Gives the hooks."""
+def _check_parts(config: Config, model: nn.Module) -> tuple[list[Any], Any]:
+    """Build what needs no data: strategy options, schedules, hooks and optimizer.
+
+    Gives the last two.
+    """
     strategy = config.get('strategy', {})
     dtype, _ = check_options(strategy.get('precision'), strategy.get('reshard', 'step'))
     with _mentions_rehearsals():
@@ -200,7 +216,7 @@ def _check_parts(config: Config, model: nn.Module) -> list[Any]:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise PermissionError(f'work_dir={config.work_dir!r} cannot be made: {existing}')
-    return hooks
+    return hooks, wrapper.optimizer
 
 
 @contextmanager
@@ -261,37 +277,44 @@ def _model_lines(model: nn.Module, seq_len: int) -> list[str]:
     return lines
 
 
-def _layout_lines(config: Config, layout: Layout, model: nn.Module) -> list[str]:
-    strategy = config.get('strategy', {})
+def _layout_lines(strategy: Mapping[str, Any], layout: Layout) -> list[str]:
     precision = {'param': 'float32', 'reduce': 'float32', **(strategy.get('precision') or {})}
-    rounded = rounded_weights(
-        model, check_float8(strategy.get('float8'), dtype_of(precision['param']))
-    )
-    counts, narrow = [0, 0], 0
-    for name, parameter in model.named_parameters():
-        counts[parameter.requires_grad] += parameter.numel()
-        narrow += parameter.numel() if name in rounded else 0
-    frozen, trained = (count / (layout.pipeline * layout.tensor) for count in counts)
-    master = 8 if precision['param'] == 'float64' else 4
-    # AdamW: masters and two moments, all sharded; gradients in the reduction's dtype. What is
-    # frozen has none of these.
-    shards = layout.data_shard * layout.context
-    states = trained * 3 * master / shards
-    itemsize = dtype_of(precision['param']).itemsize
-    whole = shards == 1 or strategy.get('reshard') == 'never'
-    gathered = (trained + (0 if whole else frozen)) * itemsize if shards > 1 else 0
-    gathered -= narrow / (layout.pipeline * layout.tensor) * (itemsize - 1) if shards > 1 else 0
-    held = frozen * itemsize / (1 if whole else shards)
-    gradients = trained * dtype_of(precision['reduce']).itemsize / shards
     processes = f'{layout.world_size} processes' if layout.world_size > 1 else 'one process'
     return [
         f'layout     {layout} on {processes}; '
-        f'compute in {precision["param"]}, reduce in {precision["reduce"]}',
-        f'memory     {_bytes(states)} masters and moments, '
-        f'{_bytes(gradients)} gradients'
-        + (f', {_bytes(held)} frozen weights' if frozen else '')
-        + (f', {_bytes(gathered)} gathered weights' if gathered else '')
-        + ' a rank, and activations',
+        f'compute in {precision["param"]}, reduce in {precision["reduce"]}'
+    ]
+
+
+def _memory_lines(
+    strategy: Mapping[str, Any], layout: Layout, model: nn.Module, optimizer: Any
+) -> tuple[list[str], list[str]]:
+    """What a rank holds, and why this machine could not hold that, if so."""
+    reshard, offload = strategy.get('reshard', 'step'), bool(strategy.get('offload', False))
+    param, reduce = check_options(strategy.get('precision'), reshard)
+    float8 = check_float8(strategy.get('float8'), param)
+    held = held_bytes(
+        model, layout, param, reduce, reshard=reshard, float8=float8, optimizer=optimizer
+    )
+    text = (
+        f'memory     {_bytes(held.states)} masters and moments, {_bytes(held.gradients)} gradients'
+        + (' in host memory' if offload else '')
+        + (f', {_bytes(held.frozen)} frozen weights' if held.frozen else '')
+        + (f', {_bytes(held.gathered)} gathered weights' if held.gathered else '')
+        + ' a rank, and activations'
+    )
+    # Ranks may be on many machines: what is sure is that one of them is on one.
+    beyond = beyond_this_machine(held, 1, offload or pick_device().type == 'cpu')
+    return [text], [f'           this machine would refuse it: {beyond}'] if beyond else []
+
+
+def _budget_lines(strategy: Mapping[str, Any]) -> list[str]:
+    """What a budget means depends on the number of GPUs, which nobody has told."""
+    recompute = strategy.get('recompute', 0.0)
+    if check_recompute(recompute) is not None:
+        return []
+    return [
+        f'recompute  {dict(recompute)} was not tried: --rehearse N tells what it means on N GPUs'
     ]
 
 

@@ -43,7 +43,7 @@ def settle_recompute(runner: Any, training: bool) -> None:
             'micro_batches_at_most': max(loader.micro_batch_counts),
         }
         packed = getattr(loader.dataset, 'max_docs', 2) != 1
-        optimizer = _optimizer(runner.optim_wrapper, runner.model)
+        optimizer = unplaced_optimizer(runner.optim_wrapper, runner.model)
         run = _run_sizes(strategy, runner.model, step, optimizer, packed)
         share, why = decide(runner.model, run, techniques)
         runner.logger.info(f'recompute {why}')
@@ -85,8 +85,13 @@ def _is_unknown(model: nn.Module, sizes: ModelSizes, run: RunSizes) -> bool:
     return bool(unknown_parameters(built, sizes, whole, here))
 
 
-def _optimizer(wrapper: Any, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer, on the model as it is; one that was built elsewhere is taken as it is."""
+def unplaced_optimizer(wrapper: Any, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer, on the model as it is; one that was built elsewhere is taken as it is.
+
+    Args:
+        wrapper: The optimizer wrapper, or its config.
+        model: Whole.
+    """
     if not isinstance(wrapper, Mapping):
         return wrapper.optimizer
     config = dict(wrapper)

@@ -1,41 +1,43 @@
-"""A rank's part of a job of many GPUs, built without any: meta device, pretended process group."""
+"""A job of many GPUs, reckoned without any: what its ranks would hold."""
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
-from torch.distributed.tensor import DTensor
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from internlm_mm.datasets.sampler import BatchSizeRampup, check_division
 from internlm_mm.engine.alignment import check_pairs, check_reference
-from internlm_mm.engine.memory_budget import attends_by_mask, decide
+from internlm_mm.engine.memory_budget import decide
 from internlm_mm.engine.preflight import check_run, give_tokenizer, propose_fit
 from internlm_mm.engine.rehearse_memory import model_sizes, run_sizes, unknown_parameters
+from internlm_mm.engine.rehearse_rank import build_model, build_rank, groups_of, numel
 from internlm_mm.engine.start import check_start, choose_start
+from internlm_mm.parallel.accumulation import against_accumulation, check_accumulation
 from internlm_mm.parallel.adapters import check_adapters
+from internlm_mm.parallel.attention import check_packed_rows
 from internlm_mm.parallel.context import check_documents
 from internlm_mm.parallel.fit import check_layout
-from internlm_mm.parallel.float8 import Float8, check_float8, check_partners
+from internlm_mm.parallel.float8 import (
+    Float8,
+    check_float8,
+    check_float8_elsewhere,
+    check_partners,
+)
 from internlm_mm.parallel.kernels import check_kernels, check_whole_matrices
-from internlm_mm.parallel.mesh import AXES, Layout, ParallelMesh, resolve_layout
+from internlm_mm.parallel.mesh import Layout, resolve_layout
 from internlm_mm.parallel.options import check_dist_cfg, check_loss_scale, check_options
 from internlm_mm.parallel.pipeline_plan import PipelinePlan, layer_names, plan_pipeline
-from internlm_mm.parallel.place import Techniques, place_model
+from internlm_mm.parallel.place import Techniques
 from internlm_mm.parallel.recompute import check_recompute
 from internlm_mm.planner import ModelSizes, RunSizes, predict_memory
-from internlm_mm.registry import DATASETS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
-from internlm_mm.utils.shards import local_tensor
+from internlm_mm.registry import DATASETS, OPTIM_WRAPPER_CONSTRUCTORS
 
 LOG = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ def rehearse(
         raise ValueError(f'--rehearse-rank {rank}: the ranks are 0 to {world_size - 1}')
     init_default_scope(config.get('default_scope', 'internlm_mm'))
     strategy = dict(config.get('strategy') or {})
-    model = _build(config)
+    model = build_model(config)
     with propose_fit(config):
         layout = resolve_layout(strategy.get('parallel'), world_size, local_size)
     check_pairs(model, layout)
@@ -82,15 +84,19 @@ def rehearse(
     check_layout(
         layout, model, step['seq_len'], step['micro_batches'], techniques.pipeline, local_size
     )
-    _check_partners(model, layout, techniques, strategy.get('kernels'), is_packed)
-    optimizer = _check_optimizer(config, model, techniques)
     plan = None
     if layout.pipeline > 1:
         plan = plan_pipeline(
             layer_names(model), layout.pipeline, techniques.pipeline, techniques.compile
         )
+    _check_partners(model, layout, techniques, strategy.get('kernels'), plan)
+    key, documents = 'train_dataloader', 2 if is_packed else 1
+    check_documents(techniques.context_attention, layout.context, documents, key)
+    if data['checked'] == 'built':  # else rows of one document may well be meant
+        check_packed_rows(techniques.attention, documents, key)
+    optimizer = _check_optimizer(config, model, techniques)
     shown = [layout.rank(pipeline=p) for p in range(layout.pipeline)] if rank is None else [rank]
-    ranks = [_build_rank(config, layout, number, techniques) for number in shown]
+    ranks = [build_rank(config, layout, number, techniques) for number in shown]
     sizes = model_sizes(model)
     run = run_sizes(
         layout,
@@ -110,7 +116,7 @@ def rehearse(
         run = replace(run, recompute=share)
     for one in ranks:
         one['node'], one['gpu'] = divmod(one['rank'], local_size)
-        one['groups'] = _groups(layout, one['rank'], local_size)
+        one['groups'] = groups_of(layout, one['rank'], local_size)
         one['memory'] = _memory(one, sizes, run)
     return {
         'world_size': world_size,
@@ -141,16 +147,17 @@ def _check_partners(
     layout: Layout,
     techniques: Techniques,
     asked_kernels: Mapping[str, Any] | None,
-    is_packed: bool,
+    plan: PipelinePlan | None,
 ) -> None:
     """Refuse techniques that do not go with each other, as the job does."""
-    documents = 2 if is_packed else 1
-    check_documents(techniques.context_attention, layout.context, documents, 'train_dataloader')
     kernels = check_kernels(asked_kernels)
     check_whole_matrices(kernels, layout.tensor)
+    obstacles = against_accumulation(layout, kernels.fuse, plan)
+    check_accumulation(kernels.fuse_accumulation, obstacles)
     check_adapters(model, kernels.fuse, techniques.float8 is not None)
     if techniques.float8 is not None:
         check_partners(layout.tensor, kernels.fuse)
+        check_float8_elsewhere(techniques.float8, techniques.param_dtype)
 
 
 def _told(techniques: Techniques) -> dict[str, Any]:
@@ -184,7 +191,7 @@ def _stages(layout: Layout, plan: PipelinePlan | None, names: list[str]) -> list
 
 def _memory(rank: dict[str, Any], sizes: ModelSizes | None, run: RunSizes) -> dict[str, Any] | None:
     """The planner's numbers for a rank, if it knows the model."""
-    built = {shape['name']: _numel(shape['local']) for shape in rank['shapes']}
+    built = {shape['name']: numel(shape['local']) for shape in rank['shapes']}
     if sizes is None or unknown_parameters(built, sizes, run, rank['coordinate']):
         return None
     prediction = predict_memory(sizes, run, rank['coordinate']['pipeline'])
@@ -213,11 +220,6 @@ def _check_nodes(world_size: int, gpus_per_node: int) -> int:
             f'{below} or {below + local_size}, or another --gpus-per-node'
         )
     return local_size
-
-
-def _build(config: Config) -> nn.Module:
-    with torch.device('meta'):
-        return MODELS.build(config.model)
 
 
 def _techniques(strategy: Mapping[str, Any]) -> Techniques:
@@ -303,92 +305,3 @@ def _check_optimizer(config: Config, model: nn.Module, techniques: Techniques) -
     check_loss_scale(techniques.param_dtype, wrapper)
     check_dist_cfg((config.get('env_cfg') or {}).get('dist_cfg') or {})
     return wrapper.optimizer
-
-
-# ------------------------------------------------------------------------------------ one rank
-
-
-@contextmanager
-def pretended_group(rank: int, world_size: int) -> Iterator[None]:
-    """A process group of `world_size` ranks of which only this one is there; nothing is sent.
-
-    Raises:
-        ValueError: If the process is in a real group.
-    """
-    if dist.is_initialized():
-        raise ValueError('a rehearsal is one process on its own: start it without a launcher')
-    dist.init_process_group('fake', store=FakeStore(), rank=rank, world_size=world_size)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def _build_rank(
-    config: Config, layout: Layout, rank: int, techniques: Techniques
-) -> dict[str, Any]:
-    """Place a rank's part as the strategy does, and look at it."""
-    techniques = replace(techniques, float8=None)  # which needs a GPU and cuts nothing otherwise
-    with pretended_group(rank, layout.world_size):
-        # Parameters are on the meta device; a mesh of CPUs asks no driver for anything.
-        mesh = ParallelMesh(layout, 'cpu') if techniques.needs_mesh(layout.world_size) else None
-        model = _build(config)
-        gpu = torch.device('cuda')
-        placed = place_model(model, layout, rank, mesh, techniques, gpu, elsewhere=True)
-        parameters = dict(placed.model.named_parameters())
-        shapes = [_shape(name, parameter) for name, parameter in parameters.items()]
-    return {
-        'rank': rank,
-        'coordinate': layout.coordinate(rank),
-        'attention': placed.attention,
-        'has_mask': attends_by_mask(placed.model),
-        'shapes': shapes,
-        'parameters': {
-            'here': sum(_numel(shape['local']) for shape in shapes),
-            'of': sum(_numel(shape['global']) for shape in shapes),
-            'bytes': sum(_numel(shape['local']) * shape['itemsize'] for shape in shapes),
-        },
-    }
-
-
-def _shape(name: str, parameter: torch.Tensor) -> dict[str, Any]:
-    local = local_tensor(parameter)
-    cuts = []
-    if isinstance(parameter, DTensor):
-        axes = parameter.device_mesh.mesh_dim_names or ()
-        for axis, placement in zip(axes, parameter.placements, strict=True):
-            if placement.is_shard() or hasattr(placement, 'split_factor'):
-                cuts.append(f'{axis}: dim {placement.dim}')  # type: ignore[attr-defined]
-    return {
-        'name': name,
-        'global': list(parameter.shape),
-        'local': list(local.shape),
-        'cut': cuts,
-        'dtype': str(local.dtype).removeprefix('torch.'),
-        'itemsize': local.element_size(),
-    }
-
-
-def _numel(shape: list[int]) -> int:
-    return torch.Size(shape).numel()
-
-
-def _groups(layout: Layout, rank: int, gpus_per_node: int) -> dict[str, dict[str, Any]]:
-    """The ranks that this one forms each kind of group with.
-
-    Parameters are sharded over `data_shard` and `context` together: that group is 'shard'.
-    """
-    place = layout.coordinate(rank)
-    kinds: dict[str, tuple[str, ...]] = {axis: (axis,) for axis in AXES if axis != 'data_shard'}
-    kinds['shard'] = ('data_shard', 'context')
-    found = {}
-    for kind, axes in kinds.items():
-        members = [place]
-        for axis in axes:
-            members = [
-                one | {axis: number} for one in members for number in range(getattr(layout, axis))
-            ]
-        ranks = [layout.rank(**one) for one in members]
-        nodes = {one // gpus_per_node for one in ranks}
-        found[kind] = {'ranks': ranks, 'inside_node': len(nodes) == 1}
-    return found

@@ -162,6 +162,20 @@ def unknown_parameters(
     return sorted(name for name in {*built, *expected} if built.get(name) != expected.get(name))
 
 
+def state_bytes(optimizer: torch.optim.Optimizer, model: nn.Module, master_bytes: int) -> float:
+    """What an optimizer keeps for all trained parameters of a model, but for counts of steps.
+
+    Args:
+        optimizer: Built on the model.
+        model: Whole.
+        master_bytes: Of one number of a master.
+    """
+    states = _states(optimizer, model, master_bytes)
+    usual = StateSize(_moments(optimizer) * master_bytes, 0)
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    return sum(states.get(name, usual).each * weight.numel() for name, weight in trained.items())
+
+
 def _states(
     optimizer: torch.optim.Optimizer, model: nn.Module, master_bytes: int
 ) -> dict[str, StateSize]:

@@ -15,6 +15,7 @@ from internlm_mm.checkpoint.peft_files import read_peft
 from internlm_mm.checkpoint.step_folders import TOKENIZER_FOLDER, read_state
 from internlm_mm.engine.alignment import check_alignment, check_reference
 from internlm_mm.engine.building import BuildingRunner
+from internlm_mm.engine.held import check_host_memory
 from internlm_mm.engine.load_from import Start, base_of, check_base
 from internlm_mm.engine.memory_budget import settle_recompute
 from internlm_mm.engine.preflight import build_data_part, check_run, check_writable, propose_fit
@@ -222,7 +223,9 @@ class LLMRunner(BuildingRunner):
             check_packed_rows(techniques.attention, max_docs, key)
 
     def _prepare(self, **arguments: Any) -> None:
-        settle_recompute(self, training='optim_wrapper' in arguments)
+        training = 'optim_wrapper' in arguments
+        settle_recompute(self, training)
+        agree(lambda: check_host_memory(self, training))
         self._is_checked = True
         self.dump_config()
         self.strategy.prepare(self.model, **arguments)

@@ -10,6 +10,41 @@ from torch import Tensor, nn
 from internlm_mm.ops.gradient_sum import AddingLinear, find_sums_with
 from internlm_mm.parallel.data import layers_of
 from internlm_mm.parallel.gathered import WaitingGradient, memory_of, waiting_gradients
+from internlm_mm.parallel.mesh import Layout
+from internlm_mm.parallel.pipeline_plan import PipelinePlan, splits_backward
+from internlm_mm.registry import SCHEDULES
+
+
+def against_accumulation(layout: Layout, fuse: bool, plan: PipelinePlan | None) -> list[str]:
+    """Techniques of a run that have gradients of weights made in another way.
+
+    Args:
+        layout: Of the job.
+        fuse: Whether matrices that read the same input are multiplied as one.
+        plan: Of the pipeline, or None.
+
+    Returns:
+        Predicates of `fuse_accumulation`.
+    """
+    found = []
+    if layout.tensor > 1:
+        found.append(f'does not go with strategy.parallel.tensor={layout.tensor}')
+    if fuse:
+        found.append('does not go with strategy.kernels.fuse=True')
+    if plan is not None and splits_backward(SCHEDULES.get(plan.schedule)):
+        found.append(f'does not go with strategy.pipeline.schedule={plan.schedule!r}')
+    return found
+
+
+def check_accumulation(wanted: bool | str, obstacles: list[str]) -> None:
+    """Raise ValueError if it is asked for by name and does not go.
+
+    Args:
+        wanted: See `internlm_mm.parallel.kernels.Kernels.fuse_accumulation`.
+        obstacles: Predicates, as from `against_accumulation`.
+    """
+    if obstacles and wanted is True:
+        raise ValueError(f'strategy.kernels.fuse_accumulation=True {"; ".join(obstacles)}')
 
 
 def fuse_accumulation(
@@ -41,8 +76,7 @@ def fuse_accumulation(
     found = waiting_gradients(model)
     if found is None:
         obstacles = [*obstacles, f'does not know the FSDP2 of torch {torch.__version__}']
-    if obstacles and wanted is True:
-        raise ValueError(f'strategy.kernels.fuse_accumulation=True {"; ".join(obstacles)}')
+    check_accumulation(wanted, obstacles)
     if obstacles:
         return f'off: it {"; ".join(obstacles)}'
     if wanted == 'auto' and not _pays(device, param_dtype, reduce_dtype):

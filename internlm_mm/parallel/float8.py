@@ -8,7 +8,7 @@ The embedding, the head and the norms are left alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -145,15 +145,33 @@ def check_partners(tensor: int, fuse: bool) -> None:
         )
 
 
-def float8_obstacles(device: torch.device, dtype: torch.dtype, emulate: bool = False) -> list[str]:
+def float8_obstacles(
+    device: torch.device, dtype: torch.dtype, emulate: bool = False, elsewhere: bool = False
+) -> list[str]:
     """Every reason why layers cannot compute in 8 bits here.
 
     Args:
         device: Where the model would run.
         dtype: What its layers compute in.
         emulate: See `Float8`.
+        elsewhere: Whether that is on another machine, whose GPUs and packages are not known.
     """
-    return obstacles(_EMULATED if emulate else _NEEDS, device, dtype)
+    needs = _EMULATED if emulate else _NEEDS
+    if elsewhere:
+        needs = replace(needs, module=None)
+    return obstacles(needs, device, dtype, elsewhere=elsewhere)
+
+
+def check_float8_elsewhere(options: Float8, dtype: torch.dtype) -> None:
+    """Raise ValueError for what no GPU would do.
+
+    Args:
+        options: See there.
+        dtype: What layers compute in.
+    """
+    found = float8_obstacles(torch.device('cuda'), dtype, options.emulate, elsewhere=True)
+    if found:
+        raise ValueError(f'strategy.float8 {"; ".join(found)}')
 
 
 def apply_float8(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from internlm_mm.parallel.accumulation import fuse_accumulation
+from internlm_mm.parallel.accumulation import against_accumulation, fuse_accumulation
 from internlm_mm.parallel.adapters import (
     check_adapters,
     check_four_bit,
@@ -29,11 +29,9 @@ from internlm_mm.parallel.pipeline_plan import (
     check_reshard,
     layer_names,
     plan_pipeline,
-    splits_backward,
 )
 from internlm_mm.parallel.recompute import recompute_layers
 from internlm_mm.parallel.tensor import apply_tensor_parallel
-from internlm_mm.registry import SCHEDULES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,18 +195,6 @@ def place_model(
                 device,
                 techniques.param_dtype,
                 techniques.reduce_dtype,
-                _against_fused_accumulation(layout, techniques.kernels.fuse, plan),
+                against_accumulation(layout, techniques.kernels.fuse, plan),
             )
     return Placed(model, stages, plan, chosen, rounded, accumulation)
-
-
-def _against_fused_accumulation(layout: Layout, fuse: bool, plan: PipelinePlan | None) -> list[str]:
-    """Techniques of a run that have gradients of weights made in another way."""
-    found = []
-    if layout.tensor > 1:
-        found.append(f'does not go with strategy.parallel.tensor={layout.tensor}')
-    if fuse:
-        found.append('does not go with strategy.kernels.fuse=True')
-    if plan is not None and splits_backward(SCHEDULES.get(plan.schedule)):
-        found.append(f'does not go with strategy.pipeline.schedule={plan.schedule!r}')
-    return found

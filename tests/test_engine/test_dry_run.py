@@ -60,6 +60,7 @@ def test_memory_of_weights_that_are_gathered_in_8_bits(tmp_path: Path) -> None:
     """One byte a number of the layers' matrices."""
     options = ('strategy.parallel.data_shard=8', 'strategy.float8.recipe=tensorwise')
     text = plan('internlm_7b_pretrain.py', tmp_path, *options)
+    assert torch.cuda.is_available() or 'all else fits together' in text
     layers = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11_008)
     gathered = 2 * 7_321_948_160 - layers
     assert f'{gathered / 2**30:.2f} GiB gathered weights' in text
@@ -115,6 +116,13 @@ def test_ramp_up_counts(tmp_path: Path) -> None:
         (
             {'strategy__kernels': {'norm': 'fused'}, 'strategy__parallel': {'tensor': 2}},
             "kernels.norm='fused' does not go with strategy.parallel.tensor=2",
+        ),
+        (
+            {
+                'strategy__kernels': {'fuse_accumulation': True},
+                'strategy__parallel': {'tensor': 2},
+            },
+            'fuse_accumulation=True does not go with strategy.parallel.tensor=2',
         ),
     ],
 )
@@ -178,3 +186,9 @@ def test_packed_rows_are_refused_as_in_a_run(tmp_path: Path, monkeypatch) -> Non
         dry_run(tiny_config(tmp_path / 'a', **options))
     with pytest.raises(ValueError, match=message):
         tiny_runner(tmp_path / 'b', **options).train()
+
+
+def test_a_budget_is_for_a_number_of_gpus(tmp_path: Path) -> None:
+    text = dry_run(tiny_config(tmp_path, strategy__recompute=dict(budget_gib=0.01)))
+    assert "{'budget_gib': 0.01} was not tried: --rehearse N tells" in text
+    assert text.endswith('dry run: all else fits together, nothing was trained')

@@ -112,7 +112,8 @@ def test_selective_is_told_to_the_planner(tmp_path: Path) -> None:
 
 def test_dry_run_takes_every_form(tmp_path: Path) -> None:
     for recompute in ({'budget_gib': 1.0}, 'selective', 0.5):
-        assert 'everything fits' in dry_run(tiny_config(tmp_path, strategy__recompute=recompute))
+        text = dry_run(tiny_config(tmp_path, strategy__recompute=recompute))
+        assert ('all else' if isinstance(recompute, dict) else 'everything') + ' fits' in text
     with pytest.raises((ValueError, ConfigError), match='budget_gb=1'):
         dry_run(tiny_config(tmp_path, strategy__recompute={'budget_gb': 1}))
 

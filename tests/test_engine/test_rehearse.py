@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from internlm_mm.engine.rehearse import pretended_group, rehearse
+from internlm_mm.engine.rehearse import rehearse
 from internlm_mm.engine.rehearse_report import render
 from internlm_mm.engine.train_cli import parse_args, resolve_config
-from internlm_mm.parallel.mesh import Layout, ParallelMesh
 from internlm_mm.utils.shards import local_tensor
 from tests.helpers import tiny_config, tiny_runner
 
@@ -77,29 +76,6 @@ def test_all_ranks_together_hold_the_model(
     for rank in ranks:
         if rank['coordinate']['data_shard'] == rank['coordinate']['context'] == 0:
             assert rank['memory']['kinds']['parameters'] == rank['parameters']['bytes']
-
-
-def test_groups_are_the_mesh() -> None:
-    layout = Layout(pipeline=2, data_replicate=2, data_shard=2, context=2, tensor=2)
-    for rank in (0, 13, 31):
-        with pretended_group(rank, 32):
-            mesh = ParallelMesh(layout, 'cpu')
-            assert mesh.tensor and mesh.context and mesh.pipeline
-            expected = {
-                'tensor': mesh.tensor.mesh.tolist(),
-                'context': mesh.context.mesh.tolist(),
-                'pipeline': mesh.pipeline.mesh.tolist(),
-            }
-            place = mesh.fsdp.get_coordinate()
-            assert place is not None
-            expected['shard'] = mesh.fsdp.mesh[place[0]].tolist()
-            expected['data_replicate'] = mesh.fsdp.mesh[:, place[1]].tolist()
-        config = tiny_config(Path('unused'), **SMALL, strategy__parallel=layout.as_dict())
-        (found,) = rehearse(config, 32, rank=rank)['ranks']
-        assert {kind: group['ranks'] for kind, group in found['groups'].items()} == expected
-        assert found['groups']['tensor']['inside_node']
-        assert not found['groups']['pipeline']['inside_node']
-    assert not dist.is_initialized()
 
 
 @pytest.mark.slow
@@ -200,16 +176,6 @@ def test_ranks_and_nodes_that_are_not_there(tmp_path: Path) -> None:
         rehearse(config, 8, gpus_per_node=0)
 
 
-def test_a_process_of_a_job_does_not_rehearse() -> None:
-    with (
-        pretended_group(0, 2),
-        pytest.raises(ValueError, match='without a launcher'),
-        pretended_group(0, 2),
-    ):
-        pass
-    assert not dist.is_initialized()
-
-
 def test_what_the_run_begins_from_is_told(tmp_path: Path) -> None:
     saving = {'default_hooks__checkpoint': {'type': 'StepCheckpointHook', 'interval': 2}}
     tiny_runner(tmp_path / 'old', train_cfg__max_iters=2, **saving).train()
@@ -246,6 +212,25 @@ def test_what_is_not_here_to_begin_from_is_told(tmp_path: Path) -> None:
             {'strategy__kernels': {'fuse': True}, 'model__adapter__rank': 4},
             'kernels.fuse=True does not go with model.adapter',
         ),
+        (
+            {
+                'strategy__kernels': {'fuse_accumulation': True},
+                'strategy__parallel': {'tensor': 2},
+            },
+            'fuse_accumulation=True does not go with strategy.parallel.tensor=2',
+        ),
+        (
+            {
+                'strategy__kernels': {'fuse_accumulation': True},
+                'strategy__parallel': {'pipeline': 2},
+                'strategy__pipeline': {'schedule': 'zbv_zero_bubble', 'stages_per_rank': 2},
+            },
+            "fuse_accumulation=True does not go with strategy.pipeline.schedule='zbv_zero_bubble'",
+        ),
+        (
+            {'strategy__float8': {}, 'strategy__precision': dict(param='float32')},
+            'float8 needs CUDA in half precision, not cuda in torch.float32',
+        ),
     ],
 )
 def test_kernels_that_the_job_would_refuse(tmp_path: Path, options: dict, message: str) -> None:
@@ -275,6 +260,19 @@ def test_packages_that_only_the_job_has(tmp_path: Path, monkeypatch) -> None:
     precise = SMALL | {'strategy__attention': 'flash4'}
     with pytest.raises(ValueError, match=r'flash4.* needs CUDA in half precision, not cuda'):
         rehearse(tiny_config(tmp_path, **precise), 2)
+
+
+def test_packed_rows_that_a_backend_would_refuse(tmp_path: Path) -> None:
+    options = SMALL | {
+        'strategy__attention': 'cudnn',
+        'strategy__precision': dict(param='bfloat16'),
+        'model__hidden_size': 128,
+    }
+    whole = {'train_dataloader__dataset__document_lengths': None}
+    rehearse(tiny_config(tmp_path, **options, **whole), 2)
+    packs = {'train_dataloader__dataset__document_lengths': [8, 24]}
+    with pytest.raises(ValueError, match=r"attention='cudnn' takes one document a row, train_data"):
+        rehearse(tiny_config(tmp_path, **options, **packs), 2)
 
 
 def test_four_bits_that_only_the_job_has(tmp_path: Path, monkeypatch) -> None:
