@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from internlm_mm.optim.compact_update import COMPILED_FROM, Rates, update
 from internlm_mm.optim.numbers import check_numbers
 from internlm_mm.registry import OPTIMIZERS
+from internlm_mm.utils.inductor import look_for_vectors
 from internlm_mm.utils.shards import local_tensor, zeros_cut_like
 from internlm_mm.utils.suggest import did_you_mean
 
@@ -74,6 +75,8 @@ class CompactAdamW(Optimizer):
         options = {'lr': lr, 'betas': betas, 'eps': eps, 'weight_decay': weight_decay}
         check_numbers(options)
         super().__init__(params, {**options, 'state_dtype': state_dtype})
+        if self._is_compiled_on_cpu(p for group in self.param_groups for p in group['params']):
+            look_for_vectors()  # long before the first update waits for it
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, checked."""
@@ -102,15 +105,20 @@ class CompactAdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         given = [p for group in self.param_groups for p in group['params'] if p.grad is not None]
-        # Whole tensors are counted, so that what they are cut into changes no bit.
-        on_cpu = sum(p.numel() for p in given if local_tensor(p).device.type == 'cpu')
+        compiled_on_cpu = self._is_compiled_on_cpu(given)
         for group in self.param_groups:
             rates: dict[tuple[int, torch.device, torch.dtype], Rates] = {}
             for parameter in group['params']:
                 if parameter.grad is not None:
                     gradient = local_tensor(parameter.grad)
-                    self._update(parameter, gradient, group, rates, on_cpu >= COMPILED_FROM)
+                    self._update(parameter, gradient, group, rates, compiled_on_cpu)
         return loss
+
+    @staticmethod
+    def _is_compiled_on_cpu(parameters: Iterable[Tensor]) -> bool:
+        # Whole tensors are counted, so that what they are cut into changes no bit.
+        on_cpu = (p.numel() for p in parameters if local_tensor(p).device.type == 'cpu')
+        return sum(on_cpu) >= COMPILED_FROM
 
     def _update(
         self,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from internlm_mm.utils.inductor import known_options
+from internlm_mm.utils.inductor import known_options, look_for_vectors
 
 WIDTH = 64
 """Numbers in a row of what is compiled, where no blocks say so: rows of whole vectors."""
@@ -233,11 +233,9 @@ def _parts(tensors: dict[str, Tensor], compiled: bool) -> Iterator[dict[str, Ten
 
 @cache
 def _compiled() -> Callable[..., None]:
-    # What vectors this processor and its compiler know, inductor tries in processes of their own,
-    # each time anew: 10 s and more. Whether they work is seen when these rows are tried. And the
-    # few rows of the trial are too little work for many threads: inductor would write a kernel for
-    # one, and keep it for all that comes.
-    options = known_options({'cpp.vec_isa_ok': True, 'cpp.dynamic_threads': True})
+    # The few rows of the trial are too little work for many threads: inductor would write a kernel
+    # for one, and keep it for all that comes.
+    options = known_options({'cpp.dynamic_threads': True})
     return torch.compile(update_rows, dynamic=True, fullgraph=True, options=options)
 
 
@@ -250,6 +248,8 @@ def _can_be_compiled(kind: _Kind) -> bool:
     options = {'betas': (0.9, 0.95), 'eps': 1e-8, 'lr': _TRIED_LR, 'weight_decay': 0.1}
     found: list[Tensor] = []
     try:
+        if kind.device.type == 'cpu':
+            look_for_vectors().join()
         for run in (update_rows, _compiled()):
             weight, gradient, held = _few_rows(kind)
             for step in (1, 2):  # the second one reads what the first has written
@@ -260,8 +260,6 @@ def _can_be_compiled(kind: _Kind) -> bool:
         if not torch.allclose(found[0], found[1], rtol=near, atol=near + 0.2 * _TRIED_LR):
             raise RuntimeError('its kernel computes something else')
     except Exception as error:  # whatever a compiler raises
-        # What vectors there are was taken for granted here; others are to ask.
-        getattr(torch._inductor.cpu_vec_isa.valid_vec_isa_list, 'cache_clear', lambda: None)()
         _tell(kind.device, _first_line(error))
         return False
     return True

@@ -1,6 +1,9 @@
-"""What torch's compiler, inductor, can be told."""
+"""What torch's compiler, inductor, can be told, and what it finds out by itself."""
 
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,3 +25,24 @@ def _has(config: Any, name: str) -> bool:
             return False
         config = getattr(config, part)
     return True
+
+
+@cache
+def look_for_vectors() -> threading.Thread:
+    """Have inductor find out meanwhile what vectors this processor and its C++ compiler know.
+
+    It tries every kind in a process of its own, which imports torch, and keeps what it found for as
+    long as this process runs: 5 to 50 s, most of it waiting, in which a run can place its model.
+
+    Returns:
+        To be joined before a kernel for the CPU is compiled; the same one whoever asks.
+    """
+    from torch._inductor import cpu_vec_isa  # here, not in the thread beside other imports
+
+    def look() -> None:
+        with suppress(Exception):  # it will be raised again, where a kernel is compiled
+            cpu_vec_isa.valid_vec_isa_list()
+
+    thread = threading.Thread(target=look, name='vectors', daemon=True)
+    thread.start()
+    return thread

@@ -244,14 +244,18 @@ def test_a_compiler_is_asked_where_it_pays(
 ) -> None:
     """By what all tensors have together, whole."""
     monkeypatch.setattr('internlm_mm.optim.compact_adamw.COMPILED_FROM', 64)
-    seen = []
+    seen, asked = [], []
     monkeypatch.setattr(
         'internlm_mm.optim.compact_adamw.update', lambda *given: seen.append(given[-1])
+    )
+    monkeypatch.setattr(
+        'internlm_mm.optim.compact_adamw.look_for_vectors', lambda: asked.append(True)
     )
     weights = [torch.nn.Parameter(torch.zeros(count)) for count in (32, size)]
     for weight in weights:
         weight.grad = torch.ones_like(weight)
     optimizer = CompactAdamW([{'params': [weight]} for weight in weights])
+    assert len(asked) == expected  # before it is needed
     optimizer.step()
     assert seen == [expected, expected]
 
