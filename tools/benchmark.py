@@ -34,6 +34,9 @@ from internlm_mm.utils.config_check import check_config
 from internlm_mm.utils.device import release_cached
 from internlm_mm.utils.launch import LAUNCHERS, NotStarted, read_launch
 
+PROFILED_STEPS = 2
+"""Steps that a breakdown profiles, if none are asked for."""
+
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments of the command."""
@@ -49,14 +52,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         '--breakdown', action='store_true', help='say where time and memory of a step go'
     )
     parser.add_argument(
-        '--profiled-steps', type=int, default=2, help='steps that --breakdown profiles, after all'
-    )
+        '--profiled-steps', type=int, metavar='STEPS',
+        help=f'steps that --breakdown profiles, after all ({PROFILED_STEPS})',
+    )  # fmt: skip
     parser.add_argument('--json', action='store_true', help='one line of JSON instead of text')
-    parser.add_argument(
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument(
         '--records', type=Path, default=Path('work_dirs/benchmarks'), metavar='DIR',
         help='folder in which every run is kept as a JSON file (work_dirs/benchmarks)',
     )  # fmt: skip
-    parser.add_argument('--no-records', action='store_true', help='keep nothing')
+    kept.add_argument('--no-records', action='store_true', help='keep nothing')
     parser.add_argument('--launcher', choices=LAUNCHERS, default='none')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
     return parser.parse_args(argv)
@@ -91,8 +96,10 @@ def check_numbers(args: argparse.Namespace) -> None:
     """
     for option, least in (('warmup', 0), ('steps', 1), ('blocks', 1), ('profiled_steps', 1)):
         value = getattr(args, option)
-        if value < least:
+        if value is not None and value < least:
             raise ValueError(f'--{option.replace("_", "-")} {value}: must be at least {least}')
+    if args.profiled_steps is not None and not args.breakdown:
+        raise ValueError(f'--profiled-steps {args.profiled_steps}: give it with --breakdown')
     if args.steps * args.blocks < 2:
         raise ValueError(f'--steps {args.steps} --blocks {args.blocks}: measure at least 2 steps')
     if not args.no_records:
@@ -157,7 +164,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             report['beyond_bare'] = beyond_bare(runner.model, runner.strategy.device)
         if args.breakdown:
             report |= host_memory(runner.strategy.device)
-        found = framework.profile(args.profiled_steps) if args.breakdown else {}
+        profiled = args.profiled_steps or PROFILED_STEPS
+        found = framework.profile(profiled) if args.breakdown else {}
         framework.close()
     release_cached(runner.strategy.device)  # the products need a little, and may find none
     add_matmul_rate(report, rate_of_products(runner.strategy))

@@ -15,6 +15,7 @@ from internlm_mm.engine.benchmark_data import (
     DOCUMENT_LENGTH,
     PARTS,
     SEQ_LEN,
+    check_room,
     judge,
     measure_data,
     render_data,
@@ -51,11 +52,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--megabytes', type=int, default=1000, help='of the checkpoint')
     parser.add_argument('--seconds', type=float, default=5.0, help='of loading')
     parser.add_argument('--json', action='store_true', help='one line of JSON instead of text')
-    parser.add_argument(
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument(
         '--records', type=Path, default=Path('work_dirs/benchmarks'), metavar='DIR',
         help='folder in which every run is kept as a JSON file (work_dirs/benchmarks)',
     )  # fmt: skip
-    parser.add_argument('--no-records', action='store_true', help='keep nothing')
+    kept.add_argument('--no-records', action='store_true', help='keep nothing')
     return parser.parse_args(argv)
 
 
@@ -80,6 +82,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError(f'--seconds {args.seconds:g}: must be more than 0, and end')
     if args.folder is not None:
         check_writable(args.folder, '--folder')
+    if 'saving' in args.parts:
+        check_room(args.folder or Path(tempfile.gettempdir()), args.megabytes)
     if not args.no_records:
         check_records(args.records)
     for path in args.texts or []:

@@ -13,7 +13,13 @@ from typing import Any, NamedTuple
 from mmengine.logging import print_log
 
 from internlm_mm.datasets.permutation import hash_key
-from internlm_mm.datasets.records import READERS, decode_text, read_records, suffix_of
+from internlm_mm.datasets.records import (
+    READERS,
+    decode_text,
+    read_records,
+    suffix_of,
+    suffix_of_file,
+)
 from internlm_mm.utils.suggest import did_you_mean, kind, nearest_path
 
 
@@ -55,9 +61,7 @@ def read_documents(path: str | Path, *, text_key: str = 'text') -> Iterator[Docu
         ModuleNotFoundError: For parquet without pyarrow.
     """
     path = Path(path)
-    suffix_of(path, _ENDINGS)
-    if not path.is_file():
-        raise FileNotFoundError(f'no file {path}{nearest_path(path)}')
+    suffix_of_file(path, _ENDINGS)
     for document in _read_texts(path, text_key):
         try:
             document.text.encode()

@@ -66,10 +66,20 @@ def read_records(
         ModuleNotFoundError: For parquet without pyarrow.
     """
     path = Path(path)
-    suffix = suffix_of(path, READERS)
+    return READERS[suffix_of_file(path, READERS)](path, Options(columns, on_damage))
+
+
+def suffix_of_file(path: Path, known: Iterable[str]) -> str:
+    """As `suffix_of`, of a file that has to be there.
+
+    Raises:
+        FileNotFoundError: If there is no such file, whatever its ending.
+        ValueError: If its ending is none of those `known`.
+    """
+    suffix = suffix_of(path, known) if path.exists() else ''
     if not path.is_file():
         raise FileNotFoundError(f'no file {path}{nearest_path(path)}')
-    return READERS[suffix](path, Options(columns, on_damage))
+    return suffix
 
 
 def suffix_of(path: Path, known: Iterable[str]) -> str:
@@ -82,7 +92,9 @@ def suffix_of(path: Path, known: Iterable[str]) -> str:
         if path.name.lower().endswith(suffix):
             return suffix
     endings = ', '.join(known)
-    kind = 'a folder' if path.is_dir() else repr(path.suffix or 'files without an ending')
+    kind = repr(path.suffix) if path.suffix else 'files without an ending'
+    if path.is_dir():
+        kind = 'a folder'
     raise ValueError(f'{path}: cannot read {kind}, only {endings}')
 
 

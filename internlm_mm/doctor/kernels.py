@@ -7,7 +7,7 @@ import torch
 from internlm_mm.ops.needs import Needs, obstacles
 from internlm_mm.parallel.float8 import float8_obstacles
 from internlm_mm.registry import CROSS_ENTROPIES, NORMS
-from internlm_mm.utils.apex import import_apex
+from internlm_mm.utils.apex import missing_apex
 
 
 def examine_kernels(device: torch.device, dtype: torch.dtype) -> dict[str, list[str]]:
@@ -26,20 +26,10 @@ def examine_kernels(device: torch.device, dtype: torch.dtype) -> dict[str, list[
         for name in sorted(registry.module_dict):
             kernel = registry.get(name)
             reasons = obstacles(getattr(kernel, 'needs', Needs()), device, dtype)
-            reasons += _reasons(getattr(kernel, 'check', None))
+            reasons += getattr(kernel, 'missing', list)()
             found[f'strategy.kernels.{key}={name}'] = reasons
     found['strategy.float8'] = float8_obstacles(device, dtype)
     adam = 'optim_wrapper.optimizer.type=FusedAdam'
     found[adam] = obstacles(Needs(cuda=True), device, dtype)
-    found[adam] += _reasons(lambda: import_apex('optimizers', adam))
+    found[adam] += missing_apex('optimizers')
     return found
-
-
-def _reasons(check: Any) -> list[str]:
-    if check is None:
-        return []
-    try:
-        check()
-    except ImportError as error:
-        return [str(error)]
-    return []

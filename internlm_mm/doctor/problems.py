@@ -180,7 +180,8 @@ def _gpus(facts: Facts) -> Iterator[Problem]:
         elif capability < (8, 0):
             yield Problem(
                 f'{name} (sm_{number}) has neither bfloat16 products nor FlashAttention',
-                "train with strategy.precision.param='float16' and optim_wrapper.loss_scale=dict()",
+                'train with strategy.precision.param=float16 '
+                'optim_wrapper.loss_scale.initial=65536.0',
             )
     names = {name for name, _ in facts.capabilities}
     if len(names) > 1:

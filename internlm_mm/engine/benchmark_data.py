@@ -17,6 +17,7 @@ from internlm_mm.datasets.speed import (
     measure_opening,
     measure_tokenisation,
 )
+from internlm_mm.utils.system import available_memory
 
 
 class Target(NamedTuple):
@@ -58,6 +59,27 @@ SEQ_LEN = 4096
 
 DOCUMENT_LENGTH = 1000
 """Tokens of every document of the corpus that is opened."""
+
+
+def check_room(folder: Path, megabytes: int) -> None:
+    """Refuse a checkpoint that memory or the disk has no room for, before it is made.
+
+    Args:
+        folder: On the disk to measure.
+        megabytes: Of tensors, in 10^6 bytes.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    rooms = (
+        ('memory', available_memory()),
+        (f'the disk of {folder}', shutil.disk_usage(folder).free),
+    )
+    for what, room in rooms:
+        if room is not None and megabytes * 1_000_000 > room:
+            raise ValueError(
+                f'--megabytes {megabytes}: more than {what} has left, {room // 1_000_000}'
+            )
 
 
 def measure_saving(folder: Path, megabytes: int, turns: int) -> dict[str, Any]:

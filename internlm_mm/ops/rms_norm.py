@@ -1,6 +1,6 @@
 """Root-mean-square normalisation."""
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from internlm_mm.ops.needs import Needs
 from internlm_mm.registry import NORMS
-from internlm_mm.utils.apex import import_apex
+from internlm_mm.utils.apex import import_apex, missing_apex
 
 
 @NORMS.register_module(name='torch')
@@ -65,4 +65,4 @@ LIGER = Needs(
 )
 liger_rms_norm.needs = LIGER
 apex_rms_norm.needs = Needs(cuda=True)
-apex_rms_norm.check = _apex_normalization
+apex_rms_norm.missing = partial(missing_apex, 'normalization')

@@ -1,6 +1,6 @@
 """apex's FusedAdam on sharded parameters."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from internlm_mm.optim.numbers import check_numbers
 from internlm_mm.registry import OPTIMIZERS
-from internlm_mm.utils.apex import import_apex
+from internlm_mm.utils.apex import import_apex, missing_apex
 from internlm_mm.utils.shards import local_tensor, zeros_cut_like
 
 
@@ -31,7 +31,7 @@ class FusedAdam(Optimizer):
         bias_correction: Whether moments are corrected for their start at zero.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or parameters are on the CPU.
         ImportError: If apex is not installed, or another package of that name is.
     """
 
@@ -45,7 +45,12 @@ class FusedAdam(Optimizer):
         adam_w_mode: bool = True,
         bias_correction: bool = True,
     ) -> None:
-        self._apex = import_apex('optimizers', "optim_wrapper.optimizer.type='FusedAdam'")
+        params = list(params)
+        missing = missing_apex('optimizers')
+        if found := [*_off_gpu(params, bool(missing)), *missing]:
+            error = ImportError if missing else ValueError
+            raise error(f"optim_wrapper.optimizer.type='FusedAdam' {'; '.join(found)}")
+        self._apex = import_apex('optimizers', 'FusedAdam')
         self._own: dict[Tensor, nn.Parameter] = {}
         self._inner: Optimizer | None = None
         options = {'lr': lr, 'betas': betas, 'eps': eps, 'weight_decay': weight_decay}
@@ -113,3 +118,19 @@ class FusedAdam(Optimizer):
         for parameter in parameters:
             self.state[parameter]['step'] += 1
         return done
+
+
+def _off_gpu(params: Sequence[Any], without_apex: bool) -> list[str]:
+    """Why apex's kernels could not reach parameters, as a predicate; nothing if they could.
+
+    Args:
+        params: Or groups of them. On the meta device they say nothing of where they will be.
+        without_apex: Whether there is no apex here: then this machine's own lack of a GPU is told,
+            too, so that nobody builds apex in vain.
+    """
+    groups = [one['params'] if isinstance(one, Mapping) else [one] for one in params]
+    has_gpu = torch.cuda.is_available()
+    if any(parameter.device.type == 'cpu' for group in groups for parameter in group):
+        offloaded = ', where strategy.offload=True keeps parameters' if has_gpu else ''
+        return [f'needs CUDA, not cpu{offloaded}']
+    return ['needs CUDA, which is not here'] if without_apex and not has_gpu else []

@@ -126,16 +126,10 @@ def _kernel(
     found = obstacles(getattr(kernel, 'needs', Needs()), device, dtype)
     if degree > 1:
         found.append(_no_tensor(degree))
-    check = getattr(kernel, 'check', None)
-    if found and check is not None:
-        try:
-            check()
-        except ImportError as error:  # told with the rest
-            found.append(str(error))
-    if found:
-        raise ValueError(f'strategy.kernels.{key}={name!r} {"; ".join(found)}')
-    if check is not None:
-        check()
+    missing: list[str] = getattr(kernel, 'missing', list)()
+    if found or missing:
+        error = ValueError if found else ImportError
+        raise error(f'strategy.kernels.{key}={name!r} {"; ".join([*found, *missing])}')
     return kernel
 
 

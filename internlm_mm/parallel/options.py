@@ -22,8 +22,8 @@ def check_loss_scale(param_dtype: torch.dtype, optim_wrapper: Any) -> None:
     """Raise ValueError if fp16 would train without a loss scale: small gradients would vanish."""
     if param_dtype == torch.float16 and getattr(optim_wrapper, 'loss_scale', None) is None:
         raise ValueError(
-            "strategy.precision.param='float16' needs optim_wrapper.loss_scale=dict(); "
-            "'bfloat16' needs none"
+            "strategy.precision.param='float16' needs optim_wrapper.loss_scale=dict(), "
+            "on a command line optim_wrapper.loss_scale.initial=65536.0; 'bfloat16' needs none"
         )
 
 

@@ -20,6 +20,30 @@ def has_apex(part: str) -> bool | None:
     return any((folder / part).is_dir() for folder in folders)
 
 
+def missing_apex(part: str) -> list[str]:
+    """Why a module of apex cannot be imported here, as one predicate; empty if it can.
+
+    Args:
+        part: Of the package, as 'optimizers'.
+    """
+    is_there = has_apex(part)
+    if is_there is None:
+        return [
+            "needs NVIDIA's apex, which is not installed; the package called apex on PyPI is "
+            f'another one; {BUILD}'
+        ]
+    if not is_there:
+        return [
+            f"needs NVIDIA's apex: the package called apex that is installed has no apex.{part}; "
+            f"the one called apex on PyPI is not NVIDIA's: pip uninstall -y apex, and {BUILD}"
+        ]
+    try:
+        import_module(f'apex.{part}')
+    except ImportError as error:
+        return [f'needs apex.{part}, which cannot be imported: {error}; {BUILD}']
+    return []
+
+
 def import_apex(part: str, wanted: str) -> Any:
     """A module of apex.
 
@@ -30,18 +54,6 @@ def import_apex(part: str, wanted: str) -> Any:
     Raises:
         ImportError: If apex is not there, is another package, or cannot be imported.
     """
-    is_there = has_apex(part)
-    if is_there is None:
-        raise ImportError(
-            f"{wanted} needs NVIDIA's apex, which is not installed; the package called apex on "
-            f'PyPI is another one; {BUILD}'
-        )
-    if not is_there:
-        raise ImportError(
-            f'{wanted}: the package called apex that is installed has no apex.{part}; the one '
-            f"called apex on PyPI is not NVIDIA's: pip uninstall -y apex, and {BUILD}"
-        )
-    try:
-        return import_module(f'apex.{part}')
-    except ImportError as error:
-        raise ImportError(f'{wanted}: apex.{part} cannot be imported: {error}; {BUILD}') from error
+    if missing := missing_apex(part):
+        raise ImportError(f'{wanted} {missing[0]}')
+    return import_module(f'apex.{part}')

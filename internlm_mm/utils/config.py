@@ -121,7 +121,8 @@ def parse_cfg_options(items: Sequence[str], option: str = '--cfg-options') -> di
         key, equals, text = item.partition('=')
         if not equals or not all(key.split('.')):
             raise ConfigError(f'{option} {item!r} is not of the form a.b=value')
-        if re.match(r'\s*\{\s*[\'"}]', text):  # not the braces of a prompt
+        # Not the braces of a prompt.
+        if re.match(r'\s*(\{\s*[\'"}]|dict\(.*\)\s*$)', text, re.DOTALL):
             raise ConfigError(
                 f'{option} {item!r}: write a dict key by key: {key}.KEY=VALUE, after {key}=None '
                 'where it is none yet'

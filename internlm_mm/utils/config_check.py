@@ -110,6 +110,24 @@ GROUPS = {
 }
 """Keys of the top-level dicts that are no calls."""
 
+EXAMPLES = {
+    'strategy.parallel': 'data_shard=8',
+    'strategy.precision': 'param=bfloat16',
+    'strategy.pipeline': 'schedule=1f1b',
+    'strategy.kernels': 'norm=liger',
+    'strategy.float8': 'recipe=tensorwise',
+    'optim_wrapper.clip_grad': 'max_norm=1.0',
+    'optim_wrapper.loss_scale': 'initial=65536.0',
+}
+"""Of options that are dicts, a key of each, for who gives another kind of value."""
+
+CHOICES: dict[str, tuple[str | Registry, ...]] = {
+    'strategy.reshard': ('never', 'step', 'layer'),
+    'strategy.attention': ('auto', registries.ATTENTIONS),
+    'strategy.context_attention': ('all_gather', 'ring'),
+}
+"""Of options that are words, what there is, likewise; of a registry all names in it."""
+
 CALLS = (
     'model tokenizer train_dataloader val_dataloader train_cfg val_cfg optim_wrapper '
     'param_scheduler strategy default_hooks custom_hooks log_processor visualizer'
@@ -261,6 +279,13 @@ def _mismatch(where: str, value: Any, hint: Any) -> str:
     message = f'{where}={_short(value)}: expected {describe(hint)}'
     if isinstance(value, float) and value.is_integer() and accepts(hint, int(value)):
         return f'{message}; write {int(value)}'
+    if where in EXAMPLES:
+        return f'{message}, as {where}.{EXAMPLES[where]}'
+    if where in CHOICES:
+        choices: list[str] = []
+        for choice in CHOICES[where]:
+            choices += choice.module_dict if isinstance(choice, Registry) else [choice]
+        return f'{message}.{did_you_mean(value, choices)}'
     near = nearest(value, choices_of(hint)) if isinstance(value, str) else ''
     return f'{message}.{near}' if near else message
 

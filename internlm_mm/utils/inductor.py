@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch._inductor import cpu_vec_isa
 
 
 def known_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +38,6 @@ def look_for_vectors() -> threading.Thread:
     Returns:
         To be joined before a kernel for the CPU is compiled; the same one whoever asks.
     """
-    from torch._inductor import cpu_vec_isa  # here, not in the thread beside other imports
 
     def look() -> None:
         with suppress(Exception):  # it will be raised again, where a kernel is compiled

@@ -203,6 +203,7 @@ def test_what_auto_cannot_tell(tmp_path: Path) -> None:
         read(tmp_path, {'id': 1, 'massages': []})
     with pytest.raises(ValueError, match=r"format='alpacca' is none of .* mean 'alpaca'"):
         check_format('alpacca')
+    (tmp_path / 'a.txt').touch()
     with pytest.raises(ValueError, match=r"cannot read '\.txt', only \.json"):
         list(read_examples(tmp_path / 'a.txt'))
 

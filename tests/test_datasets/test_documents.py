@@ -130,6 +130,7 @@ def test_damage_is_named_with_its_line(
 def test_missing_and_unknown_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match='no file'):
         texts_of(tmp_path / 'a.txt')
+    (tmp_path / 'a.pdf').touch()
     with pytest.raises(ValueError, match=r"'\.pdf', only \.txt, \.json"):
         texts_of(tmp_path / 'a.pdf')
     with pytest.raises(FileNotFoundError, match='no file or folder'):

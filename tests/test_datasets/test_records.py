@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from internlm_mm.datasets.documents import read_documents
 from internlm_mm.datasets.records import decode_text, read_records, suffix_of
 
 VALUES = [{'a': 1, 'b': [{'c': 'é'}]}, {'a': 2, 'b': []}, {'a': 3, 'b': [{'c': ''}]}]
@@ -62,6 +63,20 @@ def test_damage_names_its_line(tmp_path: Path) -> None:
         decode_text(b'a\nb\n\xe4', Path('x.txt'), 5)
     with pytest.raises(FileNotFoundError, match='no file'):
         read_records(tmp_path / 'none.json')
+
+
+def test_a_file_that_is_not_there_has_no_wrong_ending(tmp_path: Path) -> None:
+    for read in (read_records, read_documents):
+        for name in ('none', 'none.xyz', 'none.jsonl'):
+            with pytest.raises(FileNotFoundError, match=f'no file {tmp_path}/{name}$'):
+                next(iter(read(tmp_path / name)))
+        (tmp_path / 'there').touch()
+        with pytest.raises(ValueError, match='cannot read files without an ending, only'):
+            next(iter(read(tmp_path / 'there')))
+        (tmp_path / 'there').unlink()
+    (tmp_path / 'folder.jsonl').mkdir()
+    with pytest.raises(FileNotFoundError, match='no file'):
+        next(iter(read_documents(tmp_path / 'folder.jsonl')))
 
 
 def test_unknown_endings() -> None:

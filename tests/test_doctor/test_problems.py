@@ -67,7 +67,7 @@ def test_nothing_is_wrong_with_a_sound_machine() -> None:
         ),
         (
             dict(capabilities=[V100], architectures=['sm_70', 'sm_90'], cuda_works=True),
-            ['V100', 'neither bfloat16', "precision.param='float16'"],
+            ['V100', 'neither bfloat16', 'precision.param=float16', 'loss_scale.initial=65536.0'],
         ),
         (
             dict(capabilities=[V100, V100], architectures=ARCHITECTURES, torch='2.11.0'),

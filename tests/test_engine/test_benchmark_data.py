@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -6,6 +7,7 @@ from internlm_mm.checkpoint.step_folders import verify
 from internlm_mm.engine import benchmark_data
 from internlm_mm.engine.benchmark_data import (
     TARGETS,
+    check_room,
     judge,
     measure_data,
     measure_saving,
@@ -94,6 +96,19 @@ def test_a_whole_checkpoint_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert raw == again == {'raw': 2_000_000}
     assert 2_000_000 < whole['shard_0.safetensors'] < 2_010_000 and 'raw' not in whole
     assert not folder.exists()
+
+
+def test_what_finds_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_data, 'available_memory', lambda: 5_500_000)
+    check_room(tmp_path, 5)
+    with pytest.raises(ValueError, match=r'^--megabytes 6: more than memory has left, 5$'):
+        check_room(tmp_path, 6)
+    monkeypatch.setattr(benchmark_data, 'available_memory', lambda: None)  # nobody says
+    check_room(tmp_path, 6)
+    usage = SimpleNamespace(free=4_000_000)
+    monkeypatch.setattr(benchmark_data.shutil, 'disk_usage', lambda path: usage)
+    with pytest.raises(ValueError, match=f'5: more than the disk of {tmp_path} has left, 4$'):
+        check_room(tmp_path, 5)
 
 
 def test_the_first_save_of_each_does_not_count(

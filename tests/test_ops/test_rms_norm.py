@@ -9,7 +9,7 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from internlm_mm.ops.needs import Needs, obstacles
-from internlm_mm.ops.rms_norm import apex_rms_norm, rms_norm
+from internlm_mm.ops.rms_norm import _apex_normalization, apex_rms_norm, rms_norm
 from internlm_mm.registry import NORMS
 
 
@@ -59,9 +59,9 @@ def apex(write, monkeypatch):
     write('apex/normalization/__init__.py', 'from . import fused_layer_norm\n')
     write('apex/normalization/fused_layer_norm.py', APEX)
     monkeypatch.syspath_prepend(path.parents[1])
-    apex_rms_norm.check.cache_clear()
+    _apex_normalization.cache_clear()
     yield
-    apex_rms_norm.check.cache_clear()
+    _apex_normalization.cache_clear()
     for name in [name for name in sys.modules if name.split('.')[0] == 'apex']:
         del sys.modules[name]
 
@@ -111,7 +111,9 @@ def test_apex_by_its_documented_signature(apex):
 
 def test_apex_that_is_not_there():
     with pytest.raises(ImportError, match=r"strategy\.kernels\.norm='apex' needs NVIDIA's apex"):
-        apex_rms_norm.check()
+        _apex_normalization()
+    (reason,) = apex_rms_norm.missing()
+    assert reason.startswith("needs NVIDIA's apex, which is not installed")  # without the key
 
 
 def test_liger_by_its_signature(liger):

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from internlm_mm.optim import DecayGroupsConstructor, FusedAdam
+from internlm_mm.optim import DecayGroupsConstructor, FusedAdam, apex_adam
 from tests.helpers import tiny_runner
 
 # As in apex/optimizers/fused_adam.py: steps are counted by the group, moments are made at first
@@ -65,6 +65,7 @@ class FusedAdam(torch.optim.Optimizer):
             update += decay * p
         p.sub_(group['lr'] * update)
 """
+OFF_GPU = apex_adam._off_gpu
 OPTIONS = dict(lr=0.01, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1)
 
 
@@ -73,6 +74,11 @@ def no_process_group() -> Iterator[None]:
     yield
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def let_it_run_on_cpus() -> None:
+    """The stand-in has no kernels. Ranks are processes of their own, which end with the test."""
+    apex_adam._off_gpu = lambda params, without_apex: []
 
 
 def forget_apex() -> None:
@@ -85,6 +91,8 @@ def apex(tmp_path: Path, write: Callable, monkeypatch: pytest.MonkeyPatch) -> It
     folder = write('path/apex/optimizers/__init__.py', STAND_IN).parents[2]
     write('path/apex/__init__.py', '')
     monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(apex_adam, '_off_gpu', OFF_GPU)  # what it is again afterwards
+    let_it_run_on_cpus()
     forget_apex()
     yield folder
     forget_apex()
@@ -151,6 +159,7 @@ CHANGES = dict(
 def run(folder: str, kind: str, path: str, **changes) -> dict[str, Tensor]:
     if path not in sys.path:
         sys.path.insert(0, path)
+    let_it_run_on_cpus()
     optimizer = dict(type=kind, lr=1e-2, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1)
     runner = tiny_runner(Path(folder), optim_wrapper__optimizer=optimizer, **CHANGES, **changes)
     runner.train()
@@ -175,11 +184,29 @@ def test_two_ranks_and_a_resume_from_adamw(two_ranks, apex: Path, tmp_path: Path
 # -------------------------------------------------------------------------------- messages
 
 
-def test_no_apex() -> None:
-    with pytest.raises(
-        ImportError, match=r"^optim_wrapper\.optimizer\.type='FusedAdam' needs .*APEX_CUDA"
-    ):
+@pytest.mark.parametrize(
+    ('device', 'has_gpu', 'reason'),
+    [
+        ('cpu', False, 'needs CUDA, not cpu; '),
+        ('cpu', True, 'needs CUDA, not cpu, where strategy.offload=True keeps parameters; '),
+        ('meta', False, 'needs CUDA, which is not here; '),
+        ('meta', True, ''),
+    ],
+)
+def test_no_apex(device: str, has_gpu: bool, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: has_gpu)
+    parameter = nn.Parameter(torch.ones(2, device=device))
+    message = f"^optim_wrapper.optimizer.type='FusedAdam' {reason}needs NVIDIA's apex.*APEX_CUDA"
+    for params in ([parameter], [{'params': [parameter]}]):
+        with pytest.raises(ImportError, match=message):
+            FusedAdam(params)
+
+
+def test_apex_without_a_gpu(apex: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apex_adam, '_off_gpu', OFF_GPU)
+    with pytest.raises(ValueError, match=r"^optim_wrapper\.optimizer.*'FusedAdam' needs CUDA, n"):
         FusedAdam([nn.Parameter(torch.ones(2))])
+    FusedAdam([nn.Parameter(torch.ones(2, device='meta'))])  # a rehearsal, for GPUs elsewhere
 
 
 @pytest.mark.usefixtures('apex')

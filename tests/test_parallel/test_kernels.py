@@ -72,8 +72,9 @@ def test_kernels_that_cannot_run_here() -> None:
         apply_kernels(InternLM(**SIZES), Kernels(norm='apex'), torch.device('cuda'), torch.float16)
     with pytest.raises(
         ValueError, match=r"norm='apex' needs CUDA, .*on PyPI is another one; build"
-    ):
+    ) as told:
         apply_kernels(InternLM(**SIZES), Kernels(norm='apex'), CPU, torch.float32)
+    assert str(told.value).count('strategy.kernels.norm') == 1
 
 
 def test_a_model_without_the_seam() -> None:

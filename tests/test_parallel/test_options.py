@@ -1,16 +1,19 @@
 """What can be said of options before there is a process group."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from internlm_mm.optim.loss_scale import DynamicLossScale
 from internlm_mm.parallel.options import (
     by_iteration,
     check_dist_cfg,
     check_loss_scale,
     check_options,
 )
+from internlm_mm.utils.config import parse_cfg_options
 
 
 @pytest.mark.parametrize(
@@ -59,8 +62,13 @@ def test_options_of_the_process_group() -> None:
 def test_fp16_wants_a_loss_scale() -> None:
     unscaled, scaled = SimpleNamespace(loss_scale=None), SimpleNamespace(loss_scale=object())
     for wrapper in (unscaled, object()):
-        with pytest.raises(ValueError, match=r"'float16' needs optim_wrapper\.loss_scale=dict\(\)"):
+        with pytest.raises(ValueError, match=r"'float16' needs optim_wrapper\.loss_scale") as told:
             check_loss_scale(torch.float16, wrapper)
+        # What it says for the command line is what `dict()` means.
+        (option,) = re.findall(r'command line (\S+);', str(told.value))
+        (value,) = parse_cfg_options([option]).values()
+        assert option.startswith('optim_wrapper.loss_scale.initial=')
+        assert DynamicLossScale(initial=value) == DynamicLossScale()
         for dtype in (torch.bfloat16, torch.float32, torch.float64):
             check_loss_scale(dtype, wrapper)
     check_loss_scale(torch.float16, scaled)

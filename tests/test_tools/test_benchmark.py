@@ -121,6 +121,7 @@ def test_without_hooks(capsys: pytest.CaptureFixture[str]) -> None:
         (['--steps', '0'], '--steps 0: must be at least 1'),
         (['--steps', '1'], '--steps 1 --blocks 1: measure at least 2 steps'),
         (['--warmup', '-1'], '--warmup -1: must be at least 0'),
+        (['--profiled-steps', '3'], '--profiled-steps 3: give it with --breakdown'),
         (['--breakdown', '--profiled-steps', '0'], '--profiled-steps 0: must be at least 1'),
         (['--records', str(TINY)], f'--records {TINY}: {TINY} is no folder'),
         (['--records', f'{TINY}/a/b'], f'--records {TINY}/a/b: {TINY} is no folder'),
@@ -133,3 +134,9 @@ def test_what_cannot_be_measured_or_kept_is_refused_first(
     assert main([*COMMAND, *options]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count('\n') == 1 and not captured.out
+
+
+def test_records_are_kept_or_not(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match='2'):
+        main([*COMMAND, '--no-records', '--records', 'work_dirs/benchmarks'])
+    assert '--records: not allowed with argument --no-records' in capsys.readouterr().err

@@ -45,6 +45,10 @@ def test_a_part_alone(
         ('--turns 0', '--turns 0: must be at least 1'),
         ('--files 0', '--files 0: must be at least 1'),
         ('--megabytes -5 --parts saving', '--megabytes -5: must be at least 1'),
+        (
+            '--megabytes 10000000 --parts saving',
+            '--megabytes 10000000: more than memory has left, ',
+        ),
         ('--tokens-per-file 5', '--tokens-per-file 5: must be a multiple of 1,000, at least 1,000'),
         (
             '--files 4 --tokens-per-file 1000',
@@ -60,6 +64,7 @@ def test_a_part_alone(
             '--records FOLDER/empty.txt/x: FOLDER/empty.txt is no folder',
         ),
         ('--texts FOLDER/nowhere.txt', '--texts: no file FOLDER/nowhere.txt'),
+        ('--texts FOLDER/nowhere', '--texts: no file FOLDER/nowhere'),
         ('--texts FOLDER/empty.txt', '--texts: FOLDER/empty.txt has no text'),
         ('--tokenizer FOLDER/nowhere', '--tokenizer: no tokenizer at FOLDER/nowhere; `python '),
     ],
@@ -79,6 +84,12 @@ def test_what_cannot_be_measured_or_kept_is_refused_first(
     assert captured.err.startswith(f'error: {message}'.replace('FOLDER', str(tmp_path)))
     assert captured.err.count('\n') == 1 and not captured.out
     assert [path.name for path in tmp_path.iterdir()] == ['empty.txt']
+
+
+def test_records_are_kept_or_not(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match='2'):
+        main(['benchmark_data', '--records', 'work_dirs/benchmarks', '--no-records'])
+    assert '--no-records: not allowed with argument --records' in capsys.readouterr().err
 
 
 def make_tokenizer(folder: Path) -> Path:

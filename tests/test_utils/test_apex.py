@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from internlm_mm.utils.apex import import_apex
+from internlm_mm.utils.apex import import_apex, missing_apex
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +35,7 @@ def test_nvidias(write: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     write('apex/optimizers/__init__.py', 'here = True')
     write('apex/broken/__init__.py', 'import amp_C')
     monkeypatch.syspath_prepend(path.parents[1])
+    assert missing_apex('optimizers') == []
     assert import_apex('optimizers', 'thing').here
-    with pytest.raises(ImportError, match=r"thing: apex\.broken cannot be imported: .*'amp_C'; b"):
+    with pytest.raises(ImportError, match=r"thing needs apex\.broken, which cannot .*'amp_C'; b"):
         import_apex('broken', 'thing')

@@ -116,6 +116,9 @@ def test_a_dict_is_written_key_by_key() -> None:
         parse_cfg_options(['a.b=dict(start=4,increment=4)'])
     with pytest.raises(ConfigError, match=r'a\.b\.KEY=VALUE, after a\.b=None where it is none yet'):
         parse_cfg_options(["a.b={'start': 4, 'increment': 4}"])
+    for text in ('dict()', 'dict(start=4)'):
+        with pytest.raises(ConfigError, match=r'key by key: a\.b\.KEY=VALUE, after a\.b=None'):
+            parse_cfg_options([f'a.b={text}'])
     assert parse_cfg_options(['a.b={question} A:']) == {'a.b': '{question} A:'}
     cfg = Config(dict(a='text'))
     apply_options(cfg, parse_cfg_options(['a=None', 'a.path=x', 'a.adapter=y']))

@@ -7,8 +7,15 @@ from typing import Any
 import pytest
 from mmengine.config import Config
 
-from internlm_mm.utils.config import load_config
-from internlm_mm.utils.config_check import MASK, check_config
+from internlm_mm.parallel.context import CONTEXT_ATTENTIONS
+from internlm_mm.parallel.data import RESHARD
+from internlm_mm.parallel.float8 import check_float8
+from internlm_mm.parallel.kernels import check_kernels
+from internlm_mm.parallel.mesh import resolve_layout
+from internlm_mm.parallel.options import check_options
+from internlm_mm.registry import SCHEDULES
+from internlm_mm.utils.config import load_config, parse_cfg_options
+from internlm_mm.utils.config_check import CHOICES, EXAMPLES, MASK, check_config
 from internlm_mm.utils.config_reader import ConfigError
 
 Write = Callable[[str, str], Path]
@@ -118,6 +125,11 @@ def test_what_is_right_passes() -> None:
             {'launcher': 'slrum'},
             "launcher='slrum': expected 'none' or 'pytorch' or 'slurm' or 'mpi'"
             ". Did you mean 'slurm'?",
+        ),
+        (
+            {'optim_wrapper__clip_grad': 1.0},
+            'optim_wrapper.clip_grad=1.0: expected dict or None, as '
+            'optim_wrapper.clip_grad.max_norm=1.0',
         ),
         ({'randomness__sed': 1}, "randomness.sed=1: randomness has no option 'sed'"),
         ({'env_cfg__cudnn': True}, "env_cfg.cudnn=True: env_cfg has no option 'cudnn'"),
@@ -231,3 +243,32 @@ def test_adapters_are_checked_as_calls(options: dict, message: str) -> None:
         check_config(load_config('internlm_tiny_pretrain', options))
     for adapter in ({'rank': 4}, {'type': 'LoRA', 'targets': ['q_proj']}, None):
         check_config(load_config('internlm_tiny_pretrain', {'model.adapter': adapter}))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'message'),
+    [
+        ('attention', None, 'expected str. Valid: auto, cudnn, '),
+        ('attention', 5, 'expected str. Valid: auto, cudnn, '),
+        ('reshard', None, 'expected str. Valid: layer, never, step.'),
+        ('float8', True, 'expected dict or None, as strategy.float8.recipe=tensorwise'),
+        ('kernels', 'liger', 'expected dict or None, as strategy.kernels.norm=liger'),
+    ],
+)
+def test_what_a_strategy_takes_is_told(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_config(load_config('internlm_tiny_pretrain', {f'strategy.{key}': value}))
+    assert f'strategy.{key}={value!r}: {message}' in str(caught.value)
+
+
+def test_what_is_told_is_right() -> None:
+    options = parse_cfg_options([f'{key}.{example}' for key, example in EXAMPLES.items()])
+    cfg = load_config('internlm_tiny_pretrain', options)
+    check_config(cfg)
+    strategy = dict(cfg.strategy)
+    check_kernels(strategy['kernels'])
+    check_float8(strategy['float8'], check_options(strategy['precision'], 'step')[0])
+    assert strategy['pipeline']['schedule'] in SCHEDULES.module_dict
+    assert resolve_layout(strategy['parallel'], 8, 8).data_shard == 8
+    assert CHOICES['strategy.reshard'] == RESHARD
+    assert CHOICES['strategy.context_attention'] == tuple(CONTEXT_ATTENTIONS)
