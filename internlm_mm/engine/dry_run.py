@@ -39,6 +39,7 @@ from internlm_mm.parallel.kernels import apply_kernels, check_kernels
 from internlm_mm.parallel.mesh import Layout, resolve_layout
 from internlm_mm.parallel.options import check_dist_cfg, check_loss_scale, check_options
 from internlm_mm.parallel.pipeline_plan import check_reshard, layer_names, plan_pipeline
+from internlm_mm.parallel.place import Techniques
 from internlm_mm.parallel.recompute import check_recompute, recompute_layers
 from internlm_mm.parallel.tensor import check_tensor_plan
 from internlm_mm.registry import (
@@ -129,7 +130,8 @@ def _check_techniques(strategy: Mapping[str, Any], layout: Layout, model: nn.Mod
     """What placing the model on ranks would refuse."""
     reshard = strategy.get('reshard', 'step')
     dtype, _ = check_options(strategy.get('precision'), reshard)
-    check_four_bit(model, layout, reshard, strategy.get('offload', False), dtype)
+    offload = strategy.get('offload', False)
+    check_four_bit(model, layout, reshard, offload, dtype)
     plan = None
     if layout.pipeline > 1:
         plan = plan_pipeline(
@@ -140,8 +142,9 @@ def _check_techniques(strategy: Mapping[str, Any], layout: Layout, model: nn.Mod
         )
         check_reshard(plan, reshard)
     kernels = check_kernels(strategy.get('kernels'))
-    obstacles = against_accumulation(layout, kernels.fuse, plan)
-    check_accumulation(kernels.fuse_accumulation, obstacles)
+    if Techniques(param_dtype=dtype, offload=offload).needs_mesh(layout.world_size):
+        obstacles = against_accumulation(layout, kernels.fuse, plan)
+        check_accumulation(kernels.fuse_accumulation, obstacles)
     if layout.tensor > 1:
         check_tensor_plan(model, layout.tensor)
     check_exchange(strategy.get('context_attention', 'all_gather'))
@@ -293,9 +296,8 @@ def _memory_lines(
     reshard, offload = strategy.get('reshard', 'step'), bool(strategy.get('offload', False))
     param, reduce = check_options(strategy.get('precision'), reshard)
     float8 = check_float8(strategy.get('float8'), param)
-    held = held_bytes(
-        model, layout, param, reduce, reshard=reshard, float8=float8, optimizer=optimizer
-    )
+    how = {'reshard': reshard, 'offload': offload, 'float8': float8, 'optimizer': optimizer}
+    held = held_bytes(model, layout, param, reduce, **how)
     text = (
         f'memory     {_bytes(held.states)} masters and moments, {_bytes(held.gradients)} gradients'
         + (' in host memory' if offload else '')
@@ -303,9 +305,10 @@ def _memory_lines(
         + (f', {_bytes(held.gathered)} gathered weights' if held.gathered else '')
         + ' a rank, and activations'
     )
-    # Ranks may be on many machines: what is sure is that one of them is on one.
-    beyond = beyond_this_machine(held, 1, offload or pick_device().type == 'cpu')
-    return [text], [f'           this machine would refuse it: {beyond}'] if beyond else []
+    surely = held_bytes(model, layout, param, reduce, **how, unknown=0)
+    beyond = beyond_this_machine(surely, 1, offload or pick_device().type == 'cpu')
+    told = f'           on this machine alone it would be refused: {beyond}'
+    return [text], [told] if beyond else []
 
 
 def _budget_lines(strategy: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """What a rank holds from step to step, as far as it is known before a model is placed."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -38,8 +39,10 @@ def held_bytes(
     reduce_dtype: torch.dtype,
     *,
     reshard: str = 'step',
+    offload: bool = False,
     float8: Float8 | None = None,
     optimizer: Any = None,
+    unknown: int = 2,
 ) -> Held:
     """What a rank of a layout holds.
 
@@ -49,8 +52,11 @@ def held_bytes(
         param_dtype: What layers compute in.
         reduce_dtype: What gradients are summed in.
         reshard: See `internlm_mm.parallel.data.RESHARD`.
+        offload: Whether all of it lies in host memory.
         float8: How matrix products are rounded to 8 bits, or None.
         optimizer: Built on the model; None for weights alone, which do not train.
+        unknown: How many numbers for each parameter an optimizer that is not known is taken to
+            keep; 0 for what it surely takes.
     """
     rounded = rounded_weights(model, float8)
     counts, narrow = [0, 0], 0
@@ -64,10 +70,10 @@ def held_bytes(
     states = trained * master / shards
     gradients = 0.0
     if optimizer is not None:
-        states += state_bytes(optimizer, model, master) / parts / shards
+        states += state_bytes(optimizer, master, unknown) / parts / shards
         gradients = trained * reduce_dtype.itemsize / shards
     itemsize = param_dtype.itemsize
-    whole = shards == 1 or reshard == 'never'
+    whole = shards == 1 or (reshard == 'never' and not offload)  # as `left_whole`
     gathered = (trained + (0 if whole else frozen)) * itemsize if shards > 1 else 0.0
     gathered -= narrow / parts * (itemsize - 1) if shards > 1 else 0.0
     return Held(states, gradients, frozen * itemsize / (1 if whole else shards), gathered)
@@ -106,16 +112,25 @@ def check_host_memory(runner: Any, training: bool) -> None:
     techniques = getattr(strategy, 'techniques', None)
     if techniques is None or not (techniques.offload or strategy.device.type == 'cpu'):
         return
-    how = {'reshard': techniques.reshard, 'float8': techniques.float8}
-    asked = (runner.model, strategy.layout, techniques.param_dtype, techniques.reduce_dtype)
-    held = held_bytes(*asked, **how)
+    held_by = partial(
+        held_bytes,
+        runner.model,
+        strategy.layout,
+        techniques.param_dtype,
+        techniques.reduce_dtype,
+        reshard=techniques.reshard,
+        offload=techniques.offload,
+        float8=techniques.float8,
+        unknown=0,
+    )
+    held = held_by()
     memory = host_memory()
     most = _MOST_TIMES_THE_MASTERS * held.states + held.frozen
     if memory is None or strategy.local_size * most <= memory:
         return
     if training:
         optimizer = unplaced_optimizer(runner.optim_wrapper, runner.model)
-        held = held_bytes(*asked, **how, optimizer=optimizer)
+        held = held_by(optimizer=optimizer)
     why = beyond_this_machine(held, strategy.local_size, True)
     if why is not None:
         raise ValueError(f'{why}; --rehearse N tells what each of N GPUs would hold')

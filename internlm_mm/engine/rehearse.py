@@ -92,8 +92,7 @@ def rehearse(
     _check_partners(model, layout, techniques, strategy.get('kernels'), plan)
     key, documents = 'train_dataloader', 2 if is_packed else 1
     check_documents(techniques.context_attention, layout.context, documents, key)
-    if data['checked'] == 'built':  # else rows of one document may well be meant
-        check_packed_rows(techniques.attention, documents, key)
+    check_packed_rows(techniques.attention, data['max_docs'], key)
     optimizer = _check_optimizer(config, model, techniques)
     shown = [layout.rank(pipeline=p) for p in range(layout.pipeline)] if rank is None else [rank]
     ranks = [build_rank(config, layout, number, techniques) for number in shown]
@@ -152,8 +151,9 @@ def _check_partners(
     """Refuse techniques that do not go with each other, as the job does."""
     kernels = check_kernels(asked_kernels)
     check_whole_matrices(kernels, layout.tensor)
-    obstacles = against_accumulation(layout, kernels.fuse, plan)
-    check_accumulation(kernels.fuse_accumulation, obstacles)
+    if techniques.needs_mesh(layout.world_size):
+        obstacles = against_accumulation(layout, kernels.fuse, plan)
+        check_accumulation(kernels.fuse_accumulation, obstacles)
     check_adapters(model, kernels.fuse, techniques.float8 is not None)
     if techniques.float8 is not None:
         check_partners(layout.tensor, kernels.fuse)
@@ -241,7 +241,7 @@ def _float8_text(options: Float8 | None) -> str | None:
 
 def _step(
     config: Config, model: nn.Module, layout: Layout
-) -> tuple[dict[str, Any], dict[str, str]]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Rows and micro-batches of a step, and what is known of the data."""
     dataset, data = _data(config)
     cfg = config.train_cfg
@@ -266,10 +266,10 @@ def _step(
     }, data
 
 
-def _data(config: Config) -> tuple[Any, dict[str, str]]:
+def _data(config: Config) -> tuple[Any, dict[str, Any]]:
     """The training data if it is here, or what the config says of it."""
     cfg = give_tokenizer(config.train_dataloader.dataset, config.get('tokenizer'))
-    data = {'checked': 'built', 'documents': 'packed'}
+    data: dict[str, Any] = {'checked': 'built', 'documents': 'packed'}
     try:
         dataset = DATASETS.build(dict(cfg))
     except FileNotFoundError as error:
@@ -277,6 +277,8 @@ def _data(config: Config) -> tuple[Any, dict[str, str]]:
         data['checked'] = f'not checked: {str(error).splitlines()[0].split(";")[0]}'
     if getattr(dataset, 'max_docs', 2) == 1:
         data['documents'] = 'one a row'
+    # Data that is not here, or does not say, is reckoned with as packed, but not refused as such.
+    data['max_docs'] = getattr(dataset, 'max_docs', 1)
     return dataset, data
 
 

@@ -135,7 +135,7 @@ def run_sizes(
         context_kernel=has_kernel,
         chunk_tokens=loss_chunk(getattr(objective, 'chunk_tokens', step['seq_len']), in_place),
         loss_in_place=in_place,
-        moments=_moments(optimizer),
+        moments=_moments(optimizer, optimizer.defaults),
         states=_states(optimizer, model, max(4, param)),
         # Without fused kernels AdamW holds the denominators of all parameters at once.
         optimizer_copies=0 if optimizer.defaults.get('fused') or _goes_singly(optimizer) else 1,
@@ -162,18 +162,23 @@ def unknown_parameters(
     return sorted(name for name in {*built, *expected} if built.get(name) != expected.get(name))
 
 
-def state_bytes(optimizer: torch.optim.Optimizer, model: nn.Module, master_bytes: int) -> float:
-    """What an optimizer keeps for all trained parameters of a model, but for counts of steps.
+def state_bytes(optimizer: torch.optim.Optimizer, master_bytes: int, unknown: int = 2) -> float:
+    """What an optimizer keeps for all its parameters, but for counts of steps.
 
     Args:
-        optimizer: Built on the model.
-        model: Whole.
+        optimizer: Built on the whole model.
         master_bytes: Of one number of a master.
+        unknown: How many numbers for each parameter one that is not known is taken to keep.
     """
-    states = _states(optimizer, model, master_bytes)
-    usual = StateSize(_moments(optimizer) * master_bytes, 0)
-    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    return sum(states.get(name, usual).each * weight.numel() for name, weight in trained.items())
+    total = 0.0
+    for group in optimizer.param_groups:
+        usual = _moments(optimizer, group, unknown) * master_bytes
+        for parameter in group['params']:
+            each: float = usual
+            if hasattr(optimizer, 'state_bytes'):
+                each = optimizer.state_bytes(parameter, group, master_bytes)[0]
+            total += each * parameter.numel()
+    return total
 
 
 def _states(
@@ -196,10 +201,10 @@ def _goes_singly(optimizer: torch.optim.Optimizer) -> bool:
     return isinstance(optimizer, (CompactAdamW, FusedAdam))
 
 
-def _moments(optimizer: torch.optim.Optimizer) -> int:
-    """Numbers that the optimizer keeps for each parameter; two for those that are not known."""
+def _moments(optimizer: torch.optim.Optimizer, options: Mapping[str, Any], unknown: int = 2) -> int:
+    """Numbers that the optimizer keeps for each parameter of a group with such options."""
     if isinstance(optimizer, (Adam, AdamW)):
-        return 3 if optimizer.defaults['amsgrad'] else 2
+        return 3 if options['amsgrad'] else 2
     if isinstance(optimizer, torch.optim.SGD):
-        return 1 if optimizer.defaults['momentum'] else 0
-    return 2
+        return 1 if options['momentum'] else 0
+    return unknown

@@ -225,7 +225,7 @@ class LLMRunner(BuildingRunner):
     def _prepare(self, **arguments: Any) -> None:
         training = 'optim_wrapper' in arguments
         settle_recompute(self, training)
-        agree(lambda: check_host_memory(self, training))
+        together(lambda: check_host_memory(self, training))
         self._is_checked = True
         self.dump_config()
         self.strategy.prepare(self.model, **arguments)

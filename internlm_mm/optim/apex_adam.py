@@ -45,18 +45,17 @@ class FusedAdam(Optimizer):
         adam_w_mode: bool = True,
         bias_correction: bool = True,
     ) -> None:
-        params = list(params)
-        missing = missing_apex('optimizers')
-        if found := [*_off_gpu(params, bool(missing)), *missing]:
-            error = ImportError if missing else ValueError
-            raise error(f"optim_wrapper.optimizer.type='FusedAdam' {'; '.join(found)}")
-        self._apex = import_apex('optimizers', 'FusedAdam')
         self._own: dict[Tensor, nn.Parameter] = {}
         self._inner: Optimizer | None = None
         options = {'lr': lr, 'betas': betas, 'eps': eps, 'weight_decay': weight_decay}
         check_numbers(options)
         modes = {'adam_w_mode': adam_w_mode, 'bias_correction': bias_correction}
         super().__init__(params, {**options, **modes})
+        missing = missing_apex('optimizers')
+        if found := [*_off_gpu(self.param_groups, bool(missing)), *missing]:
+            error = ImportError if missing else ValueError
+            raise error(f"optim_wrapper.optimizer.type='FusedAdam' {'; '.join(found)}")
+        self._apex = import_apex('optimizers', 'FusedAdam')
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -120,17 +119,16 @@ class FusedAdam(Optimizer):
         return done
 
 
-def _off_gpu(params: Sequence[Any], without_apex: bool) -> list[str]:
+def _off_gpu(groups: Sequence[Mapping[str, Any]], without_apex: bool) -> list[str]:
     """Why apex's kernels could not reach parameters, as a predicate; nothing if they could.
 
     Args:
-        params: Or groups of them. On the meta device they say nothing of where they will be.
+        groups: Of parameters. On the meta device they say nothing of where they will be.
         without_apex: Whether there is no apex here: then this machine's own lack of a GPU is told,
             too, so that nobody builds apex in vain.
     """
-    groups = [one['params'] if isinstance(one, Mapping) else [one] for one in params]
     has_gpu = torch.cuda.is_available()
-    if any(parameter.device.type == 'cpu' for group in groups for parameter in group):
+    if any(parameter.device.type == 'cpu' for group in groups for parameter in group['params']):
         offloaded = ', where strategy.offload=True keeps parameters' if has_gpu else ''
         return [f'needs CUDA, not cpu{offloaded}']
     return ['needs CUDA, which is not here'] if without_apex and not has_gpu else []

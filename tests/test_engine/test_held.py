@@ -11,6 +11,7 @@ from internlm_mm.engine import held
 from internlm_mm.engine.dry_run import dry_run
 from internlm_mm.engine.held import Held, beyond_this_machine, held_bytes
 from internlm_mm.optim import CompactAdamW, MuonAdamW
+from internlm_mm.parallel.adapters import left_whole
 from internlm_mm.parallel.mesh import Layout
 from internlm_mm.registry import MODELS
 from tests.helpers import tiny_config, tiny_runner
@@ -25,10 +26,13 @@ OPTIMIZERS = {
     'int8': dict(type=CompactAdamW, lr=1e-3, state_dtype='int8'),
     'Muon': dict(type=MuonAdamW, lr=1e-3),
 }
+LEAN = {name: dict(type=name, lr=1e-3) for name in ('RMSprop', 'Adagrad')}
 
 
 @pytest.fixture(autouse=True)
-def no_process_group() -> Iterator[None]:
+def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """On machines with GPUs, too, since those have memory of their own."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     yield
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -73,6 +77,27 @@ def test_ranks_share_it(tmp_path: Path) -> None:
     assert found == Held(total * 4 / 8, 0.0, 0.0, total * 2 / 2)
 
 
+@pytest.mark.parametrize('reshard', ['step', 'never'])
+@pytest.mark.parametrize('offload', [False, True])
+def test_frozen_weights_are_whole_where_sharding_leaves_them(
+    tmp_path: Path, reshard: str, offload: bool
+) -> None:
+    with torch.device('meta'):
+        model = MODELS.build(tiny_config(tmp_path, model__adapter__rank=4).model)
+    frozen = {p for p in model.parameters() if not p.requires_grad}
+    alone = left_whole(model, 4, reshard, offload)
+    assert alone in (set(), frozen)
+    found = held_bytes(
+        model,
+        Layout(data_shard=4),
+        torch.bfloat16,
+        torch.float32,
+        reshard=reshard,
+        offload=offload,
+    )
+    assert found.frozen == 2 * sum(p.numel() for p in frozen) / (1 if alone else 4)
+
+
 def test_what_no_memory_holds_is_refused_before_weights_are_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,7 +108,8 @@ def test_what_no_memory_holds_is_refused_before_weights_are_drawn(
     for memory, is_enough in ((needed, True), (needed - 1, False), (None, True)):
         monkeypatch.setattr(held, 'host_memory', lambda memory=memory: memory)
         text = dry_run(tiny_config(tmp_path, **options))
-        assert ('this machine would refuse it: weights, gradients' in text) is not is_enough
+        told = 'on this machine alone it would be refused: weights, gradients'
+        assert (told in text) is not is_enough
         assert ('everything fits together' in text) is is_enough
         runner = tiny_runner(tmp_path / str(memory), **options)
         if is_enough:
@@ -102,9 +128,15 @@ def test_smaller_optimizers_fit_less_memory(
         model = MODELS.build(tiny_config(tmp_path, **WIDE).model)
     numbers = sum(p.numel() for p in model.parameters())
     monkeypatch.setattr(held, 'host_memory', lambda: 13 * numbers)
-    for name, fits in (('AdamW', False), ('bfloat16', True), ('SGD', True)):
-        options = FEW | WIDE | dict(optim_wrapper__optimizer=OPTIMIZERS[name])
-        assert ('this machine would' not in dry_run(tiny_config(tmp_path, **options))) is fits
+    for name, fits in {
+        'AdamW': False,
+        'bfloat16': True,
+        'SGD': True,
+        'RMSprop': True,  # 12 bytes a number, as Adagrad
+        'Adagrad': True,
+    }.items():
+        options = FEW | WIDE | dict(optim_wrapper__optimizer=(OPTIMIZERS | LEAN)[name])
+        assert ('it would be refused' not in dry_run(tiny_config(tmp_path, **options))) is fits
         if fits:
             tiny_runner(tmp_path / name, **options).train()
 

@@ -141,6 +141,16 @@ def test_parameters_without_a_gradient_stay(apex: Path) -> None:
     assert not torch.equal(module[2].weight, before)
 
 
+@pytest.mark.parametrize('named', [False, True])
+def test_groups_that_are_read_once(apex: Path, named: bool) -> None:
+    """Generators, of parameters or of pairs with their names."""
+    module = network()
+    given = module.named_parameters() if named else module.parameters()
+    optimizer = FusedAdam([{'params': given}], **OPTIONS)
+    (group,) = optimizer.param_groups
+    assert group['params'] == list(module.parameters())
+
+
 def test_groups_of_both_modes(apex: Path) -> None:
     groups = [{'params': [nn.Parameter(torch.ones(2))], 'adam_w_mode': mode} for mode in (0, 1)]
     with pytest.raises(ValueError, match='adam_w_mode must be the same'):
