@@ -17,7 +17,7 @@ from internlm_mm.datasets.speed import (
     measure_opening,
     measure_tokenisation,
 )
-from internlm_mm.utils.system import available_memory
+from internlm_mm.utils.host_memory import available_memory
 
 
 class Target(NamedTuple):

@@ -93,17 +93,15 @@ def dry_run(config: Config) -> str:
     strategy = config.get('strategy', {})
     check_objective(built, model, check_kernels(strategy.get('kernels')).cross_entropy)
     for key, loader in loaders.items():  # before what this machine lacks: that may be elsewhere
-        max_docs = getattr(loader.dataset, 'max_docs', 1)
-        check_packed_rows(strategy.get('attention', 'auto'), max_docs, key)
-    hooks, optimizer = _check_parts(config, model)
-    check_alignment(model, loaders, layout, hooks, _val_loop(config))
-    for key, loader in loaders.items():
         for count in getattr(loader, 'micro_batch_counts', [None]):
             seq_len, pipeline = loader.dataset.seq_len, strategy.get('pipeline')
             check_layout(layout, model, seq_len, count, pipeline, key=key)
         exchange = strategy.get('context_attention', 'all_gather')
         max_docs = getattr(loader.dataset, 'max_docs', 1)
         check_documents(exchange, layout.context, max_docs, key)
+        check_packed_rows(strategy.get('attention', 'auto'), max_docs, key)
+    hooks, optimizer = _check_parts(config, model)
+    check_alignment(model, loaders, layout, hooks, _val_loop(config))
     _check_techniques(strategy, layout, model)
     next(iter(train))  # reads one step: truncated or foreign files show here
     memory, beyond = _memory_lines(strategy, layout, model, optimizer)

@@ -10,10 +10,10 @@ from internlm_mm.engine.memory_budget import unplaced_optimizer
 from internlm_mm.engine.rehearse_memory import state_bytes
 from internlm_mm.parallel.float8 import Float8, rounded_weights
 from internlm_mm.parallel.mesh import Layout
-from internlm_mm.utils.host_memory import host_memory
+from internlm_mm.utils.host_memory import total_memory
 
 _MOST_TIMES_THE_MASTERS = 6
-"""What is held is no more than this, whatever the optimizer; it need not be built to know that."""
+"""Where so much fits, whatever optimizers are known to keep does: none is built to be asked."""
 
 
 class Held(NamedTuple):
@@ -87,7 +87,7 @@ def beyond_this_machine(held: Held, ranks: int, is_on_host: bool) -> str | None:
         ranks: How many of them are on this machine.
         is_on_host: Whether all of it lies in host memory; else nothing does.
     """
-    memory = host_memory()
+    memory = total_memory()
     needed = ranks * (held.states + held.gradients + held.frozen)
     if not is_on_host or memory is None or needed <= memory:
         return None
@@ -124,7 +124,7 @@ def check_host_memory(runner: Any, training: bool) -> None:
         unknown=0,
     )
     held = held_by()
-    memory = host_memory()
+    memory = total_memory()
     most = _MOST_TIMES_THE_MASTERS * held.states + held.frozen
     if memory is None or strategy.local_size * most <= memory:
         return

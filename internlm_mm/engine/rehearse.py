@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
@@ -27,8 +28,8 @@ from internlm_mm.parallel.fit import check_layout
 from internlm_mm.parallel.float8 import (
     Float8,
     check_float8,
-    check_float8_elsewhere,
     check_partners,
+    check_runs,
 )
 from internlm_mm.parallel.kernels import check_kernels, check_whole_matrices
 from internlm_mm.parallel.mesh import Layout, resolve_layout
@@ -80,7 +81,6 @@ def rehearse(
     asked = _techniques(strategy)
     is_budget = check_recompute(asked.recompute) is None
     techniques = replace(asked, recompute=0.0) if is_budget else asked
-    is_packed = data['documents'] == 'packed'
     check_layout(
         layout, model, step['seq_len'], step['micro_batches'], techniques.pipeline, local_size
     )
@@ -89,10 +89,9 @@ def rehearse(
         plan = plan_pipeline(
             layer_names(model), layout.pipeline, techniques.pipeline, techniques.compile
         )
+    is_packed = data['documents'] == 'packed'
     _check_partners(model, layout, techniques, strategy.get('kernels'), plan)
-    key, documents = 'train_dataloader', 2 if is_packed else 1
-    check_documents(techniques.context_attention, layout.context, documents, key)
-    check_packed_rows(techniques.attention, data['max_docs'], key)
+    _check_rows(layout, techniques, is_packed, data['max_docs'])
     optimizer = _check_optimizer(config, model, techniques)
     shown = [layout.rank(pipeline=p) for p in range(layout.pipeline)] if rank is None else [rank]
     ranks = [build_rank(config, layout, number, techniques) for number in shown]
@@ -157,7 +156,15 @@ def _check_partners(
     check_adapters(model, kernels.fuse, techniques.float8 is not None)
     if techniques.float8 is not None:
         check_partners(layout.tensor, kernels.fuse)
-        check_float8_elsewhere(techniques.float8, techniques.param_dtype)
+        gpu = torch.device('cuda')
+        check_runs(techniques.float8, gpu, techniques.param_dtype, elsewhere=True)
+
+
+def _check_rows(layout: Layout, techniques: Techniques, is_packed: bool, max_docs: int) -> None:
+    """Refuse rows of documents that attention does not take, as the job does."""
+    key = 'train_dataloader'
+    check_documents(techniques.context_attention, layout.context, 2 if is_packed else 1, key)
+    check_packed_rows(techniques.attention, max_docs, key)
 
 
 def _told(techniques: Techniques) -> dict[str, Any]:

@@ -162,14 +162,18 @@ def float8_obstacles(
     return obstacles(needs, device, dtype, elsewhere=elsewhere)
 
 
-def check_float8_elsewhere(options: Float8, dtype: torch.dtype) -> None:
-    """Raise ValueError for what no GPU would do.
+def check_runs(
+    options: Float8, device: torch.device, dtype: torch.dtype, elsewhere: bool = False
+) -> None:
+    """Raise ValueError if layers cannot compute in 8 bits, with every reason.
 
     Args:
         options: See there.
-        dtype: What layers compute in.
+        device: See `float8_obstacles`.
+        dtype: See there.
+        elsewhere: See there.
     """
-    found = float8_obstacles(torch.device('cuda'), dtype, options.emulate, elsewhere=True)
+    found = float8_obstacles(device, dtype, options.emulate, elsewhere)
     if found:
         raise ValueError(f'strategy.float8 {"; ".join(found)}')
 
@@ -196,9 +200,7 @@ def apply_float8(
     Raises:
         ValueError: If torchao or the GPU is missing, or there is nothing to replace.
     """
-    found = float8_obstacles(device, param_dtype, options.emulate)
-    if found:
-        raise ValueError(f'strategy.float8 {"; ".join(found)}')
+    check_runs(options, device, param_dtype)
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     gathers = options.gathers and is_sharded

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from internlm_mm.utils.host_memory import host_memory
-
 PACKAGES = (
     'internlm_mm',
     'mmengine-lite',
@@ -86,20 +84,3 @@ def cpu_name(cpuinfo: Path = Path('/proc/cpuinfo')) -> str:
         lines = []
     names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def available_memory(root: Path = Path('/')) -> int | None:
-    """Bytes that programs can still have here without swapping, or that this container can have.
-
-    Args:
-        root: Where Linux's files lie.
-
-    Returns:
-        None where the system does not say.
-    """
-    whole = host_memory(root)
-    if whole is None:
-        return None
-    lines = (root / 'proc/meminfo').read_text(encoding='utf-8').splitlines()
-    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable:')]
-    return min([whole, *free])

@@ -106,7 +106,7 @@ def test_what_no_memory_holds_is_refused_before_weights_are_drawn(
         model = MODELS.build(tiny_config(tmp_path).model)
     needed = 16 * sum(p.numel() for p in model.parameters())
     for memory, is_enough in ((needed, True), (needed - 1, False), (None, True)):
-        monkeypatch.setattr(held, 'host_memory', lambda memory=memory: memory)
+        monkeypatch.setattr(held, 'total_memory', lambda memory=memory: memory)
         text = dry_run(tiny_config(tmp_path, **options))
         told = 'on this machine alone it would be refused: weights, gradients'
         assert (told in text) is not is_enough
@@ -127,7 +127,7 @@ def test_smaller_optimizers_fit_less_memory(
     with torch.device('meta'):
         model = MODELS.build(tiny_config(tmp_path, **WIDE).model)
     numbers = sum(p.numel() for p in model.parameters())
-    monkeypatch.setattr(held, 'host_memory', lambda: 13 * numbers)
+    monkeypatch.setattr(held, 'total_memory', lambda: 13 * numbers)
     for name, fits in {
         'AdamW': False,
         'bfloat16': True,
@@ -142,7 +142,7 @@ def test_smaller_optimizers_fit_less_memory(
 
 
 def test_a_gpu_has_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(held, 'host_memory', lambda: 100)
+    monkeypatch.setattr(held, 'total_memory', lambda: 100)
     one = Held(60.0, 20.0, 10.0, 1000.0)
     assert beyond_this_machine(one, 8, is_on_host=False) is None
     assert beyond_this_machine(one, 1, is_on_host=True) is None

@@ -1,10 +1,15 @@
 """Who a rank that is not there would talk to."""
 
+from pathlib import Path
+
 import pytest
 import torch.distributed as dist
 
+from internlm_mm.engine.rehearse import rehearse
 from internlm_mm.engine.rehearse_rank import groups_of, pretended_group
 from internlm_mm.parallel.mesh import Layout, ParallelMesh
+from tests.helpers import tiny_config
+from tests.test_engine.test_rehearse import SMALL
 
 
 def test_groups_are_the_mesh() -> None:
@@ -26,6 +31,9 @@ def test_groups_are_the_mesh() -> None:
         assert {kind: group['ranks'] for kind, group in found.items()} == expected
         assert found['tensor']['inside_node']
         assert not found['pipeline']['inside_node']
+        config = tiny_config(Path('unused'), **SMALL, strategy__parallel=layout.as_dict())
+        (one,) = rehearse(config, 32, rank=rank)['ranks']
+        assert one['groups'] == found
     assert not dist.is_initialized()
 
 

@@ -1,12 +1,11 @@
 import subprocess
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
-from internlm_mm.utils.system import available_memory, builds, cpu_name, nvidia_smi, packages
+from internlm_mm.utils.system import builds, cpu_name, nvidia_smi, packages
 
 
 def test_versions() -> None:
@@ -53,12 +52,3 @@ def test_the_processor(tmp_path: Path) -> None:
     file.write_text('processor\t: 0\nmodel name\t: AMD EPYC 9\nmodel name\t: AMD EPYC 9\n')
     assert cpu_name(file) == 'AMD EPYC 9'
     assert cpu_name(tmp_path / 'none')
-
-
-def test_memory_that_is_left(write: Callable, tmp_path: Path) -> None:
-    assert available_memory(tmp_path / 'none') is None
-    write('proc/meminfo', 'MemTotal: 8000 kB\nMemAvailable: 3000 kB\nSwapTotal: 0 kB\n')
-    assert available_memory(tmp_path) == 3000 * 1024
-    write('sys/fs/cgroup/memory.max', '2048000\n')  # of a container
-    assert available_memory(tmp_path) == 2000 * 1024
-    assert (available_memory() or 1) > 0
